@@ -1,0 +1,227 @@
+"""`maild`: arguments in, exit status out. Whatever a command needs is imported when that command runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from maild import __version__
+
+if TYPE_CHECKING:
+    from maild.config import Account, Config, Endpoint, Problem, Report
+
+OK, FAILED, USAGE, BAD_CONFIG = 0, 1, 64, 78
+INTERRUPTED, PIPE_CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPIPE
+
+_ABOUT = "Fetches the mail of your IMAP accounts into Maildirs on this disk, where any mail reader can open it."
+
+_FIRST_STEPS = """\
+first steps:
+  maild demo            see it work, with servers of its own and no account
+  maild check           after writing ~/.config/maild/maild.toml (see config/maild.toml)
+  maild sync            fetch the mail; then read it with mutt or any other reader of Maildirs
+
+exit status: 0 all well, 1 an account or mailbox failed, 64 wrong usage, 78 bad config
+"""
+
+_CHECK = "Reads the config and tells everything that is wrong with it, without touching the network."
+
+_SYNC = """\
+One full pass now: new messages come into the Maildirs, and what changed on the server is carried over.
+Interrupted at any moment, the next pass continues where this one was."""
+
+_DEMO = """\
+Starts a mail server of its own on this machine, with sample mail, and synchronises it for real into a Maildir that
+it then shows, step by step. Needs no account and no config, and leaves nothing behind unless told to."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status (`sys.argv` by default)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a mailbox name must not stop us on a latin-1 terminal
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has gone; without this the interpreter would complain when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = _parser()
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:  # after --help, --version or wrong usage
+        return stop.code if isinstance(stop.code, int) else USAGE
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return USAGE
+    from maild.core.errors import ConfigError, MaildError
+
+    try:
+        return _dispatch(args)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(_printable(problem), file=sys.stderr)
+        return BAD_CONFIG
+    except MaildError as error:
+        print(_printable(f"maild: {error}"), file=sys.stderr)
+        return FAILED
+
+
+def _dispatch(args: argparse.Namespace) -> int:
+    match args.command:
+        case "check":
+            return _check(args)
+        case "sync":
+            from maild.commands import sync
+
+            return sync.run(args)
+        case _:
+            from maild import demo
+
+            return demo.run(args)
+
+
+def _printable(text: str) -> str:
+    """A server's words may be in an error: nothing in it may move the cursor or colour the terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Wrong usage is 64 here (EX_USAGE), not argparse's 2."""
+        if message.startswith("unrecognized arguments: -"):
+            message += "; -c and -v stand before the command"
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="maild",
+        description=_ABOUT,
+        epilog=_FIRST_STEPS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"maild {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log every step")
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="read this config instead of $MAILD_CONFIG, ~/.config/maild/maild.toml or /etc/maild/maild.toml",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    _add_check(commands)
+    _add_sync(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
+    check = commands.add_parser("check", help="say whether the config is good", description=_CHECK, allow_abbrev=False)
+    check.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+
+
+def _add_sync(commands: argparse._SubParsersAction[_Parser]) -> None:
+    sync = commands.add_parser("sync", help="fetch the mail now", description=_SYNC, allow_abbrev=False)
+    sync.add_argument(
+        "targets",
+        metavar="ACCOUNT[/MAILBOX]",
+        nargs="*",
+        help="only this account or this mailbox, such as work or work/INBOX; everything by default",
+    )
+    sync.add_argument("--dry-run", action="store_true", help="print what would be done and change nothing")
+    sync.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+
+
+def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
+    demo = commands.add_parser(
+        "demo", help="show it all at work, without an account", description=_DEMO, allow_abbrev=False
+    )
+    demo.add_argument("--keep", metavar="DIR", type=Path, help="make the Maildir in this directory and leave it there")
+
+
+def _check(args: argparse.Namespace) -> int:
+    from maild.config import examine
+
+    report = examine(args.config)
+    if args.json:
+        _print_json(report)
+    else:
+        _print_report(report)
+    return OK if report.config else BAD_CONFIG
+
+
+def _print_report(report: Report) -> None:
+    for problem in (*report.errors, *report.notes):
+        print(_printable(str(problem)), file=sys.stderr)
+    if report.config:
+        for account in report.config.accounts.values():
+            print(f"{account.name}: {_description(account)}; Maildir {account.maildir}")
+        print("config ok")
+
+
+def _print_json(report: Report) -> None:
+    import json
+
+    document = {
+        "ok": report.config is not None,
+        "file": report.file or None,
+        "errors": [_json_problem(problem) for problem in report.errors],
+        "notes": [_json_problem(problem) for problem in report.notes],
+        "accounts": [_json_account(account) for account in _accounts(report.config)],
+    }
+    print(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+def _accounts(config: Config | None) -> list[Account]:
+    return list(config.accounts.values()) if config else []
+
+
+def _json_problem(problem: Problem) -> dict[str, object]:
+    """`file` and `line` are null where the problem has none."""
+    return {
+        "file": problem.file or None,
+        "line": problem.line or None,
+        "key": problem.key,
+        "message": problem.message,
+    }
+
+
+def _json_account(account: Account) -> dict[str, object]:
+    servers = {protocol: {"host": e.host, "port": e.port, "user": e.user} for protocol, e in _servers(account)}
+    return {
+        "name": account.name,
+        "address": account.address,
+        "maildir": str(account.maildir),
+        "layout": account.layout,
+        **servers,
+    }
+
+
+def _servers(account: Account) -> list[tuple[str, Endpoint]]:
+    every = (("imap", account.imap), ("pop3", account.pop3), ("smtp", account.smtp))
+    return [(protocol, endpoint) for protocol, endpoint in every if endpoint]
+
+
+def _description(account: Account) -> str:
+    """For example `IMAP, me@example.org at imap.example.org:993 (implicit TLS)`."""
+    tls = {"implicit": "implicit TLS", "starttls": "STARTTLS", "none": "without TLS"}
+    return " and ".join(
+        f"{protocol.upper()}, {server.user} at {server.host}:{server.port} ({tls[server.tls]})"
+        for protocol, server in _servers(account)
+    )

@@ -1,0 +1,106 @@
+"""What a message is, whichever side it is on: its content, and the cheap facts that tell most messages apart.
+
+Three forms: the wire form has CRLF line ends; the disk form has LF and keeps every other octet; the *content*, which
+size and digest are taken of, has no CR at all. So a message keeps its identity through the wire, the disk, a Maildir
+that another program wrote with CRLF, and lone CRs that some servers add or remove.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from maild.core.model import Facts
+
+DIGEST_OCTETS = 16
+
+_LONE_CR = re.compile(rb"\r(?!\n)")
+_FIELD = re.compile(rb"\n(message-id|date)[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)", re.IGNORECASE)
+
+Octets = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class LocalIdentity:
+    """A local file's identity: the facts a server would tell of it, and size and digest of its content."""
+
+    facts: Facts
+    size_octets: int
+    digest: bytes
+
+
+class Digester:
+    """Size and digest of a message's content, piece by piece, of the wire form or the disk form."""
+
+    __slots__ = ("_hash", "size_octets")
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self.size_octets = 0
+
+    def update(self, octets: bytes) -> None:
+        content = content_of(octets)
+        self._hash.update(content)
+        self.size_octets += len(content)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()[:DIGEST_OCTETS]
+
+
+def canonical(wire: Octets) -> bytes:
+    """The disk form of a message: CRLF becomes LF, every other octet stays.
+
+    Deleting all CRs and searching for a lone one is the quickest way in Python (measured on mail of 2 KB to 1 MB:
+    950 MB/s, against 560 for `replace` and 670 for counting CRLFs); only a message with a lone CR goes the slow way.
+    """
+    octets = wire if isinstance(wire, bytes) else bytes(wire)
+    stripped = octets.translate(None, b"\r")
+    if len(stripped) == len(octets) or _LONE_CR.search(octets) is None:
+        return stripped
+    return octets.replace(b"\r\n", b"\n")
+
+
+def content_of(octets: bytes) -> bytes:
+    """What size and digest are taken of: the octets without any CR."""
+    return octets.translate(None, b"\r") if b"\r" in octets else octets
+
+
+def digest(octets: bytes) -> bytes:
+    """The first 16 octets of the SHA-256 of the content; wire form and disk form have the same."""
+    return hashlib.sha256(content_of(octets)).digest()[:DIGEST_OCTETS]
+
+
+def header_facts(header: bytes) -> tuple[bytes, bytes]:
+    """The first Message-ID and the first Date of a header, unfolded and stripped, b"" where there is none.
+
+    Takes a whole message too: it stops at the first empty line. LF and CRLF give the same, as does what IMAP answers to
+    BODY[HEADER.FIELDS (MESSAGE-ID DATE)].
+    """
+    lines = b"\n" + content_of(header)  # so that every field stands after a line end
+    end = lines.find(b"\n\n")
+    found: dict[bytes, bytes] = {}
+    for field in _FIELD.finditer(lines, 0, end if end >= 0 else len(lines)):
+        found.setdefault(field[1].lower(), field[2].translate(None, b"\n").strip(b" \t"))
+    return found.get(b"message-id", b""), found.get(b"date", b"")
+
+
+def identify(pieces: Iterable[bytes]) -> LocalIdentity:
+    """The identity of a local file, read in pieces; the first piece must hold the header.
+
+    The size on the wire counts two octets for each line end. A file with as many CRs as LFs is taken to have CRLF line
+    ends, otherwise its CRs are content.
+    """
+    digester = Digester()
+    message_id = date = b""
+    line_feeds = carriage_returns = 0
+    for piece in pieces:
+        if not digester.size_octets:
+            message_id, date = header_facts(piece)
+        digester.update(piece)
+        line_feeds += piece.count(b"\n")
+        carriage_returns += piece.count(b"\r")
+    lone = 0 if carriage_returns == line_feeds else carriage_returns
+    facts = Facts(digester.size_octets + line_feeds + lone, message_id, date)
+    return LocalIdentity(facts, digester.size_octets, digester.digest())

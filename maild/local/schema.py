@@ -1,0 +1,128 @@
+"""The tables of an account's state file: making them, bringing them up to date, and what their errors mean."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from maild.core.errors import LocalError, Retry
+from maild.local.durable import disk_error, make_directory
+
+Row = tuple[Any, ...]
+
+# One script per schema version; a file of an older version runs those it lacks, in order.
+_MIGRATIONS = (
+    """
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE mailboxes (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        directory TEXT NOT NULL UNIQUE,
+        epoch TEXT, cursor TEXT, mark TEXT, messages INTEGER, error TEXT, refused TEXT, last_pass_s REAL
+    );
+    CREATE TABLE pairs (
+        mailbox INTEGER NOT NULL REFERENCES mailboxes ON DELETE CASCADE,
+        uid TEXT NOT NULL,
+        key NOT NULL,
+        flags TEXT NOT NULL,
+        size_octets INTEGER NOT NULL,
+        digest BLOB NOT NULL,
+        PRIMARY KEY (mailbox, uid)
+    ) WITHOUT ROWID;
+    CREATE TABLE orphans (
+        mailbox INTEGER NOT NULL REFERENCES mailboxes ON DELETE CASCADE,
+        key NOT NULL,
+        flags TEXT NOT NULL,
+        size_octets INTEGER NOT NULL,
+        digest BLOB NOT NULL,
+        PRIMARY KEY (mailbox, key)
+    ) WITHOUT ROWID;
+    CREATE TABLE skipped (
+        mailbox INTEGER NOT NULL REFERENCES mailboxes ON DELETE CASCADE,
+        uid TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        size_octets INTEGER NOT NULL,
+        count INTEGER NOT NULL,
+        first_s REAL NOT NULL,
+        last_s REAL NOT NULL,
+        PRIMARY KEY (mailbox, uid)
+    ) WITHOUT ROWID;
+    """,
+)
+
+_REMEDIES = {
+    sqlite3.SQLITE_FULL: "the disk is full: make room, maild then goes on by itself",
+    sqlite3.SQLITE_IOERR: "the disk reported an error or is full: look at the kernel log",
+    sqlite3.SQLITE_READONLY: "give the user who runs maild write permission to it and to its directory",
+    sqlite3.SQLITE_CANTOPEN: "give the user who runs maild write permission to it and to its directory",
+    sqlite3.SQLITE_PERM: "give the user who runs maild write permission to it and to its directory",
+    sqlite3.SQLITE_BUSY: "another program has it open for writing: close that one",
+}
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+class StateUnusable(LocalError):
+    """The state file itself is no good: damaged, or written by a newer maild."""
+
+    retry = Retry.AFTER_CHANGE
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """A connection that writes ahead, syncs at each commit and may change threads; transactions are begun by hand.
+
+    Raises LocalError, StateUnusable where the file is no good.
+    """
+    make_directory(path.parent)
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as exc:
+        raise disk_error(exc, "open the state", path) from exc
+    with translated(path):
+        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                database.execute(f"PRAGMA {pragma}")
+            _migrate(database, path)
+        except BaseException:
+            database.close()
+            raise
+    return database
+
+
+def _migrate(database: sqlite3.Connection, path: Path) -> None:
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(_MIGRATIONS):
+        raise StateUnusable(
+            f"the state {path} was written by a newer maild (schema {version}, this one knows {len(_MIGRATIONS)})",
+            "use that version; or move the file away: maild then matches both sides by content again",
+        )
+    for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+        database.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """SQLite's errors in this block as ours; those that are faults in maild pass unchanged."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        error = _state_error(exc, path)
+        if error is None:
+            raise
+        raise error from exc
+
+
+def _state_error(exc: sqlite3.Error, path: Path) -> LocalError | None:
+    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF  # extended codes have their kind in the low octet
+    if code in _DAMAGED:
+        return StateUnusable(
+            f"the state {path} is damaged ({exc})",
+            "delete it: maild then matches both sides by content, no mail is lost or doubled",
+        )
+    if code in _REMEDIES:
+        return LocalError(f"cannot use the state {path}: {exc}", _REMEDIES[code])
+    return None

@@ -1,0 +1,162 @@
+"""The log: structlog set-up, what must not appear in it, and the catalogue of event names.
+
+Events go to standard error, one line each, as text on a terminal and as JSON elsewhere. An event is `noun.participle`
+with constant text; its facts are keyword arguments with names from `KEYS`. Level info is what an operator wants once,
+warning what is tried again, error what a human must act on, debug everything per message and per command.
+Modules below this one in the import order call `structlog.get_logger()` and write the names out; a test compares.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import logging
+import os
+import re
+import sys
+import unicodedata
+from typing import Any, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from maild.config.values import LogFormat, LogLevel
+from maild.remote import auth
+
+EVENTS = {
+    "account.started": "an account's pass over its mailboxes begins",
+    "account.finished": "it ended; the counts are those of all its mailboxes",
+    "account.failed": "it could not go on; the other accounts do",
+    "mailbox.synced": "one pass over one mailbox ended",
+    "mailbox.failed": "one mailbox could not be synchronised; the others are",
+    "mailbox.rebuilt": "uidvalidity changed or the state was lost: the pairs were made anew by content",
+    "mailbox.refused": "the deletion guard refused the plan",
+    "mailbox.skipped": "a mailbox that cannot be used",
+    "message.pulled": "one message is durable in the Maildir",
+    "message.skipped": "one message was left on the server",
+    "session.opened": "connected and logged in",
+    "session.closed": "logged out",
+    "session.lost": "the connection ended before the work did",
+    "session.retried": "a lost session is opened again",
+    "login.rejected": "the server refused the credentials",
+    "server.alerted": "the server wants the user to read something (RFC 9051 §7.1, ALERT)",
+    "server.corrected": "the server broke the protocol in a way that could be read all the same",
+    "state.created": "there was no state yet",
+    "state.migrated": "the state was brought to this version's form",
+    "spool.cleaned": "unfinished files of an interrupted pass were removed",
+}
+
+_WHERE = "account mailbox uid protocol host port user path"
+_WHAT = "messages mailboxes pulled adopted flags deleted skipped refused octets size_octets sessions round_trips"
+_WHY = "reason hint error code command capability version attempt delay_s duration_s limit"
+KEYS = frozenset(f"{_WHERE} {_WHAT} {_WHY}".split())
+
+_MASK = "***"
+_MASKED_WORDS = frozenset(("password", "passwd", "secret", "token", "authorization"))
+_LONGEST = 2000  # characters of one value; servers send alerts of 100 kB
+_SHORTEST_ENCODED = 6  # octets; what is shorter leaves too little in base64 to be told from anything else
+
+
+def configure(level: LogLevel, log_format: LogFormat = "auto", stream: TextIO | None = None) -> None:
+    """Sends the log to `stream` (standard error), from `level` up; may be called again."""
+    output = sys.stderr if stream is None else stream
+    is_console = log_format == "console" or (log_format == "auto" and output.isatty())
+    before: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        _clock(is_console=is_console),
+    ]
+    # The traceback becomes text before redaction: it may show a secret, and the console's own would show locals.
+    after: list[Processor] = [structlog.processors.format_exc_info, redact, _renderer(output, is_console=is_console)]
+    structlog.configure(
+        processors=before + after,
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(output),
+        cache_logger_on_first_use=False,
+    )
+    _catch_standard_logging(output, before, after)
+
+
+def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """A structlog processor: no secret, no control character and nothing endless reaches the log."""
+    pattern = _secret_pattern(tuple(auth.kept_out_of_log()))
+    for key, value in event.items():
+        if _MASKED_WORDS & set(key.lower().split("_")):
+            event[key] = _MASK
+        else:
+            event[key] = _clean(value, pattern, keep_lines=key in ("exception", "stack"))
+    return event
+
+
+def _clean(value: Any, pattern: re.Pattern[str] | None, *, keep_lines: bool = False) -> Any:
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case dict():
+            return {str(_clean(str(key), pattern)): _clean(item, pattern) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_clean(item, pattern) for item in value]
+        case bytes() | bytearray():
+            return _clean(bytes(value).decode(errors="backslashreplace"), pattern)
+    text = pattern.sub(_MASK, str(value)) if pattern else str(value)
+    if keep_lines:
+        return "\n".join(_escaped(line) for line in text.split("\n"))
+    return _escaped(text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
+
+
+def _escaped(text: str) -> str:
+    """Nothing that moves the cursor, colours the terminal or turns the direction of writing."""
+    if text.isprintable():
+        return text
+    return "".join(char if unicodedata.category(char) not in ("Cc", "Cf", "Cs") else ascii(char)[1:-1] for char in text)
+
+
+@functools.lru_cache(maxsize=4)
+def _secret_pattern(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
+    """Matches each secret plain, as a quoted string (RFC 9051 §4.3), as Python shows it, and inside base64."""
+    shapes = {shape for secret in secrets for shape in _shapes(secret)}
+    return re.compile("|".join(map(re.escape, sorted(shapes, key=len, reverse=True)))) if shapes else None
+
+
+def _shapes(secret: str) -> set[str]:
+    quoted = secret.replace("\\", "\\\\").replace('"', '\\"')
+    return {secret, quoted, repr(secret)[1:-1], *_base64_shapes(secret.encode())}
+
+
+def _base64_shapes(raw: bytes) -> set[str]:
+    """What base64 makes of the octets wherever they stand in a longer text: one shape for each of three offsets.
+
+    Only the characters that depend on nothing but `raw` count: those at the edges also carry their neighbours' bits.
+    """
+    if len(raw) < _SHORTEST_ENCODED:
+        return set()
+    encoded = ((before, base64.b64encode(bytes(before) + raw).decode()) for before in range(3))
+    return {text[-(-before * 8 // 6) : (before + len(raw)) * 8 // 6] for before, text in encoded}
+
+
+def _clock(*, is_console: bool) -> Processor:
+    if is_console:
+        return structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+    return structlog.processors.TimeStamper(fmt="iso", utc=True)
+
+
+def _renderer(output: TextIO, *, is_console: bool) -> Processor:
+    if not is_console:
+        return structlog.processors.JSONRenderer(ensure_ascii=False)
+    has_colors = output.isatty() and not os.environ.get("NO_COLOR")
+    return structlog.dev.ConsoleRenderer(colors=has_colors, pad_event_to=18, sort_keys=False)
+
+
+def _catch_standard_logging(output: TextIO, before: list[Processor], after: list[Processor]) -> None:
+    """Warnings of libraries and asyncio take the same way, so that redaction holds for them too."""
+    handler = logging.StreamHandler(output)
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=before, processors=[remove_meta, *after])
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    # It formats every chunk it receives and logs commands with their arguments; our session reports what matters.
+    wire = logging.getLogger("aioimaplib.aioimaplib")
+    wire.setLevel(logging.WARNING)
+    wire.propagate = False
+    wire.handlers = [logging.NullHandler()]

@@ -1,0 +1,1 @@
+"""Other machines: protocol adapters behind the ports of `maild.core.ports`."""

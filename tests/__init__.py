@@ -1,0 +1,1 @@
+"""The tests: one folder per layer of the package, and the servers and the bench that they use."""

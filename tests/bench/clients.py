@@ -1,0 +1,208 @@
+"""Who is timed, and how each is configured: as its users would, but for the one thing that the variant's name says.
+
+Every client fetches all mailboxes of one account into `<directory>/mail/<mailbox>/{cur,new,tmp}` and is run as a whole
+process, as from a shell. Adding a peer is adding a class with these four members.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import tomli_w
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where to fetch from: an account on a server of ours, directly or through a proxy."""
+
+    port: int
+    user: str
+    password: str
+    ca_file: Path | None = None  # given: implicit TLS
+    host: str = "127.0.0.1"
+
+
+class Client(Protocol):
+    """A program that can be timed."""
+
+    @property
+    def name(self) -> str:
+        """As the table shows it."""
+
+    def missing(self) -> str | None:
+        """Why it cannot run here; None if it can."""
+
+    def version(self) -> str:
+        """Name and release, as it tells them."""
+
+    def command(self, server: Server, directory: Path) -> list[str]:
+        """Write its configuration into the directory; what to run, once or again. State and mail stay in there too."""
+
+
+def mail_directory(directory: Path) -> Path:
+    """Where a client's mailboxes are."""
+    return directory / "mail"
+
+
+def _first_line(*command: str) -> str:
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (said.stdout.strip() or said.stderr.strip()).partition("\n")[0]
+
+
+def _private(path: Path, text: str) -> str:
+    path.touch(mode=0o600)
+    path.write_text(text)
+    return str(path)
+
+
+def maild_program() -> list[str]:
+    """The command beside this Python if the package is installed there, else the module."""
+    script = Path(sys.executable).with_name("maild")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "maild"]
+
+
+@dataclass(frozen=True, slots=True)
+class Maild:
+    """maild as it is, with its defaults."""
+
+    name: str = "maild"
+
+    def missing(self) -> str | None:
+        """It is this repository."""
+        return None
+
+    def version(self) -> str:
+        """As `maild --version` says."""
+        return _first_line(*maild_program(), "--version")
+
+    def command(self, server: Server, directory: Path) -> list[str]:
+        """`maild -c CONFIG sync`."""
+        imap = {"host": server.host, "port": server.port, "user": server.user, "password": server.password}
+        imap |= {"tls": "implicit", "ca_file": str(server.ca_file)} if server.ca_file else {"tls": "none"}
+        account = {"address": "me@bench.example", "maildir": str(mail_directory(directory))}
+        config = {
+            "maild": {"state_dir": str(directory / "state"), "log_level": "warning"},
+            "accounts": {"bench": {**account, "imap": {**imap, "max_message_size": "1G"}}},
+        }
+        path = _private(directory / "maild.toml", tomli_w.dumps(config))
+        return [*maild_program(), "-c", path, "sync"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mbsync:
+    """isync's mbsync, pulling only. It uses COMPRESS where the server offers it."""
+
+    name: str = "mbsync"
+    fsync: bool = True
+
+    def missing(self) -> str | None:
+        """Debian has it."""
+        return None if shutil.which("mbsync") else "no mbsync: apt-get install isync"
+
+    def version(self) -> str:
+        """As `mbsync --version` says."""
+        return _first_line("mbsync", "--version")
+
+    def command(self, server: Server, directory: Path) -> list[str]:
+        """`mbsync -c CONFIG -a`."""
+        mail = mail_directory(directory)
+        mail.mkdir(exist_ok=True)
+        (directory / "state").mkdir(exist_ok=True)
+        tls = f"SSLType IMAPS\nCertificateFile {server.ca_file}" if server.ca_file else "SSLType None"
+        text = f"""\
+FSync {"yes" if self.fsync else "no"}
+SyncState {directory}/state/
+
+IMAPStore far
+Host {server.host}
+Port {server.port}
+User {server.user}
+Pass "{server.password}"
+AuthMechs LOGIN
+{tls}
+
+MaildirStore near
+Path {mail}/
+Inbox {mail}/INBOX
+SubFolders Verbatim
+
+Channel bench
+Far :far:
+Near :near:
+Patterns *
+Create Near
+Sync Pull
+CopyArrivalDate yes
+"""
+        return ["mbsync", "-c", _private(directory / "mbsyncrc", text), "-a"]
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineImap:
+    """OfflineIMAP, reading only."""
+
+    name: str = "offlineimap3"
+
+    def missing(self) -> str | None:
+        """Debian has it."""
+        return None if shutil.which("offlineimap") else "no offlineimap: apt-get install offlineimap3"
+
+    def version(self) -> str:
+        """As `offlineimap --version` says."""
+        return f"offlineimap {_first_line('offlineimap', '--version')}"
+
+    def command(self, server: Server, directory: Path) -> list[str]:
+        """`offlineimap -c CONFIG -o -u quiet`."""
+        text = f"""\
+[general]
+accounts = bench
+metadata = {directory}/state
+[Account bench]
+localrepository = near
+remoterepository = far
+[Repository near]
+type = Maildir
+localfolders = {mail_directory(directory)}
+sep = /
+utime_from_header = no
+[Repository far]
+type = IMAP
+remotehost = {server.host}
+remoteport = {server.port}
+remoteuser = {server.user}
+remotepass = {server.password}
+ssl = no
+starttls = no
+readonly = True
+"""
+        return ["offlineimap", "-c", _private(directory / "offlineimaprc", text), "-o", "-u", "quiet"]
+
+
+@dataclass(frozen=True, slots=True)
+class Least:
+    """The least asyncio client that is durable and right; see `limits`. Fetches INBOX only."""
+
+    name: str = "least asyncio client"
+
+    def missing(self) -> str | None:
+        """It is this repository."""
+        return None
+
+    def version(self) -> str:
+        """It has no releases."""
+        return f"Python {sys.version.split()[0]}"
+
+    def command(self, server: Server, directory: Path) -> list[str]:
+        """`limits least`, as a process of its own like everybody else."""
+        return [*limit_command("least", server), "--directory", str(mail_directory(directory))]
+
+
+def limit_command(what: str, server: Server) -> list[str]:
+    """A command of `limits` that connects."""
+    where = ["--port", str(server.port), "--user", server.user, "--password", server.password]
+    return [sys.executable, "-m", "tests.bench.limits", what, *where]

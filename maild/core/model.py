@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import lt
 from typing import NewType, Protocol
 
 Uid = NewType("Uid", str)
@@ -48,7 +50,7 @@ class Listing:
 class ScanTable:
     """(uid, flags, size in octets on the wire) per message, in 24 octets each; iterates in the order added.
 
-    Adapters with other Uids than decimal numbers bring a table of their own with the same three methods.
+    For Uids that are decimal numbers; an adapter with other Uids brings a table of its own with the same methods.
     """
 
     __slots__ = ("_flags", "_sizes", "_uids")
@@ -58,8 +60,8 @@ class ScanTable:
         self._sizes = array("Q")
         self._flags: list[Flags] = []
 
-    def add(self, number: int, flags: Flags, size_octets: int) -> None:
-        self._uids.append(number)
+    def add(self, uid: Uid | int, flags: Flags, size_octets: int) -> None:
+        self._uids.append(int(uid))
         self._flags.append(flags)
         self._sizes.append(size_octets)
 
@@ -69,6 +71,47 @@ class ScanTable:
     def __iter__(self) -> Iterator[tuple[Uid, Flags, int]]:
         for number, flags, size in zip(self._uids, self._flags, self._sizes, strict=True):
             yield Uid(str(number)), flags, size
+
+    @property
+    def octets(self) -> int:
+        """The sum of all sizes."""
+        return sum(self._sizes)
+
+    @property
+    def highest(self) -> int:
+        """The highest Uid, 0 in an empty table."""
+        return max(self._uids, default=0)
+
+    def distinct(self) -> ScanTable:
+        """The same with each Uid once, ascending, the last word said of it standing; itself if it is so already."""
+        if all(map(lt, self._uids, islice(self._uids, 1, None))):
+            return self
+        last = {number: index for index, number in enumerate(self._uids)}
+        table = ScanTable()
+        for number in sorted(last):
+            table.add(number, self._flags[last[number]], self._sizes[last[number]])
+        return table
+
+    def without(self, uids: Collection[Uid]) -> ScanTable:
+        """The same less these."""
+        table = ScanTable()
+        for uid, flags, size in self:
+            if uid not in uids:
+                table.add(uid, flags, size)
+        return table
+
+    def batches(self, messages: int, octets: int) -> Iterator[list[Uid]]:
+        """Uids from the last added to the first, cut by count and by octets; a bigger one stands alone."""
+        batch: list[Uid] = []
+        filled = 0
+        for number, size in zip(reversed(self._uids), reversed(self._sizes), strict=True):
+            if batch and (len(batch) >= messages or filled + size > octets):
+                yield batch
+                batch, filled = [], 0
+            batch.append(Uid(str(number)))
+            filled += size
+        if batch:
+            yield batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +181,7 @@ class Pair:
     digest: bytes
 
 
-# Operations: what reconcile wants done. The verbs are those of the decision table.
-
-
-@dataclass(frozen=True, slots=True)
-class Pull:
-    """Copy a message to the Maildir."""
-
-    uid: Uid
-    flags: Flags
-    size_octets: int
+# Operations: what reconcile wants done with local files. What is to be pulled stays a ScanTable.
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +209,7 @@ class Forget:
     uid: Uid
 
 
-Operation = Pull | SetLocalFlags | DeleteLocal | Forget
+Operation = SetLocalFlags | DeleteLocal | Forget
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +219,3 @@ class Skipped:
     uid: Uid
     reason: str
     size_octets: int = 0
-
-
-UidSequence = Sequence[Uid]

@@ -1,16 +1,16 @@
 """What a protocol must offer to be synchronised. `remote/imap` is one implementation, the tests bring another.
 
-Errors of every method: `ConnectionLost`, `TlsFailed`, `AuthRejected`, `Unavailable`, `ProtocolViolation` end the session;
-`Rejected` concerns the mailbox named and leaves the session usable.
+Errors of every method: `ConnectionLost`, `TlsFailed`, `AuthRejected`, `Unavailable`, `ProtocolViolation` end the
+session; `Rejected` concerns the mailbox named and leaves the session usable.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from maild.core.model import Body, Cursor, Facts, Fetched, Listing, MailboxName, Scan, Uid
+from maild.core.model import Body, Cursor, Epoch, Facts, Fetched, Listing, MailboxName, Scan, Uid
 
 
 class BodyWriter(Body, Protocol):
@@ -32,11 +32,12 @@ class RemoteBox(Protocol):
     async def facts(self, uids: Sequence[Uid]) -> dict[Uid, Facts]:
         """Size and identifying header fields, without the bodies; a Uid that is gone is missing."""
 
-    def fetch(self, uids: Sequence[Uid], sizes: Sequence[int], open_body: OpenBody) -> AsyncIterator[Fetched]:
-        """The messages, as they arrive, in no promised order; one that is gone does not come.
+    def fetch(self, batches: Iterator[Sequence[Uid]], open_body: OpenBody) -> AsyncIterator[Fetched]:
+        """The messages, as they arrive, in no promised order; one that is gone or refused does not come.
 
-        `sizes` are their expected octets on the wire. The server is read no faster than the caller iterates:
-        a few MiB are buffered at most. Messages above 1 MiB go through `open_body` and never stand in memory.
+        The next batch is taken only when there is room for it, so several sessions may share `batches`. The server is
+        read no faster than the caller iterates: a few MiB are buffered at most. Messages above 1 MiB go through
+        `open_body` and never stand in memory.
         """
 
 
@@ -46,8 +47,11 @@ class Remote(Protocol):
     async def listing(self) -> Listing:
         """All mailboxes with their marks, in one round trip where the server can."""
 
-    def visit(self, mailbox: MailboxName) -> AbstractAsyncContextManager[RemoteBox]:
-        """Borrow a session (waiting for a free one, opening one within the limit) and open the mailbox on it."""
+    def visit(self, mailbox: MailboxName, epoch: Epoch | None = None) -> AbstractAsyncContextManager[RemoteBox]:
+        """Borrow a session, waiting for a free one or opening one within the limit, for work on the mailbox.
+
+        With the `epoch` of a scan the mailbox is opened for `fetch` right away; Rejected if it is another by now.
+        """
 
     async def aclose(self) -> None:
         """Say goodbye on every session, without waiting long for an answer."""

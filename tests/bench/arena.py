@@ -18,6 +18,7 @@ from tests.bench.corpus import Message
 from tests.bench.measure import RunFailed, Sample, timed
 from tests.bench.report import Row, Scenario
 from tests.bench.verify import Facts, Verdict, verify
+from tests.servers import append
 from tests.servers.dovecot import Dovecot
 from tests.servers.proxy import DelayProxy
 
@@ -85,6 +86,7 @@ class Arena:
     plain: Dovecot = field(init=False)
     _compressing: Dovecot | None = None
     _accounts: dict[str, Account] = field(default_factory=dict)
+    _failures: set[str] = field(default_factory=set)
     _leaving: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Arena:
@@ -120,7 +122,9 @@ class Arena:
         """How to reach the account."""
         dovecot = self._compressing_server() if compress else self.plain
         port = dovecot.imaps_port if tls else dovecot.imap_port
-        return Server(port, account.user, dovecot.password, dovecot.ca_file if tls else None)
+        server = Server(port, account.user, dovecot.password)
+        # mbsync 1.4.4 finds no address in a certificate, only names.
+        return replace(server, host="localhost", ca_file=dovecot.ca_file) if tls else server
 
     def distant(self, account: Account, stack: ExitStack, rtt_s: float) -> Server:
         """How to reach it from far away; the proxy lives as long as the stack."""
@@ -159,7 +163,7 @@ class Arena:
             self.log(f"filling account {user}")
             facts: dict[str, Facts] = {mailbox: {} for mailbox in mailboxes}
 
-            def noted(mailbox: str, messages: Iterable[Message]) -> Iterator[tuple[bytes, tuple[str, ...], object]]:
+            def noted(mailbox: str, messages: Iterable[Message]) -> Iterator[append.Message]:
                 for message in messages:
                     facts[mailbox][message.number] = message.fact()
                     yield message.imported()
@@ -209,13 +213,19 @@ class Arena:
         self.tidy()
         return scenario
 
+    def failed(self, scenario: Scenario, row: Row, failure: RunFailed) -> None:
+        """Note it, and tell it in full the first time that it happens."""
+        row.failure = str(failure)
+        known = row.failure in self._failures
+        self._failures.add(row.failure)
+        self.log(f"{scenario.name}: {row.label} FAILED: {'as above' if known else row.failure}")
+
     def _run(self, scenario: Scenario, contender: Contender, row: Row, turn: str) -> None:
         directory = self.directory()
         try:
             sample = contender.run(directory)
         except RunFailed as failed:
-            row.failure = str(failed)
-            self.log(f"{scenario.name} {turn}: {row.label} FAILED: {failed}")
+            self.failed(scenario, row, failed)
             return
         row.samples.append(sample)
         if contender.account is not None:

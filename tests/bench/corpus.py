@@ -12,6 +12,7 @@ import hashlib
 import math
 import quopri
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,13 +26,14 @@ FIRST_DATE = 1_500_000_000
 
 FLAG_LETTERS = {"\\Answered": "R", "\\Flagged": "F", "\\Seen": "S"}
 
-_WORDS = (
-    "the of and to in that was his with is for as had you not be her on at by which have or from this him but all "
-    "she they were my are me one their so an said them we who would been will no when there if more out up into do "
-    "any your what has man could other than our some very time upon about may its only now like little then can "
-    "should made did us such great before must two these see know over much down after first mr good men own never"
-).split()
-_GERMAN = "für über schön Grüße Müller möchte größer während Übung können zurück häufig außerdem Straße".split()
+_ENGLISH = """
+the of and to in that was his with is for as had you not be her on at by which have or from this him but all she they
+were my are me one their so an said them we who would been will no when there if more out up into do any your what has
+man could other than our some very time upon about may its only now like little then can should made did us such great
+before must two these see know over much down after first mr good men own never
+"""
+_GERMAN = "für über schön Grüße Müller möchte größer während Übung können zurück häufig außerdem Straße"
+_WORDS, _UMLAUT_WORDS = (re.findall(r"\w+", text) for text in (_ENGLISH, _GERMAN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +129,11 @@ def _header(number: int, random_source: random.Random, date: int) -> bytes:
         lines.append(f"References: {references}")
     subject = " ".join(random_source.choices(_WORDS, k=random_source.randrange(2, 9)))
     if random_source.random() < 0.15:
-        subject = f"=?utf-8?b?{base64.b64encode(random_source.choice(_GERMAN).encode()).decode()}?= {subject}"
+        subject = f"=?utf-8?b?{base64.b64encode(random_source.choice(_UMLAUT_WORDS).encode()).decode()}?= {subject}"
     lines += [
         f"Message-ID: <{number}.{token[:16]}@bench.example>",
         f"Date: {when}",
-        f"From: {random_source.choice(_WORDS).title()} {random_source.choice(_WORDS).title()} <{token[:6]}@lists.example>",
+        f"From: {' '.join(random_source.choices(_WORDS, k=2)).title()} <{token[:6]}@lists.example>",
         "To: me@bench.example",
         f"Subject: {subject}",
         "MIME-Version: 1.0",
@@ -185,7 +187,7 @@ def _pool(kind: str) -> bytes:
     random_source = random.Random(f"pool {kind}")
     if kind == "base64":
         return base64.encodebytes(random_source.randbytes(3 << 20)).replace(b"\n", b"\r\n")
-    vocabulary = _WORDS if kind == "plain" else _WORDS + _GERMAN * 2
+    vocabulary = _WORDS if kind == "plain" else _WORDS + _UMLAUT_WORDS * 2
     lines = []
     for _ in range(6_000):
         lines.append(" ".join(random_source.choices(vocabulary, k=random_source.randrange(4, 13))))

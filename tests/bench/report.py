@@ -24,6 +24,10 @@ class Row:
     failure: str | None = None
     ours: bool = False
 
+    def failure_line(self) -> str:
+        """Why it did not run, or the last thing that it said, which mostly is the point."""
+        return (self.failure or "not run").strip().rpartition("\n")[2]
+
     @property
     def wall_s(self) -> float:
         """The median."""
@@ -106,7 +110,7 @@ def _reference(scenario: Scenario) -> Row | None:
 
 def _cells(row: Row, reference: Row | None) -> Sequence[str]:
     if not row.samples:
-        return row.label, "-", "-", "0", "", "", "", "", (row.failure or "not run").partition("\n")[0]
+        return row.label, "-", "-", "0", "", "", "", "", f"({row.failure_line()})"
     walls = [sample.wall_s for sample in row.samples]
     return (
         row.label,

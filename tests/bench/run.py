@@ -68,7 +68,7 @@ def _machine(work: Path) -> dict[str, str]:
     clients: list[Client] = [Maild(), Mbsync(), OfflineImap()]
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "machine": f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}",
         "file system": stat.stdout.strip(),
         **{client.name: client.missing() or client.version() for client in clients},
     }
@@ -77,7 +77,7 @@ def _machine(work: Path) -> dict[str, str]:
 def _report(scenarios: list[Scenario], machine: dict[str, str], arguments: argparse.Namespace) -> int:
     targets = [target for scenario in scenarios for target in scenario.targets]
     targets.append(faithful(scenarios))
-    failures = [f"{s.name}: {row.label}: {row.failure}" for s in scenarios for row in s.rows if row.failure]
+    failures = [f"{s.name}: {row.label}: {row.failure_line()}" for s in scenarios for row in s.rows if row.failure]
     print(RULE, *(f"{as_text(scenario)}\n" for scenario in scenarios), RULE, sep="\n")
     print("`time`: how many times as long as the first line. Medians; CPU is user and system of the client alone.\n")
     print("\n".join(target.line(judged=not arguments.quick) for target in targets))

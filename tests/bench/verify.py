@@ -1,4 +1,4 @@
-"""Compares a Maildir with what should be in it: octets, flags and dates of every message, nothing missing or doubled."""
+"""Compares a Maildir with what should be in it: octets, flags and dates, nothing missing, nothing twice."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def verify(maildir: Path, mailboxes: Mapping[str, Facts]) -> Verdict:
         seen = Counter[int | None]()
         for place in ("cur", "new"):
             directory = maildir / mailbox / place
-            for name in os.listdir(directory) if directory.is_dir() else []:
-                seen[_compare(directory / name, facts, verdict)] += 1
+            for path in directory.iterdir() if directory.is_dir() else ():
+                seen[_compare(path, facts, verdict)] += 1
         verdict.found += seen.total()
         verdict.missing += sum(number not in seen for number in facts)
         verdict.doubled += sum(count - 1 for number, count in seen.items() if number is not None)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.proxy import HOST, DelayProxy, FaultProxy
+from tests.servers.proxy import DelayProxy, FaultProxy
+from tests.servers.relay import HOST
 
 GREETING = b"* OK ready\r\n"
 RTT_S = 0.04

@@ -400,7 +400,7 @@ def _simple_text(fetch: FetchData) -> bytes:
 
 
 def _slow_fetch(seq: int, parts: list[bytes | bytearray | Sink], limits: Limits) -> Event:
-    """Any FETCH response at all: items in any order, unknown ones skipped, doubled parentheses (Domino) seen through."""
+    """Any FETCH response at all: items in any order, unknown ones skipped, doubled parentheses (Domino) undone."""
     sinks = [p for p in parts[1::2] if not isinstance(p, bytes | bytearray)]
     flat: list[bytes | bytearray] = [p if isinstance(p, bytes | bytearray) else _SINK for p in parts]
     found: Token = tokens(flat, limits)
@@ -511,7 +511,7 @@ def _step(text: bytes, m: re.Match[bytes], stack: list[list[Token]], limits: Lim
 
 
 def _broken_quote(text: bytes, pos: int, stack: list[list[Token]]) -> int:
-    """A quoted string with a bare quote inside (MailKit#485): it ends at the last quote before a delimiter or the end."""
+    """A quoted string with a bare quote inside (MailKit#485) ends at the first quote before a delimiter or the end."""
     end = pos + 1
     while True:
         end = text.find(b'"', end)

@@ -1,0 +1,1 @@
+"""What each subcommand does, one module each; `cli` imports the one that is asked for."""

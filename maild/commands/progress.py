@@ -1,0 +1,81 @@
+"""Live progress on a terminal, per account: messages, octets, rate and time left. Nothing anywhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+
+from maild.engine.report import AccountReport
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+REFRESH_S = 0.1
+
+
+@asynccontextmanager
+async def shown(reports: Collection[AccountReport], *, is_wanted: bool) -> AsyncIterator[None]:
+    """Show the reports as they grow, for as long as the block lasts."""
+    if not (is_wanted and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"):
+        yield
+        return
+    progress = _progress()
+    with progress:
+        tasks = {report.name: progress.add_task(report.name, total=None, what="connecting") for report in reports}
+        async with anyio.create_task_group() as group:
+            group.start_soon(_refresh, progress, tasks, reports)
+            try:
+                yield
+            finally:
+                group.cancel_scope.cancel()
+                _update(progress, tasks, reports)
+
+
+def _progress() -> Progress:
+    """Imported here: rich costs a tenth of a second, which a pass without a terminal need not pay."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.fields[what]}"),
+        BarColumn(bar_width=24),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
+        console=Console(stderr=True),
+        auto_refresh=False,
+    )
+
+
+async def _refresh(progress: Progress, tasks: dict[str, TaskID], reports: Collection[AccountReport]) -> None:
+    while True:
+        _update(progress, tasks, reports)
+        await anyio.sleep(REFRESH_S)
+
+
+def _update(progress: Progress, tasks: dict[str, TaskID], reports: Collection[AccountReport]) -> None:
+    for report in reports:
+        known = report.wanted_octets > 0 or report.state in {"ok", "error"}
+        progress.update(
+            tasks[report.name],
+            completed=min(report.done_octets, report.wanted_octets),
+            total=max(report.wanted_octets, 1) if known else None,
+            what=_what(report),
+        )
+        if report.state == "ok" and not report.wanted_octets:
+            progress.update(tasks[report.name], completed=1, total=1)
+    progress.refresh()
+
+
+def _what(report: AccountReport) -> str:
+    if report.state in {"pending", "connecting"}:
+        return "connecting"
+    if report.state == "error":
+        return "[red]failed"
+    return f"{report.done_messages:,}/{report.wanted_messages:,} messages"

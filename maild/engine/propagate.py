@@ -1,0 +1,375 @@
+"""Carrying out what was decided: effect first, then the state. Delivery in batches, adoption, changes to local files.
+
+Invariants:
+- a pair is committed only when its file and the file's directory are durable, and dropped only when the removal is; so
+  whatever instant maild is killed at, the state never claims more than the disk holds;
+- what is on the disk without a pair (a crash between effect and commit, a lost state, another tool's Maildir) is found
+  again by content before anything is pulled: adoption is the one recovery;
+- memory is bounded: at most `QUEUE_OCTETS` of messages wait for the disk.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar, assert_never
+
+import anyio
+import anyio.to_thread
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from maild.core.errors import LocalError
+from maild.core.flags import merge, same_flags
+from maild.core.identity import LocalIdentity, content_of, digest
+from maild.core.model import (
+    NO_FLAGS,
+    DeleteLocal,
+    Facts,
+    Fetched,
+    Flags,
+    Forget,
+    Key,
+    Operation,
+    Pair,
+    SetLocalFlags,
+    Uid,
+)
+from maild.local.maildir import Delivered, DeliveryFailed, Incoming, Maildir, Staged, stage
+from maild.local.scan import Entry
+from maild.local.spool import Spool
+from maild.local.state import Changes, MailboxState, Orphan, State
+
+QUEUE_OCTETS = 12 << 20  # messages that may wait for the disk, beside the batch being written
+BATCH_OCTETS = 8 << 20
+BATCH_MESSAGES = 256
+DESCRIPTORS_KEPT = 200  # for connections, directories, the database
+
+T = TypeVar("T")
+
+
+class StateThread:
+    """One account's state, used by one thread at a time, off the event loop."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._limiter = anyio.CapacityLimiter(1)
+
+    async def run(self, function: Callable[..., T], *args: object) -> T:
+        """Run a function that may use the state; others wait."""
+        return await anyio.to_thread.run_sync(function, *args, limiter=self._limiter)
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One mailbox's share in the account's deliveries: what is under way, and what became of it."""
+
+    mailbox: MailboxState
+    maildir: Maildir
+    on_durable: Callable[[Delivered], None]
+    under_way: int = 0
+    failure: LocalError | None = None
+    idle: anyio.Event = field(default_factory=anyio.Event)
+
+    async def drained(self) -> None:
+        """Wait until nothing is under way any more, well or badly."""
+        while self.under_way:
+            self.idle = anyio.Event()
+            await self.idle.wait()
+
+    async def settled(self) -> None:
+        """Wait until everything put so far is durable and its pairs are committed; raises what went wrong."""
+        await self.drained()
+        if self.failure is not None:
+            raise self.failure
+
+
+class Deliverer:
+    """Puts messages on this disk, for all mailboxes of an account, in batches that grow with the load.
+
+    Two stages in two threads: while one batch is made durable, the next is written. A single message does not wait for
+    a batch to fill.
+    """
+
+    def __init__(self, state: StateThread) -> None:
+        self._state = state
+        self._queue: list[tuple[Delivery, Incoming]] = []
+        self._octets = 0
+        self._changed = anyio.Condition()
+        self._closing = False
+        self._most = batch_messages()
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether messages arrive faster than this disk takes them, so that more connections would not help."""
+        return self._octets > QUEUE_OCTETS // 4
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run both stages for as long as the block lasts, and until the queue is empty."""
+        send, receive = anyio.create_memory_object_stream[tuple[list[tuple[Delivery, Incoming]], Staged]](0)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._stage_all, send)
+            tasks.start_soon(self._commit_all, receive)
+            try:
+                yield
+            finally:
+                with anyio.CancelScope(shield=True):
+                    async with self._changed:
+                        self._closing = True
+                        self._changed.notify_all()
+
+    async def put(self, delivery: Delivery, incoming: Incoming) -> None:
+        """Queue a message; waits while too much is queued. A failed delivery raises at once."""
+        async with self._changed:
+            while self._octets >= QUEUE_OCTETS and delivery.failure is None:
+                await self._changed.wait()
+            if delivery.failure is not None:
+                raise delivery.failure
+            delivery.under_way += 1
+            self._queue.append((delivery, incoming))
+            self._octets += _octets(incoming)
+            self._changed.notify_all()
+
+    async def _stage_all(self, send: MemoryObjectSendStream[tuple[list[tuple[Delivery, Incoming]], Staged]]) -> None:
+        async with send:
+            while batch := await self._next_batch():
+                incoming = [item for _, item in batch]
+                try:
+                    staged = await anyio.to_thread.run_sync(stage, incoming)
+                except LocalError as exc:
+                    await self._settle(batch, {}, exc)
+                    continue
+                await send.send((batch, staged))
+
+    async def _commit_all(
+        self, receive: MemoryObjectReceiveStream[tuple[list[tuple[Delivery, Incoming]], Staged]]
+    ) -> None:
+        async with receive:
+            async for batch, staged in receive:
+                failure: LocalError | None = None
+                try:
+                    delivered = await anyio.to_thread.run_sync(staged.commit)
+                except DeliveryFailed as exc:
+                    delivered, failure = exc.delivered, exc
+                try:
+                    await self._state.run(self._commit_pairs, batch, delivered)
+                except LocalError as exc:
+                    failure = exc  # the files are there without pairs: adopted by content next time
+                    delivered = []
+                await self._settle(batch, {id(d.incoming): d for d in delivered}, failure)
+
+    async def _next_batch(self) -> list[tuple[Delivery, Incoming]]:
+        async with self._changed:
+            while not self._queue and not self._closing:
+                await self._changed.wait()
+            taken, octets = 0, 0
+            for _, incoming in self._queue[: self._most]:
+                taken += 1
+                octets += _octets(incoming)
+                if octets >= BATCH_OCTETS:
+                    break
+            batch, self._queue = self._queue[:taken], self._queue[taken:]
+            self._octets -= octets
+            self._changed.notify_all()
+            return batch
+
+    def _commit_pairs(self, batch: list[tuple[Delivery, Incoming]], delivered: list[Delivered]) -> None:
+        mailbox_of = {id(incoming): delivery.mailbox.id for delivery, incoming in batch}
+        pairs: dict[int, list[Pair]] = defaultdict(list)
+        for d in delivered:
+            pair = Pair(d.incoming.uid, d.key, d.incoming.flags, d.size_octets, d.digest)
+            pairs[mailbox_of[id(d.incoming)]].append(pair)
+        self._state.state.apply([Changes(mailbox_id, add=added) for mailbox_id, added in pairs.items()])
+
+    async def _settle(
+        self, batch: list[tuple[Delivery, Incoming]], delivered: Mapping[int, Delivered], failure: LocalError | None
+    ) -> None:
+        async with self._changed:
+            for delivery, incoming in batch:
+                delivery.under_way -= 1
+                if (done := delivered.get(id(incoming))) is not None:
+                    delivery.on_durable(done)
+                else:
+                    delivery.failure = failure or LocalError(f"a message for {delivery.mailbox.name} was not delivered")
+                if not delivery.under_way:
+                    delivery.idle.set()
+            self._changed.notify_all()
+
+
+def batch_messages() -> int:
+    """How many messages one batch may hold: each keeps a descriptor open, in up to three batches at a time."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(8, min(BATCH_MESSAGES, (soft - DESCRIPTORS_KEPT) // 3))
+
+
+def raise_descriptor_limit() -> None:
+    """Take as many descriptors as the system allows without asking (the soft limit is often 1,024)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 16_384 if hard == resource.RLIM_INFINITY else min(hard, 16_384)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _octets(incoming: Incoming) -> int:
+    return 0 if isinstance(incoming.raw, Spool) else len(incoming.raw)
+
+
+# -- local files
+
+
+@dataclass(slots=True)
+class Applied:
+    """How many files got other flags, and how many were removed."""
+
+    flags: int = 0
+    deleted: int = 0
+
+
+def apply_local(state: State, mailbox: MailboxState, maildir: Maildir, operations: Sequence[Operation]) -> Applied:
+    """Flags, deletions and forgotten pairs of one mailbox: the files first, durable, then the state. Blocks."""
+    reflag: list[SetLocalFlags] = []
+    delete: list[DeleteLocal] = []
+    forget: list[Uid] = []
+    for operation in operations:
+        match operation:
+            case SetLocalFlags():
+                reflag.append(operation)
+            case DeleteLocal():
+                delete.append(operation)
+            case Forget(uid=uid):
+                forget.append(uid)
+            case _:
+                assert_never(operation)
+    applied = Applied(flags=_reflag(maildir, reflag))
+    entries = maildir.locate({operation.key: NO_FLAGS for operation in delete}) if delete else {}
+    gone = maildir.remove(entries.values()) if entries else set()
+    applied.deleted = len(gone)
+    kept = {key for key in entries if key not in gone}
+    drop = [*forget, *(operation.uid for operation in delete if operation.key not in kept)]
+    bases = [(operation.uid, operation.base) for operation in reflag]
+    if bases or drop:
+        state.apply([Changes(mailbox.id, flags=bases, drop=drop)])
+    return applied
+
+
+def _reflag(maildir: Maildir, operations: Sequence[SetLocalFlags]) -> int:
+    """Rename files to carry their flags; one that a reader touched meanwhile is merged again with what it has now."""
+    wanted = {operation.key: operation for operation in operations}
+    changed = 0
+    for _ in range(3):
+        if not wanted:
+            break
+        entries = maildir.locate({key: operation.flags for key, operation in wanted.items()})
+        done = maildir.set_flags([(entry, wanted[key].flags) for key, entry in entries.items()])
+        changed += sum(done[key] != entries[key] for key in done)
+        wanted = {key: operation for key, operation in wanted.items() if key in entries and key not in done}
+    return changed
+
+
+def local_flags(maildir: Maildir, pairs: Iterable[Pair]) -> dict[Key, Flags]:
+    """The flags that these pairs' files have; those that are gone are missing. Blocks.
+
+    A keyword that no file name can carry counts as unchanged here.
+    """
+    bases = {pair.key: pair.flags for pair in pairs}
+    found = maildir.locate(bases) if bases else {}
+    return {key: maildir.flags(entry) | maildir.unrepresentable(bases[key]) for key, entry in found.items()}
+
+
+# -- adoption
+
+
+@dataclass(slots=True)
+class Unpaired:
+    """Files of one mailbox that no pair knows, by what they are. `orphans` keep the base flags of lost pairs."""
+
+    maildir: Maildir
+    entries: dict[Key, Entry]
+    identities: dict[Key, LocalIdentity]
+    orphans: dict[Key, Orphan]
+
+    def sizes(self) -> set[int]:
+        return {identity.facts.size_octets for identity in self.identities.values()}
+
+    def by_facts(self) -> dict[Facts, list[Key]]:
+        """Keys by their cheap identity, without those that have no Message-ID to be known by."""
+        found: dict[Facts, list[Key]] = defaultdict(list)
+        for key, identity in self.identities.items():
+            if identity.facts.message_id:
+                found[identity.facts].append(key)
+        return found
+
+    def with_digest(self, size_octets: int, wanted: bytes) -> Key | None:
+        """A file with exactly this content."""
+        for key, identity in self.identities.items():
+            if identity.digest == wanted and identity.size_octets == size_octets:
+                return key
+        return None
+
+    def take(self, key: Key) -> tuple[Entry, LocalIdentity, Flags]:
+        """Its entry, identity and base flags; it is no longer unpaired."""
+        orphan = self.orphans.pop(key, None)
+        return self.entries.pop(key), self.identities.pop(key), NO_FLAGS if orphan is None else orphan.flags
+
+
+def find_unpaired(state: State, mailbox: MailboxState, maildir: Maildir, *, pairs_count: bool) -> Unpaired:
+    """Read what every file without a pair is. Blocks for as long as that takes.
+
+    Without `pairs_count` every file is unpaired: the pairs are of an epoch that has ended.
+    """
+    entries = maildir.entries()
+    for key in state.keys(mailbox.id) if pairs_count else ():
+        entries.pop(key, None)
+    identities = {key: identity for key, entry in entries.items() if (identity := maildir.identity(entry)) is not None}
+    return Unpaired(maildir, {key: entries[key] for key in identities}, identities, state.orphans(mailbox.id))
+
+
+def match_facts(unpaired: Unpaired, facts: Mapping[Uid, Facts]) -> dict[Uid, Key]:
+    """Pair by cheap identity, where that leaves no doubt.
+
+    No doubt: a Message-ID is there, all local files of the group have the same content, and there are no more messages
+    on the server than files. Everything else is decided by the content once it has been fetched.
+    """
+    groups: dict[Facts, list[Uid]] = defaultdict(list)
+    for uid, fact in facts.items():
+        groups[fact].append(uid)
+    matched: dict[Uid, Key] = {}
+    for fact, keys in unpaired.by_facts().items():
+        uids = groups.get(fact, [])
+        if len(uids) <= len(keys) and len({unpaired.identities[key].digest for key in keys}) == 1:
+            matched.update(zip(sorted(uids, key=_uid_order), sorted(keys), strict=False))
+    return matched
+
+
+def _uid_order(uid: Uid) -> tuple[int, str]:
+    return len(uid), uid
+
+
+def adopt(
+    state: State, mailbox: MailboxState, unpaired: Unpaired, matched: Mapping[Uid, Key], remote: Mapping[Uid, Flags]
+) -> Applied:
+    """Make pairs of what is on both sides, and bring the flags together. Blocks."""
+    pairs: list[Pair] = []
+    changes: list[tuple[Entry, Flags]] = []
+    maildir = unpaired.maildir
+    for uid, key in matched.items():
+        entry, identity, base = unpaired.take(key)
+        here = maildir.flags(entry) | maildir.unrepresentable(base)
+        merged = merge(base, here, remote[uid])
+        if not same_flags(merged, here):
+            changes.append((entry, merged))
+        pairs.append(Pair(uid, key, remote[uid], identity.size_octets, identity.digest))
+    done = maildir.set_flags(changes) if changes else {}
+    state.apply([Changes(mailbox.id, add=pairs)])
+    return Applied(flags=len(done))
+
+
+def same_content(unpaired: Unpaired, fetched: Fetched) -> Key | None:
+    """The unpaired file that holds exactly what has just been fetched, if there is one."""
+    if not isinstance(fetched.raw, bytes | bytearray):
+        return None
+    content = content_of(bytes(fetched.raw))
+    return unpaired.with_digest(len(content), digest(content))

@@ -1,0 +1,265 @@
+"""One pass over one mailbox: scan the server's side, reconcile, guard, propagate, and only then move the cursor.
+
+Whatever interrupts a pass, the cursor stays where it was: the next pass sees the same changes again, finds in the state
+what is done, and on the disk what was done without being noted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import PurePosixPath
+
+import anyio
+import structlog
+
+from maild.core.errors import PlanRefused
+from maild.core.guard import check_deletions
+from maild.core.model import NO_FLAGS, Key, Operation, RemoteMailbox, Scan, Skipped, Uid
+from maild.core.names import directory
+from maild.core.ports import RemoteBox
+from maild.core.reconcile import News, proven_gone, reconcile
+from maild.engine.propagate import Delivery, Unpaired, adopt, apply_local, find_unpaired, local_flags, match_facts
+from maild.engine.pull import Pull, Work
+from maild.local.maildir import Delivered, Maildir
+from maild.local.state import MailboxState
+
+LOOKED_UP = 1000  # pairs looked up at a time
+
+log = structlog.get_logger()
+
+
+async def sync_mailbox(work: Work, remote: RemoteMailbox, finishing: Callable[[MailboxPass], object]) -> None:
+    """One pass over one mailbox. `finishing` gets the rest of it, which needs no session any more (`finish`)."""
+    report = work.report.mailbox(remote.name)
+    report.state = "syncing"
+    mailbox = await work.state.run(_known_mailbox, work, remote)
+    async with work.remote.visit(remote.name) as box:
+        scan = await box.scan(mailbox.cursor if mailbox.epoch is not None else None)
+        this = MailboxPass(work, mailbox, scan, await work.state.run(_open_maildir, work, mailbox))
+        try:
+            await this.decide(box)
+            if not work.dry_run:
+                await this.propagate(box)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await this.close()
+            raise
+    finishing(this)
+
+
+class MailboxPass:
+    """A scan, what was decided about it, and how far that is. The directory is missing only in a dry run."""
+
+    def __init__(self, work: Work, mailbox: MailboxState, scan: Scan, maildir: Maildir | None) -> None:
+        self.report = work.report.mailbox(mailbox.name)
+        self._work = work
+        self._mailbox = mailbox
+        self._scan = scan
+        self._maildir = maildir
+        self._delivery = None if maildir is None else Delivery(mailbox, maildir, self._count_durable)
+        self._same_epoch = mailbox.epoch == scan.epoch
+        self._news = News()
+        self._too_big: list[Skipped] = []
+        self._operations: list[Operation] = []
+        self._unpaired: Unpaired | None = None
+        self._matched: dict[Uid, Key] = {}
+        self._refusal: PlanRefused | None = None
+
+    # -- decide
+
+    async def decide(self, box: RemoteBox) -> None:
+        """Compare, guard and match by content; writes nothing anywhere."""
+        await self._work.state.run(self._compare)
+        if len(self._news.fresh) and self._maildir is not None:
+            await self._work.state.run(self._find_unpaired, self._maildir)
+            await self._match(box)
+        self.report.wanted = len(self._news.fresh) - len(self._matched)
+        self.report.refused = len(self._news.gone) if self._refusal else 0
+        self.report.error = str(self._refusal) if self._refusal else None
+        self.report.skipped = len(self._too_big)
+        if self._work.dry_run:
+            self._foretell()
+
+    def _compare(self) -> None:
+        """What the scan says against what the state knows."""
+        state, mailbox, news = self._work.state.state, self._mailbox, self._news
+        limit = self._work.imap.max_message_size_octets
+        skipped = state.skipped(mailbox.id) if self._same_epoch else {}
+        too_big = {uid for uid, message in skipped.items() if message.size_octets > limit}
+        items = iter(self._scan.items)
+        while part := list(islice(items, LOOKED_UP)):
+            known = state.pairs_of(mailbox.id, [uid for uid, _, _ in part]) if self._same_epoch else {}
+            news.sort(part, known, too_big)
+        if not self._scan.full:
+            self._add_skipped(set(skipped) - too_big)
+        self._leave_out(limit)
+        if self._same_epoch and (self._scan.full or self._scan.vanished):
+            listed = {uid for uid, _, _ in self._scan.items} if self._scan.full else set()
+            gone = proven_gone(self._scan, state.uids(mailbox.id), listed)
+            news.gone.extend(state.pairs_of(mailbox.id, gone).values())
+        self._settle_operations()
+
+    def _add_skipped(self, retry: set[Uid]) -> None:
+        """Messages that did not come before are asked for again, though nothing about them changed."""
+        fresh = {uid for uid, _, _ in self._news.fresh}
+        sizes = self._work.state.state.skipped(self._mailbox.id)
+        for uid in retry - fresh - self._scan.vanished:
+            self._news.fresh.add(uid, NO_FLAGS, sizes[uid].size_octets)
+
+    def _leave_out(self, limit: int) -> None:
+        for uid, _, size in self._news.fresh:
+            if size > limit:
+                self._too_big.append(Skipped(uid, f"larger than max_message_size ({size} octets)", size))
+        if self._too_big:
+            self._news.fresh = self._news.fresh.without({message.uid for message in self._too_big})
+
+    def _settle_operations(self) -> None:
+        news, account = self._news, self._work.account
+        concerned = [*(pair for pair, _ in news.changed), *news.gone]
+        local = local_flags(self._maildir, concerned) if self._maildir is not None else {}
+        deletes = self._work.imap.deletions in {"both", "to_local"}
+        if deletes and news.gone:
+            total = self._work.state.state.count(self._mailbox.id)
+            try:
+                check_deletions(self._mailbox.name, len(news.gone), total, account.max_deletions.of(total))
+            except PlanRefused as exc:
+                self._refusal = exc
+                log.error("mailbox.refused", account=account.name, mailbox=self._mailbox.name, reason=exc.text)
+        allowed = News(news.fresh, news.changed) if self._refusal else news
+        self._operations = reconcile(allowed, local, deletes=deletes)
+
+    def _find_unpaired(self, maildir: Maildir) -> None:
+        state = self._work.state.state
+        found = find_unpaired(state, self._mailbox, maildir, pairs_count=self._same_epoch)
+        self._unpaired = found if found.entries else None
+
+    async def _match(self, box: RemoteBox) -> None:
+        """Find out which new messages are on this disk already, without fetching them."""
+        if self._unpaired is None:
+            return
+        sizes = self._unpaired.sizes()
+        likely = [uid for uid, _, size in self._news.fresh if size in sizes]
+        facts = await box.facts(likely) if likely else {}
+        self._matched = match_facts(self._unpaired, facts)
+
+    def _foretell(self) -> None:
+        report = self.report
+        report.pulled, report.adopted = report.wanted, len(self._matched)
+        report.wanted_octets = self._news.fresh.without(self._matched).octets
+        report.flags = len(self._news.changed)
+        report.deleted = 0 if self._refusal else len(self._news.gone)
+
+    # -- propagate
+
+    async def propagate(self, box: RemoteBox) -> None:
+        """Local flags and deletions, adoption, then the messages: everything that needs the session."""
+        work, delivery = self._work, self._delivery
+        if delivery is None:
+            return
+        await work.state.run(self._apply, delivery.maildir)
+        fresh = self._news.fresh.without(self._matched) if self._matched else self._news.fresh
+        self._news.fresh = fresh
+        self.report.wanted_octets = fresh.octets
+        work.report.wanted_messages += len(fresh)
+        work.report.wanted_octets += fresh.octets
+        if len(fresh):
+            await Pull(self._mailbox.name, self._scan.epoch, fresh, delivery, self._unpaired).run(work, box)
+
+    def _apply(self, maildir: Maildir) -> None:
+        state, mailbox = self._work.state.state, self._mailbox
+        if mailbox.epoch is None:
+            state.set_epoch(mailbox.id, self._scan.epoch)
+        elif not self._same_epoch:
+            state.rebuild(mailbox.id, self._scan.epoch)
+            log.info("mailbox.rebuilt", account=self._work.account.name, mailbox=mailbox.name)
+            if self._unpaired is not None:
+                self._unpaired.orphans = state.orphans(mailbox.id)
+        applied = apply_local(state, mailbox, maildir, self._operations)
+        if self._matched and self._unpaired is not None:
+            flags = {uid: flags for uid, flags, _ in self._news.fresh if uid in self._matched}
+            applied.flags += adopt(state, mailbox, self._unpaired, self._matched, flags).flags
+        self.report.flags = applied.flags
+        self.report.deleted = applied.deleted
+        self.report.adopted = len(self._matched)
+        if self._too_big:
+            state.skip(mailbox.id, self._too_big)
+
+    def _count_durable(self, delivered: Delivered) -> None:
+        self.report.pulled += 1
+        self._work.report.done_messages += 1
+        uid = delivered.incoming.uid
+        log.debug("message.pulled", account=self._work.account.name, mailbox=self._mailbox.name, uid=uid)
+
+    # -- finish
+
+    async def finish(self) -> None:
+        """Wait until all is durable, then move the cursor, unless something has to be seen again."""
+        try:
+            if self._delivery is not None:
+                await self._delivery.settled()
+            if not self._work.dry_run:
+                await self._work.state.run(self._conclude)
+            self.report.state = "refused" if self._refusal else "ok"
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.close()
+
+    def _conclude(self) -> None:
+        state, mailbox, scan = self._work.state.state, self._mailbox, self._scan
+        self._note_missing()
+        state.set_refused(mailbox.id, None if self._refusal is None else self._refusal.text)
+        if self._refusal is not None:
+            return
+        if not scan.complete:
+            reason = "the server listed only a part of it; nothing was taken for deleted"
+            log.warning("mailbox.failed", account=self._work.account.name, mailbox=mailbox.name, reason=reason)
+            return
+        state.drop_orphans(mailbox.id, list(state.orphans(mailbox.id)))
+        state.finish(mailbox.id, scan.cursor, scan.mark, scan.messages, time.time())
+
+    def _note_missing(self) -> None:
+        """What was asked for and did not come is gone, or the server cannot deliver it: asked for again next time."""
+        state, mailbox = self._work.state.state, self._mailbox
+        have = state.uids(mailbox.id) if self.report.pulled < self.report.wanted else None
+        if have is not None:
+            missing = [(uid, size) for uid, _, size in self._news.fresh if uid not in have]
+            state.skip(mailbox.id, [Skipped(uid, "the server did not deliver it", size) for uid, size in missing])
+            self.report.skipped += len(missing)
+            for uid, _ in missing:
+                why = "the server did not deliver it"
+                name = self._work.account.name
+                log.warning("message.skipped", account=name, mailbox=mailbox.name, uid=uid, reason=why)
+        if skipped := state.skipped(mailbox.id):
+            settled = set(state.pairs_of(mailbox.id, list(skipped)))
+            listed = {uid for uid, _, _ in self._scan.items} if self._scan.full else set()
+            state.unskip(mailbox.id, settled | proven_gone(self._scan, set(skipped), listed))
+
+    async def close(self) -> None:
+        """Close the directory, once nothing writes to it any more."""
+        if self._delivery is not None:
+            await self._delivery.drained()
+        if self._maildir is not None:
+            self._maildir.close()
+
+
+def _known_mailbox(work: Work, remote: RemoteMailbox) -> MailboxState:
+    state = work.state.state
+    known = state.mailboxes().get(remote.name)
+    if known is not None:
+        return known
+    where = str(directory(remote.levels, work.account.layout))
+    return MailboxState(0, remote.name, where) if work.dry_run else state.add_mailbox(remote.name, where)
+
+
+def _open_maildir(work: Work, mailbox: MailboxState) -> Maildir | None:
+    """The mailbox's directory, made if this disk never had it. One that is gone is not made again behind one's back."""
+    root, relative = work.account.maildir, PurePosixPath(mailbox.directory)
+    maildir = Maildir.open(root, relative)
+    if maildir is None and mailbox.id and work.state.state.count(mailbox.id):
+        raise PlanRefused(
+            f"mailbox {mailbox.name}: its directory {root / relative} is gone, and it was not maild that removed it",
+            "mount or restore it; to fetch it all again, remove the account's file in state_dir",
+        )
+    return maildir if maildir is not None or work.dry_run else Maildir.create(root, relative)

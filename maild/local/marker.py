@@ -1,0 +1,92 @@
+"""The marker in an account's Maildir: proof that this is the Maildir the state speaks of, and how old it is.
+
+`.maild` in the root holds JSON: `id`, made once at random and kept in the state too, and `generation`, which rises
+after every pass that changed something, in the marker first and in the state after it. A Maildir with a smaller
+generation than the state was restored from a backup: its pairs are made anew by content, and nothing is deleted
+because of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+from maild.core.errors import LocalError
+from maild.local.durable import disk_error, make_directory, replace_file
+from maild.local.state import State
+
+MARKER = ".maild"
+_ID = "maildir_id"
+_GENERATION = "maildir_generation"
+
+
+def check_root(root: Path, state: State, dry_run: bool = False) -> None:
+    """See that the account's Maildir is there and is the one the state knows. Raises LocalError; makes the first one.
+
+    A dangling symlink, a disk that is not mounted, a marker that is gone: each stops the account, deletes nothing.
+    """
+    if root.is_symlink() and not root.exists():
+        raise LocalError(f"the Maildir {root} is a symlink that leads nowhere", "mount or restore what it points to")
+    known = state.meta(_ID)
+    found = _read(root)
+    if known is not None and found is None:
+        raise LocalError(
+            f"the Maildir {root} is gone or lost its marker file {MARKER}",
+            "mount or restore it; to start anew remove the account's file in state_dir: mail is matched by content",
+        )
+    if known is None or found is None or found[0] != known:
+        if not dry_run:
+            _begin(root, state)
+    elif found[1] < int(state.meta(_GENERATION) or 0) and not dry_run:
+        for mailbox in state.mailboxes().values():
+            if mailbox.epoch is not None:
+                state.rebuild(mailbox.id, mailbox.epoch)
+        mark_root(root, state)
+
+
+def mark_root(root: Path, state: State) -> None:
+    """Let the generation rise: the Maildir and the state have changed together."""
+    generation = int(state.meta(_GENERATION) or 0) + 1
+    _write(root, str(state.meta(_ID)), generation)
+    state.set_meta(_GENERATION, str(generation))
+
+
+def _begin(root: Path, state: State) -> None:
+    """A Maildir and a state that do not know each other: everything is matched by content."""
+    for mailbox in state.mailboxes().values():
+        if mailbox.epoch is not None:
+            state.rebuild(mailbox.id, mailbox.epoch)
+    new = secrets.token_hex(8)
+    make_directory(root)
+    _write(root, new, 1)
+    state.set_meta(_ID, new)
+    state.set_meta(_GENERATION, "1")
+
+
+def _read(root: Path) -> tuple[str, int] | None:
+    path = root / MARKER
+    try:
+        text = path.read_bytes()[:4096]
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise disk_error(exc, "read", path) from exc
+    try:
+        values = json.loads(text)
+        return str(values["id"]), int(values["generation"])
+    except (ValueError, KeyError, TypeError):
+        return "", 0  # damaged: as good as another Maildir's
+
+
+def _write(root: Path, identity: str, generation: int) -> None:
+    octets = json.dumps({"id": identity, "generation": generation}).encode() + b"\n"
+    try:
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            replace_file(descriptor, MARKER, octets, 0o600)
+        finally:
+            os.close(descriptor)
+    except OSError as exc:
+        raise disk_error(exc, "write the marker of", root) from exc

@@ -1,0 +1,672 @@
+"""One IMAP connection: connect, TLS, log in, run commands side by side, stream messages; alone imports aioimaplib.
+
+aioimaplib opens the connection, makes tags, knows which command is legal in which state and carries the life of a
+command; its receiving half is replaced by `parse.Parser` (maild's tests pin each fact that makes this necessary).
+
+What this file keeps:
+- any number of commands may be in flight; an untagged response belongs to the oldest of them (RFC 9051 §5.5), so only
+  commands by UID are ever sent side by side;
+- a lost connection, a BYE, garbage or silence reaches every waiter as one of our errors;
+- a command that is cancelled or times out ends the connection: an answer would still be owed;
+- nothing the server said before TLS is believed, nor kept; octets after the STARTTLS answer are an attack;
+- reading pauses while more than a few MiB wait for the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from base64 import b64encode
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import structlog
+from aioimaplib import aioimaplib
+
+from maild.config import Imap
+from maild.core.errors import (
+    AuthRejected,
+    ConnectionLost,
+    MaildError,
+    ProtocolViolation,
+    Rejected,
+    TlsFailed,
+    Unavailable,
+)
+from maild.remote.auth import keep_out_of_log
+from maild.remote.imap.parse import (
+    Continuation,
+    Data,
+    Event,
+    FetchData,
+    Ignored,
+    Limits,
+    Parser,
+    Sink,
+    Tagged,
+    Untagged,
+    printable,
+    uid_set,
+)
+from maild.remote.net import check_pin, tls_context, translated
+
+CONNECT_TIMEOUT_S = 30.0
+COMMAND_TIMEOUT_S = 60.0
+STALL_S = 60.0  # within this, a command that is still running must bring `STALL_OCTETS` or its end
+STALL_OCTETS = 4096  # a byte now and then is no proof of life
+HIGH_WATER_OCTETS = 4 << 20
+LOW_WATER_OCTETS = 2 << 20
+IN_FLIGHT = 4  # FETCH commands sent ahead, so that the line never waits for us
+
+_BUFFER = bytearray(256 * 1024)  # one for all connections: get_buffer and buffer_updated are never interleaved
+_VIEW = memoryview(_BUFFER)
+_NOT_NOW = frozenset({"UNAVAILABLE", "INUSE", "LIMIT", "SERVERBUG", "CONTACTADMIN"})  # RFC 5530: not the password
+_BUSY = ("too many", "maximum number", "connection limit", "try again later")
+
+_ANY_STATE = (aioimaplib.NONAUTH, aioimaplib.AUTH, aioimaplib.SELECTED)
+_STATES: dict[str, tuple[str, ...]] = {
+    **{name: tuple(known.valid_states) for name, known in aioimaplib.Commands.items()},
+    "UNSELECT": (aioimaplib.SELECTED,),
+    "CAPABILITY": _ANY_STATE,
+    "ENABLE": (aioimaplib.AUTH, aioimaplib.SELECTED),
+}
+
+log = structlog.get_logger()
+Collect = Callable[[Event], None]
+
+
+def quoted(text: str) -> str:
+    """An IMAP quoted string (RFC 9051 §4.3). CR, LF and NUL cannot be in one and are refused."""
+    if any(c in text for c in "\r\n\0"):
+        raise ProtocolViolation("a line break or NUL cannot be sent to the server", "remove it from the config")
+    return str(aioimaplib.quoted(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """How a command ended well: its tagged OK and the untagged responses that came while it was the oldest."""
+
+    tagged: Tagged
+    events: list[Event] = field(default_factory=list)
+
+    def data(self, name: str) -> list[Data]:
+        """Its untagged responses of this name."""
+        return [event for event in self.events if isinstance(event, Data) and event.name == name]
+
+
+class Command(aioimaplib.Command):
+    """aioimaplib's command with our reply, a callback for what arrives, and no timer of its own per line."""
+
+    def __init__(
+        self, name: str, tag: str, *args: str, prefix: str | None = None, collect: Collect | None = None
+    ) -> None:
+        super().__init__(name, tag, *args, prefix=prefix or "", untagged_resp_name=tag)
+        self.collect = collect
+        self.events: list[Event] = []
+        self.reply: Tagged | None = None
+        self.failure: MaildError | None = None
+        self.on_continuation: Callable[[bytes], bytes] | None = None
+        self.progress = asyncio.Event()
+
+    @property
+    def done(self) -> bool:
+        return self.reply is not None or self.failure is not None
+
+    def take(self, event: Event) -> None:
+        if self.collect is not None:
+            self.collect(event)
+        elif len(self.events) < 200_000:
+            self.events.append(event)
+        else:
+            raise ProtocolViolation("the server answers one command without end")
+
+    def end(self, reply: Tagged | None, failure: MaildError | None = None) -> None:
+        self.reply, self.failure = reply, failure
+        self._exception = failure  # type: ignore[assignment]  # aioimaplib declares it None
+        self.close(b"", reply.status if reply is not None else "KO")
+        self.progress.set()
+
+    def _reset_timer(self) -> None:
+        """No timer per line: deadlines are kept by whoever waits."""
+
+
+class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
+    """Octets in, events to the oldest command; commands out."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limits: Limits, server: str) -> None:
+        super().__init__(loop)
+        self.running_loop = loop
+        self.wire: asyncio.Transport | None = None  # aioimaplib's own attribute has no type
+        self.server = server
+        self.parser = Parser(limits)
+        self.limits = limits
+        self.lost: MaildError | None = None
+        self.greeting: asyncio.Future[Untagged] = loop.create_future()
+        self.received_octets = 0
+        self.is_private = False  # TLS is up, or the user said that plain text will do
+        self._upgrading: Command | None = None
+        self._paused = False
+
+    # -- receiving
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.wire = transport if isinstance(transport, asyncio.Transport) else None
+        if (sock := transport.get_extra_info("socket")) is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _VIEW
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._receive(_VIEW, nbytes)
+
+    def data_received(self, data: bytes) -> None:
+        self._receive(memoryview(data), len(data))
+
+    def eof_received(self) -> bool:
+        return False
+
+    def _receive(self, view: memoryview, length: int) -> None:
+        if self.lost is not None:
+            return
+        self.received_octets += length
+        try:
+            events = self.parser.feed(view, length)
+            for index, event in enumerate(events):
+                self._take(event)
+                if self._upgrading is not None and self._upgrading.done:
+                    self._check_nothing_follows(index + 1 == len(events))
+        except MaildError as exc:
+            self.fail(exc)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Tagged):
+            self._end_command(event)
+        elif not self.greeting.done():
+            self._greet(event)
+        elif isinstance(event, Continuation):
+            self._answer(event)
+        elif isinstance(event, Ignored):
+            log.debug("server.corrected", host=self.server, reason="a line that is not IMAP was ignored")
+        else:
+            self._take_untagged(event)
+
+    def _take_untagged(self, event: Event) -> None:
+        oldest = next(iter(self.pending_async_commands.values()), None)
+        if isinstance(event, Untagged):
+            if event.status == "BYE" and not (oldest is not None and oldest.name == "LOGOUT"):
+                raise _goodbye(self.server, event)
+            if event.code == "ALERT" and self.is_private:
+                log.warning("server.alerted", host=self.server, reason=event.text)
+        elif isinstance(event, Data) and event.name == "CAPABILITY":
+            self.learn_capabilities(event.tokens)
+        if oldest is not None:
+            oldest.take(event)
+
+    def _greet(self, event: Event) -> None:
+        if not isinstance(event, Untagged) or event.status not in {"OK", "PREAUTH", "BYE"}:
+            raise ProtocolViolation(f"{self.server} does not greet as an IMAP server does", "check host and port")
+        if event.status == "BYE":
+            raise _goodbye(self.server, event)
+        self.state = aioimaplib.AUTH if event.status == "PREAUTH" else aioimaplib.NONAUTH
+        self.learn_code(event.code, event.argument)
+        self.greeting.set_result(event)
+
+    def _answer(self, event: Continuation) -> None:
+        oldest = next(iter(self.pending_async_commands.values()), None)
+        if oldest is None or oldest.on_continuation is None:
+            log.debug("server.corrected", host=self.server, reason="a continuation that nobody asked for was ignored")
+            return
+        self._write(oldest.on_continuation(event.text) + b"\r\n")
+
+    def _end_command(self, event: Tagged) -> None:
+        command = self.pending_async_commands.pop(event.tag, None) or self.pending_async_commands.pop(
+            event.tag.upper(), None
+        )
+        if command is None:
+            raise ProtocolViolation(
+                f"{self.server} answered a command that was not sent ({printable(event.tag.encode())})"
+            )
+        if event.status == "OK" and command.name != "STARTTLS":
+            self.learn_code(event.code, event.argument)
+        command.end(event)
+
+    def learn_code(self, code: str, argument: bytes) -> None:
+        """Take the capabilities from a response code `[CAPABILITY …]`, if it is one."""
+        if code == "CAPABILITY":
+            self.learn_capabilities(argument.split())
+
+    def learn_capabilities(self, words: Iterable[Any]) -> None:
+        self.capabilities = {w.decode("ascii", "replace").upper() for w in words if isinstance(w, bytes)}
+
+    # -- STARTTLS
+
+    def _check_nothing_follows(self, is_last: bool) -> None:
+        if not is_last or not self.parser.idle:
+            raise TlsFailed(
+                f"{self.server} sent more in plain text after agreeing to STARTTLS",
+                "somebody on the network may be tampering with the connection; nothing secret was sent",
+            )
+        if self.wire is not None:
+            self.wire.pause_reading()
+
+    async def start_tls(self, context: ssl.SSLContext, host: str) -> None:
+        """STARTTLS (RFC 9051 §6.2.1); everything known before is forgotten."""
+        self._upgrading = command = self.launch(Command("STARTTLS", self.new_tag()))
+        reply = await self.finish(command, COMMAND_TIMEOUT_S, may_refuse=True)
+        if reply.tagged.status != "OK":
+            raise TlsFailed(
+                f"{self.server} refused STARTTLS: {reply.tagged.text or reply.tagged.status}",
+                'nothing was sent; use port 993 with tls = "implicit" if the server offers it',
+            )
+        self.parser = Parser(self.limits)
+        self.capabilities = set()
+        self._upgrading = None
+        if self.wire is not None:
+            self.wire = await self.running_loop.start_tls(
+                self.wire, self, context, server_hostname=host, ssl_handshake_timeout=CONNECT_TIMEOUT_S
+            )
+            if self.wire is not None:
+                super().connection_made(self.wire)
+            self.state = aioimaplib.NONAUTH
+
+    # -- sending
+
+    def send(self, line: str, scrub: str | None = None) -> None:
+        """aioimaplib logs what it sends; this does not."""
+        self._write(line.encode() + b"\r\n")
+
+    def _write(self, octets: bytes) -> None:
+        if self.wire is not None:
+            self.wire.write(octets)
+
+    def launch(self, command: Command) -> Command:
+        """Send a command without waiting for those before it."""
+        if self.lost is not None:
+            raise self.lost
+        if self.state not in _STATES.get(command.name, ()):
+            raise ProtocolViolation(f"{command.name} makes no sense now ({self.state.lower()})")
+        self.pending_async_commands[command.tag] = command
+        self.send(str(command))
+        return command
+
+    async def finish(
+        self, command: Command, limit_s: float | None = COMMAND_TIMEOUT_S, *, may_refuse: bool = False
+    ) -> Reply:
+        """Wait for a command's end; NO and BAD raise Rejected. Beyond `limit_s`, or in silence, the connection goes."""
+        try:
+            if limit_s is None:
+                await self.watched(command.progress, lambda: command.done)
+            else:
+                with anyio.fail_after(limit_s):
+                    await command.wait()
+        except TimeoutError:
+            self.fail(ConnectionLost(f"{self.server} did not answer {command.name} within {limit_s:.0f} s"))
+        except asyncio.CancelledError:
+            self.fail(ConnectionLost("the command was given up"))
+            raise
+        if command.failure is not None:
+            raise command.failure
+        if command.reply is None:
+            raise self.lost or ConnectionLost(f"{self.server} closed the connection")
+        if command.reply.status != "OK" and not may_refuse:
+            raise _rejected(command, command.reply)
+        return Reply(command.reply, command.events)
+
+    async def watched(self, event: asyncio.Event, is_ready: Callable[[], bool]) -> None:
+        """Wait for `event` as long as octets keep coming; a connection that stalls is dropped."""
+        while not is_ready():
+            before = self.received_octets
+            event.clear()
+            with anyio.move_on_after(STALL_S):
+                await event.wait()
+                continue
+            if self.received_octets - before < STALL_OCTETS:
+                self.fail(ConnectionLost(f"{self.server} sent nothing for {STALL_S:.0f} s"))
+
+    async def execute(self, command: aioimaplib.Command, scrub: str | None = None) -> Any:
+        """What aioimaplib's own methods (login, logout) call."""
+        ours = Command(command.name, command.tag, *command.args)
+        reply = await self.finish(self.launch(ours), may_refuse=True)
+        return aioimaplib.Response(reply.tagged.status, [reply.tagged])
+
+    # -- the end
+
+    def fail(self, error: MaildError) -> None:
+        """End the connection; every waiter gets `error`."""
+        if self.lost is None:
+            self.lost = error
+        self.state = aioimaplib.LOGOUT
+        pending = list(self.pending_async_commands.values())
+        self.pending_async_commands.clear()
+        for command in pending:
+            command.end(None, self.lost)
+        if not self.greeting.done():
+            self.greeting.set_exception(self.lost)
+            self.greeting.exception()  # looked at: it may have no waiter any more
+        if self.wire is not None:
+            self.wire.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.lost is None:
+            reason = f": {exc}" if exc is not None else ""
+            self.fail(ConnectionLost(f"{self.server} closed the connection{reason}"))
+
+    # -- back-pressure
+
+    def pause(self) -> None:
+        if not self._paused and self.lost is None and self.wire is not None:
+            self._paused = True
+            self.wire.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            if self.lost is None and self.wire is not None:
+                self.wire.resume_reading()
+
+
+class _Client(aioimaplib.IMAP4):
+    """aioimaplib's client around our protocol; happy eyeballs (RFC 8305) against black-holed IPv6."""
+
+    def __init__(self, endpoint: Imap, limits: Limits, context: ssl.SSLContext | None) -> None:
+        self.limits = limits
+        super().__init__(
+            endpoint.host,
+            endpoint.port,
+            timeout=CONNECT_TIMEOUT_S,
+            ssl_context=context,  # type: ignore[arg-type]  # None is its default
+        )
+
+    def create_client(
+        self,
+        host: str,
+        port: int,
+        loop: asyncio.AbstractEventLoop | None,
+        conn_lost_cb: Callable[[Exception | None], None] | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        running = asyncio.get_running_loop()
+        self.ours = ours = Protocol(running, self.limits, f"{host}:{port}")
+        self.protocol = ours  # type: ignore[assignment]  # aioimaplib declares it None
+        self._client_task = running.create_task(
+            running.create_connection(lambda: ours, host, port, ssl=ssl_context, happy_eyeballs_delay=0.25)
+        )
+
+    async def _wait_connection_and_hello(self) -> None:
+        await self._client_task
+        await self.ours.greeting
+
+
+class ImapSession:
+    """One authenticated connection. Used by one task at a time; commands may be sent side by side."""
+
+    def __init__(self, endpoint: Imap, protocol: Protocol) -> None:
+        self.endpoint = endpoint
+        self.protocol = protocol
+        self.enabled: frozenset[str] = frozenset()
+        self.selected: str | None = None  # mailbox argument of the last EXAMINE that worked
+        self.max_message_octets = protocol.limits.body
+
+    @classmethod
+    async def connect(cls, endpoint: Imap, max_message_octets: int) -> ImapSession:
+        """TCP, TLS as the config demands, greeting, capabilities; nothing secret is sent."""
+        limits = Limits(body=max_message_octets)
+        is_implicit = endpoint.tls == "implicit"
+        with translated(endpoint):
+            client = _Client(endpoint, limits, tls_context(endpoint) if is_implicit else None)
+            try:
+                await client.wait_hello_from_server()
+                session = cls(endpoint, client.ours)
+                await session._secure((await client.ours.greeting).status)
+            except BaseException:
+                client._client_task.cancel()
+                client.ours.fail(ConnectionLost("given up"))
+                raise
+        return session
+
+    async def _secure(self, greeting: str) -> None:
+        protocol = self.protocol
+        if greeting == "PREAUTH":
+            raise TlsFailed(
+                f"{protocol.server} wants to skip logging in (PREAUTH)", "maild does not use such a connection"
+            )
+        if self.endpoint.tls == "starttls":
+            if not protocol.capabilities:
+                await self.ask_capabilities()
+            if "STARTTLS" not in protocol.capabilities:
+                hint = 'nothing was sent; use port 993 with tls = "implicit" if the server offers it'
+                raise TlsFailed(f"{protocol.server} does not offer STARTTLS", hint)
+            await protocol.start_tls(tls_context(self.endpoint), self.endpoint.host)
+        if self.endpoint.tls != "none":
+            tls = None if protocol.wire is None else protocol.wire.get_extra_info("ssl_object")
+            check_pin(self.endpoint, tls.getpeercert(binary_form=True) if tls is not None else None)
+        protocol.is_private = True
+        if not protocol.capabilities:
+            await self.ask_capabilities()
+
+    async def ask_capabilities(self) -> None:
+        await self.run("CAPABILITY")
+        if not self.protocol.capabilities & {"IMAP4REV1", "IMAP4REV2"}:
+            raise ProtocolViolation(f"{self.protocol.server} does not speak IMAP4rev1", "check host and port")
+
+    def has(self, capability: str) -> bool:
+        """Whether the server offers an extension that the config does not switch off."""
+        return capability in self.protocol.capabilities and capability not in self.endpoint.disable_extensions
+
+    @property
+    def is_lost(self) -> bool:
+        return self.protocol.lost is not None
+
+    # -- logging in
+
+    async def login(self, user: str, password: str) -> None:
+        """AUTHENTICATE PLAIN (RFC 4616, with the initial response where SASL-IR is offered) or LOGIN.
+
+        Raises AuthRejected, or Unavailable where the server says that it is not about the password.
+        """
+        protocol = self.protocol
+        before = protocol.capabilities
+        protocol.capabilities = set()
+        use_login = self._mechanism(before) == "login"
+        tagged = await (self._login(user, password) if use_login else self._plain(user, password, before))
+        if tagged.status != "OK":
+            raise _refused_login(protocol.server, user, tagged)
+        protocol.state = aioimaplib.AUTH
+        if not protocol.capabilities:
+            await self.ask_capabilities()
+
+    def _mechanism(self, capabilities: set[str]) -> str:
+        wanted = self.endpoint.auth
+        if wanted == "login" or (wanted == "auto" and "AUTH=PLAIN" not in capabilities):
+            if "LOGINDISABLED" in capabilities:
+                offered = " ".join(sorted(c for c in capabilities if c.startswith("AUTH="))) or "none"
+                raise AuthRejected(
+                    f"{self.protocol.server} does not allow LOGIN", f"mechanisms it offers: {offered}; see auth"
+                )
+            return "login"
+        if "AUTH=PLAIN" not in capabilities:
+            raise AuthRejected(f"{self.protocol.server} does not offer AUTH=PLAIN", 'use auth = "auto" or "login"')
+        return "plain"
+
+    async def _login(self, user: str, password: str) -> Tagged:
+        with translated(self.endpoint):
+            response = await self.protocol.login(quoted(user), password if quoted(password) else "")
+        tagged: Tagged = response.lines[0]
+        return tagged
+
+    async def _plain(self, user: str, password: str, capabilities: set[str]) -> Tagged:
+        if "\0" in user + password:
+            raise AuthRejected("user or password holds a NUL octet, which no mail server takes")
+        message = b64encode(b"\0" + user.encode() + b"\0" + password.encode()).decode("ascii")
+        keep_out_of_log(message)
+        has_ir = "SASL-IR" in capabilities and "SASL-IR" not in self.endpoint.disable_extensions
+        command = Command("AUTHENTICATE", self.protocol.new_tag(), "PLAIN", *([message] if has_ir else []))
+        answers = iter([] if has_ir else [message.encode("ascii")])
+        command.on_continuation = lambda _: next(answers, b"*")  # "*" gives up: RFC 9051 §6.2.2
+        reply = await self.protocol.finish(self.protocol.launch(command), may_refuse=True)
+        return reply.tagged
+
+    # -- commands
+
+    def launch(self, name: str, *args: str, prefix: str | None = None, collect: Collect | None = None) -> Command:
+        """Send a command now; `finish` waits for it. `collect` takes its untagged responses instead of the reply."""
+        command = Command(name, self.protocol.new_tag(), *args, prefix=prefix, collect=collect)
+        return self.protocol.launch(command)
+
+    async def finish(self, command: Command, limit_s: float | None = COMMAND_TIMEOUT_S) -> Reply:
+        return await self.protocol.finish(command, limit_s)
+
+    async def run(self, name: str, *args: str, prefix: str | None = None) -> Reply:
+        """Send a command and wait for it."""
+        return await self.finish(self.launch(name, *args, prefix=prefix))
+
+    def is_selected(self) -> bool:
+        return bool(self.protocol.state == aioimaplib.SELECTED)
+
+    def now_selected(self, mailbox: str | None) -> None:
+        """Tell the session which mailbox is open; None for none."""
+        self.selected = mailbox
+        if not self.is_lost:
+            self.protocol.state = aioimaplib.AUTH if mailbox is None else aioimaplib.SELECTED
+
+    def expect_selected(self) -> None:
+        """Let commands follow an EXAMINE that is still on its way."""
+        if not self.is_lost:
+            self.protocol.state = aioimaplib.SELECTED
+
+    async def messages(
+        self,
+        sets: Iterator[list[int]],
+        items: str,
+        open_body: Callable[[int], Sink | None],
+        refused: list[int],
+    ) -> AsyncGenerator[FetchData]:
+        """UID FETCH each set, several in flight, and hand over each message as it completes.
+
+        The next set is taken only when there is room for it. Sets that the server refuses are added to `refused`. An
+        unsolicited flag update has no body and is left out. Leaving early ends the connection.
+        """
+        stream = _Stream(self.protocol, sets, items, open_body, refused)
+        try:
+            while (fetched := await stream.next()) is not None:
+                yield fetched
+        finally:
+            stream.close()
+
+    async def logout(self) -> None:
+        """Say goodbye, without waiting for the answer, and close (RFC 9051 §6.1.3)."""
+        if self.is_lost:
+            return
+        self.protocol.send(f"{self.protocol.new_tag()} LOGOUT")
+        self.protocol.lost = ConnectionLost("logged out")
+        if self.protocol.wire is not None:
+            self.protocol.wire.close()
+
+    def drop(self) -> None:
+        """Close at once."""
+        self.protocol.fail(ConnectionLost("dropped"))
+
+
+class _Stream:
+    """The messages of several UID FETCH commands, as they come in."""
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        sets: Iterator[list[int]],
+        items: str,
+        open_body: Callable[[int], Sink | None],
+        refused: list[int],
+    ) -> None:
+        self._protocol = protocol
+        self._sets = sets
+        self._items = items
+        self._refused = refused
+        self._running: deque[tuple[Command, list[int]]] = deque()
+        self._arrived: deque[FetchData] = deque()
+        self._octets = 0
+        self._progress = asyncio.Event()
+        protocol.parser.open_body = open_body
+
+    async def next(self) -> FetchData | None:
+        """The next message, None after the last."""
+        while True:
+            self._send_ahead()
+            if self._arrived:
+                return self._pop()
+            if not self._running:
+                return None
+            command, numbers = self._running[0]
+            if command.done:
+                self._running.popleft()
+                await self._settle(command, numbers)
+            else:
+                await self._protocol.watched(self._progress, self._is_ready)
+
+    def close(self) -> None:
+        if any(not command.done for command, _ in self._running):
+            self._protocol.fail(ConnectionLost("the transfer was given up"))
+        self._protocol.resume()
+        self._protocol.parser.open_body = None
+
+    def _is_ready(self) -> bool:
+        return bool(self._arrived) or self._running[0][0].done
+
+    async def _settle(self, command: Command, numbers: list[int]) -> None:
+        try:
+            await self._protocol.finish(command)
+        except Rejected as exc:
+            log.debug("server.corrected", host=self._protocol.server, reason=exc.text)
+            self._refused.extend(numbers)
+
+    def _send_ahead(self) -> None:
+        while len(self._running) < IN_FLIGHT and (numbers := next(self._sets, None)) is not None:
+            tag = self._protocol.new_tag()
+            command = Command("FETCH", tag, uid_set(numbers), self._items, prefix="UID", collect=self._collect)
+            command.progress = self._progress
+            self._running.append((self._protocol.launch(command), numbers))
+
+    def _collect(self, event: Event) -> None:
+        if isinstance(event, FetchData) and event.uid is not None and b"" in event.sections:
+            self._arrived.append(event)
+            self._octets += _held_octets(event)
+            if self._octets > HIGH_WATER_OCTETS:
+                self._protocol.pause()
+            self._progress.set()
+
+    def _pop(self) -> FetchData:
+        fetched = self._arrived.popleft()
+        self._octets -= _held_octets(fetched)
+        if self._octets < LOW_WATER_OCTETS:
+            self._protocol.resume()
+        return fetched
+
+
+def _held_octets(fetched: FetchData) -> int:
+    body = fetched.sections[b""]
+    return len(body) if isinstance(body, bytes | bytearray) else 0
+
+
+def _rejected(command: Command, reply: Tagged) -> Rejected:
+    code = f" [{reply.code}]" if reply.code else ""
+    return Rejected(f"the server refused {command.name}:{code} {reply.text or reply.status}", code=reply.code)
+
+
+def _goodbye(server: str, event: Untagged) -> MaildError:
+    text = f"{server} ended the connection: {event.text or 'BYE'}"
+    if event.code in _NOT_NOW or any(word in event.text.lower() for word in _BUSY):
+        return Unavailable(text)
+    return ConnectionLost(text)
+
+
+def _refused_login(server: str, user: str, reply: Tagged) -> MaildError:
+    text = f"{server} refused to log in {user}: {reply.text or reply.status}"
+    if reply.code in _NOT_NOW or any(word in reply.text.lower() for word in _BUSY):
+        return Unavailable(text, "it is tried again later")
+    return AuthRejected(text, "check user and password; many providers want an app password for IMAP")

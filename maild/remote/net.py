@@ -1,0 +1,97 @@
+"""TLS contexts, shared by all accounts with the same trust, and foreign exceptions made ours.
+
+TLS 1.2 or newer; certificate and name are verified. A pinned certificate (`tls_fingerprint`) without a `ca_file` is
+trusted for being that very certificate, whoever signed it; with a `ca_file` both must hold.
+"""
+
+from __future__ import annotations
+
+import asyncio.sslproto
+import hashlib
+import hmac
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from maild.config import Endpoint
+from maild.core.errors import ConnectionLost, MaildError, TlsFailed
+
+# 256 KiB per connection otherwise, allocated whether used or not; records are 16 KiB (measured: no slower).
+asyncio.sslproto.SSLProtocol.max_size = 32 * 1024
+
+_REASONS = {
+    10: ("its certificate has expired", "the server's operator has to renew it; also check this machine's clock"),
+    9: ("its certificate is not valid yet", "check this machine's clock"),
+    18: ("its certificate is self-signed", "if it is yours, give it as ca_file or pin it with tls_fingerprint"),
+    19: ("its certificate chain ends in an unknown root", "give the root certificate as ca_file"),
+    20: ("its certificate comes from an unknown authority", "give the authority's certificate as ca_file"),
+    62: ("its certificate is for another name", "use as host a name that the certificate holds"),
+    64: ("its certificate is for another address", "use as host a name that the certificate holds"),
+}
+
+
+@lru_cache(maxsize=64)
+def _context(ca_file: Path | None, is_pinned: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if is_pinned and ca_file is None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # check_pin decides, before anything is sent
+    return context
+
+
+def tls_context(endpoint: Endpoint) -> ssl.SSLContext:
+    """The context for an endpoint; one object for all that trust the same. Raises TlsFailed for a bad `ca_file`."""
+    try:
+        return _context(endpoint.ca_file, endpoint.tls_fingerprint is not None)
+    except (OSError, ssl.SSLError) as exc:
+        raise TlsFailed(
+            f"cannot use ca_file {endpoint.ca_file}: {exc.strerror or exc}", "it must hold PEM certificates"
+        ) from exc
+
+
+def check_pin(endpoint: Endpoint, certificate: bytes | None) -> None:
+    """Compare the server's certificate (DER) with `tls_fingerprint`, if there is one. Raises TlsFailed."""
+    if endpoint.tls_fingerprint is None:
+        return
+    found = "sha256:" + hashlib.sha256(certificate or b"").hexdigest()
+    if not hmac.compare_digest(found, endpoint.tls_fingerprint):
+        raise TlsFailed(
+            f"{endpoint.host}:{endpoint.port} showed a certificate with the fingerprint {found}, not the pinned one",
+            "if the operator changed it, confirm that with them and update tls_fingerprint; nothing was sent",
+        )
+
+
+@contextmanager
+def translated(endpoint: Endpoint) -> Iterator[None]:
+    """Inside, exceptions of sockets, TLS and name resolution become ours, naming the server and a remedy."""
+    try:
+        yield
+    except MaildError:
+        raise
+    except ssl.SSLCertVerificationError as exc:
+        reason, hint = _REASONS.get(exc.verify_code, (exc.verify_message, "nothing was sent"))
+        raise TlsFailed(f"{_where(endpoint)} cannot be trusted: {reason}", hint) from exc
+    except ssl.SSLError as exc:
+        raise TlsFailed(f"TLS with {_where(endpoint)} failed: {exc.reason or exc}", _tls_hint(endpoint)) from exc
+    except socket.gaierror as exc:
+        hint = "check the spelling of host and whether this machine is online"
+        raise ConnectionLost(f"{endpoint.host} cannot be found: {exc.strerror or exc}", hint) from exc
+    except TimeoutError as exc:
+        hint = "check host, port and whether a firewall is in between"
+        raise ConnectionLost(f"{_where(endpoint)} did not answer in time", hint) from exc
+    except OSError as exc:
+        raise ConnectionLost(f"{_where(endpoint)}: {exc.strerror or exc}", "check host, port and the network") from exc
+
+
+def _where(endpoint: Endpoint) -> str:
+    return f"{endpoint.host}:{endpoint.port}"
+
+
+def _tls_hint(endpoint: Endpoint) -> str:
+    if endpoint.tls == "implicit":
+        return 'if this port speaks plain text first, use tls = "starttls"'
+    return "ask the server's operator which TLS versions it offers"

@@ -7,7 +7,6 @@ a mailbox failed or was refused; the others were still done.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import sys
 from collections import defaultdict
@@ -21,7 +20,7 @@ from maild.commands.progress import shown
 from maild.config import Account, Config, load
 from maild.config.values import LogLevel
 from maild.engine.account import sync_account
-from maild.engine.propagate import raise_descriptor_limit
+from maild.engine.limits import settle_in
 from maild.engine.report import AccountReport, MailboxReport
 from maild.local.lock import InstanceLock
 
@@ -46,9 +45,7 @@ def run(args: argparse.Namespace) -> int:
     except LookupError as exc:
         print(f"maild: {exc.args[0]}", file=sys.stderr)
         return USAGE
-    raise_descriptor_limit()
-    gc.freeze()  # what is imported stays; looking at it again and again costs a tenth of a first pass
-    gc.set_threshold(50_000, 20, 50)
+    settle_in()
     reports = {target.account.name: AccountReport(target.account.name) for target in targets}
     if args.dry_run and not config.state_dir.exists():
         anyio.run(_sync_all, config, targets, reports, args)

@@ -50,16 +50,22 @@ class Digester:
 
 
 def canonical(wire: Octets) -> bytes:
-    """The disk form of a message: CRLF becomes LF, every other octet stays.
+    """The disk form of a message: CRLF becomes LF, every other octet stays."""
+    return disk_and_content(wire)[0]
+
+
+def disk_and_content(wire: Octets) -> tuple[bytes, bytes]:
+    """The disk form, and the content that size and digest are taken of: the same object unless a lone CR is in it.
 
     Deleting all CRs and searching for a lone one is the quickest way in Python (measured on mail of 2 KB to 1 MB:
     950 MB/s, against 560 for `replace` and 670 for counting CRLFs); only a message with a lone CR goes the slow way.
     """
-    octets = wire if isinstance(wire, bytes) else bytes(wire)
-    stripped = octets.translate(None, b"\r")
-    if len(stripped) == len(octets) or _LONE_CR.search(octets) is None:
-        return stripped
-    return octets.replace(b"\r\n", b"\n")
+    stripped = (
+        bytes(wire.translate(None, b"\r")) if not isinstance(wire, memoryview) else bytes(wire).translate(None, b"\r")
+    )
+    if len(stripped) == len(wire) or _LONE_CR.search(wire) is None:
+        return stripped, stripped
+    return bytes(wire).replace(b"\r\n", b"\n"), stripped
 
 
 def content_of(octets: bytes) -> bytes:
@@ -69,7 +75,12 @@ def content_of(octets: bytes) -> bytes:
 
 def digest(octets: bytes) -> bytes:
     """The first 16 octets of the SHA-256 of the content; wire form and disk form have the same."""
-    return hashlib.sha256(content_of(octets)).digest()[:DIGEST_OCTETS]
+    return content_digest(content_of(octets))
+
+
+def content_digest(content: bytes) -> bytes:
+    """The same for octets that are known to hold no CR."""
+    return hashlib.sha256(content).digest()[:DIGEST_OCTETS]
 
 
 def header_facts(header: bytes) -> tuple[bytes, bytes]:

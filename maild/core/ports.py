@@ -32,7 +32,7 @@ class RemoteBox(Protocol):
     async def facts(self, uids: Sequence[Uid]) -> dict[Uid, Facts]:
         """Size and identifying header fields, without the bodies; a Uid that is gone is missing."""
 
-    def fetch(self, batches: Iterator[Sequence[Uid]], open_body: OpenBody) -> AsyncIterator[Fetched]:
+    def fetch(self, batches: Iterator[Sequence[Uid]], open_body: OpenBody) -> AsyncIterator[list[Fetched]]:
         """The messages, as they arrive, in no promised order; one that is gone or refused does not come.
 
         The next batch is taken only when there is room for it, so several sessions may share `batches`. The server is

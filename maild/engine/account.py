@@ -220,7 +220,8 @@ class _AccountPass:
         report.state = "refused" if isinstance(exc, PlanRefused) else "error"
         report.error = str(exc)
         log.error("mailbox.failed", account=self._work.account.name, mailbox=name, error=exc.text, hint=exc.hint)
-        await self._work.state.run(self._store_failure, name, exc)
+        if not self._work.dry_run:
+            await self._work.state.run(self._store_failure, name, exc)
 
     def _store_failure(self, name: str, exc: MaildError) -> None:
         state = self._work.state.state

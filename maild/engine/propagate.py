@@ -11,11 +11,11 @@ Invariants:
 from __future__ import annotations
 
 import resource
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar, assert_never
+from typing import TypeVar, assert_never, cast
 
 import anyio
 import anyio.to_thread
@@ -23,7 +23,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from maild.core.errors import LocalError
 from maild.core.flags import merge, same_flags
-from maild.core.identity import LocalIdentity, content_of, digest
+from maild.core.identity import LocalIdentity, content_digest, disk_and_content
 from maild.core.model import (
     NO_FLAGS,
     DeleteLocal,
@@ -42,10 +42,13 @@ from maild.local.scan import Entry
 from maild.local.spool import Spool
 from maild.local.state import Changes, MailboxState, Orphan, State
 
-QUEUE_OCTETS = 12 << 20  # messages that may wait for the disk, beside the batch being written
-BATCH_OCTETS = 8 << 20
+QUEUE_OCTETS = 6 << 20  # messages that may wait for the disk, beside the batches being written
+BATCH_OCTETS = 4 << 20
 BATCH_MESSAGES = 256
+COMMITTERS = 2  # batches made durable side by side
 DESCRIPTORS_KEPT = 200  # for connections, directories, the database
+
+Content = tuple[int, bytes]  # size and digest of a message's content
 
 T = TypeVar("T")
 
@@ -86,18 +89,22 @@ class Delivery:
             raise self.failure
 
 
+Item = tuple[Delivery, Incoming]
+
+
 class Deliverer:
     """Puts messages on this disk, for all mailboxes of an account, in batches that grow with the load.
 
-    Two stages in two threads: while one batch is made durable, the next is written. A single message does not wait for
-    a batch to fill.
+    Three stages, each in its own thread, so that batches overlap: one is written while those before it are made durable
+    and noted in the state. A single message does not wait for a batch to fill. Used by the event loop's thread only.
     """
 
     def __init__(self, state: StateThread) -> None:
         self._state = state
-        self._queue: list[tuple[Delivery, Incoming]] = []
+        self._queue: deque[Item] = deque()
         self._octets = 0
-        self._changed = anyio.Condition()
+        self._filled = anyio.Event()
+        self._room = anyio.Event()
         self._closing = False
         self._most = batch_messages()
 
@@ -108,75 +115,71 @@ class Deliverer:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run both stages for as long as the block lasts, and until the queue is empty."""
-        send, receive = anyio.create_memory_object_stream[tuple[list[tuple[Delivery, Incoming]], Staged]](0)
+        """Run the stages for as long as the block lasts, and until the queue is empty."""
+        written, staged = anyio.create_memory_object_stream[tuple[list[Item], Staged]](0)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._stage_all, send)
-            tasks.start_soon(self._commit_all, receive)
+            tasks.start_soon(self._stage_all, written)
+            for _ in range(COMMITTERS):
+                tasks.start_soon(self._commit_all, staged.clone())
+            staged.close()
             try:
                 yield
             finally:
-                with anyio.CancelScope(shield=True):
-                    async with self._changed:
-                        self._closing = True
-                        self._changed.notify_all()
+                self._closing = True
+                self._filled.set()
 
-    async def put(self, delivery: Delivery, incoming: Incoming) -> None:
-        """Queue a message; waits while too much is queued. A failed delivery raises at once."""
-        async with self._changed:
-            while self._octets >= QUEUE_OCTETS and delivery.failure is None:
-                await self._changed.wait()
-            if delivery.failure is not None:
-                raise delivery.failure
-            delivery.under_way += 1
-            self._queue.append((delivery, incoming))
-            self._octets += _octets(incoming)
-            self._changed.notify_all()
+    async def put(self, delivery: Delivery, incoming: Sequence[Incoming]) -> None:
+        """Queue messages; waits while too much is queued. A failed delivery raises at once."""
+        while self._octets >= QUEUE_OCTETS and delivery.failure is None:
+            self._room = anyio.Event() if self._room.is_set() else self._room
+            await self._room.wait()
+        if delivery.failure is not None:
+            raise delivery.failure
+        delivery.under_way += len(incoming)
+        for one in incoming:
+            self._queue.append((delivery, one))
+            self._octets += _octets(one)
+        if incoming:
+            self._filled.set()
 
-    async def _stage_all(self, send: MemoryObjectSendStream[tuple[list[tuple[Delivery, Incoming]], Staged]]) -> None:
-        async with send:
+    async def _stage_all(self, written: MemoryObjectSendStream[tuple[list[Item], Staged]]) -> None:
+        async with written:
             while batch := await self._next_batch():
-                incoming = [item for _, item in batch]
                 try:
-                    staged = await anyio.to_thread.run_sync(stage, incoming)
+                    staged = await anyio.to_thread.run_sync(stage, [incoming for _, incoming in batch])
                 except LocalError as exc:
-                    await self._settle(batch, {}, exc)
+                    self._settle(batch, [], exc)
                     continue
-                await send.send((batch, staged))
+                await written.send((batch, staged))
 
-    async def _commit_all(
-        self, receive: MemoryObjectReceiveStream[tuple[list[tuple[Delivery, Incoming]], Staged]]
-    ) -> None:
-        async with receive:
-            async for batch, staged in receive:
+    async def _commit_all(self, staged: MemoryObjectReceiveStream[tuple[list[Item], Staged]]) -> None:
+        async with staged:
+            async for batch, files in staged:
                 failure: LocalError | None = None
                 try:
-                    delivered = await anyio.to_thread.run_sync(staged.commit)
+                    delivered = await anyio.to_thread.run_sync(files.commit)
                 except DeliveryFailed as exc:
                     delivered, failure = exc.delivered, exc
                 try:
                     await self._state.run(self._commit_pairs, batch, delivered)
                 except LocalError as exc:
-                    failure = exc  # the files are there without pairs: adopted by content next time
-                    delivered = []
-                await self._settle(batch, {id(d.incoming): d for d in delivered}, failure)
+                    delivered, failure = [], exc  # the files are there without pairs: adopted by content next time
+                self._settle(batch, delivered, failure)
 
-    async def _next_batch(self) -> list[tuple[Delivery, Incoming]]:
-        async with self._changed:
-            while not self._queue and not self._closing:
-                await self._changed.wait()
-            taken, octets = 0, 0
-            for _, incoming in self._queue[: self._most]:
-                taken += 1
-                octets += _octets(incoming)
-                if octets >= BATCH_OCTETS:
-                    break
-            batch, self._queue = self._queue[:taken], self._queue[taken:]
-            self._octets -= octets
-            self._changed.notify_all()
-            return batch
+    async def _next_batch(self) -> list[Item]:
+        while not self._queue and not self._closing:
+            self._filled = anyio.Event()
+            await self._filled.wait()
+        batch: list[Item] = []
+        octets = 0
+        while self._queue and len(batch) < self._most and octets < BATCH_OCTETS:
+            batch.append(self._queue.popleft())
+            octets += _octets(batch[-1][1])
+        self._octets -= octets
+        self._room.set()
+        return batch
 
-    def _commit_pairs(self, batch: list[tuple[Delivery, Incoming]], delivered: list[Delivered]) -> None:
+    def _commit_pairs(self, batch: list[Item], delivered: list[Delivered]) -> None:
         mailbox_of = {id(incoming): delivery.mailbox.id for delivery, incoming in batch}
         pairs: dict[int, list[Pair]] = defaultdict(list)
         for d in delivered:
@@ -184,33 +187,25 @@ class Deliverer:
             pairs[mailbox_of[id(d.incoming)]].append(pair)
         self._state.state.apply([Changes(mailbox_id, add=added) for mailbox_id, added in pairs.items()])
 
-    async def _settle(
-        self, batch: list[tuple[Delivery, Incoming]], delivered: Mapping[int, Delivered], failure: LocalError | None
-    ) -> None:
-        async with self._changed:
-            for delivery, incoming in batch:
-                delivery.under_way -= 1
-                if (done := delivered.get(id(incoming))) is not None:
-                    delivery.on_durable(done)
-                else:
-                    delivery.failure = failure or LocalError(f"a message for {delivery.mailbox.name} was not delivered")
-                if not delivery.under_way:
-                    delivery.idle.set()
-            self._changed.notify_all()
+    def _settle(self, batch: list[Item], delivered: list[Delivered], failure: LocalError | None) -> None:
+        """Tell each mailbox what became of its messages."""
+        durable = {id(d.incoming): d for d in delivered}
+        for delivery, incoming in batch:
+            delivery.under_way -= 1
+            if (done := durable.get(id(incoming))) is not None:
+                delivery.on_durable(done)
+            else:
+                delivery.failure = failure or LocalError(f"a message for {delivery.mailbox.name} was not delivered")
+            if not delivery.under_way:
+                delivery.idle.set()
+        if failure is not None:
+            self._room.set()
 
 
 def batch_messages() -> int:
-    """How many messages one batch may hold: each keeps a descriptor open, in up to three batches at a time."""
+    """How many messages one batch may hold: each keeps a descriptor open, in every batch that is under way."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(8, min(BATCH_MESSAGES, (soft - DESCRIPTORS_KEPT) // 3))
-
-
-def raise_descriptor_limit() -> None:
-    """Take as many descriptors as the system allows without asking (the soft limit is often 1,024)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 16_384 if hard == resource.RLIM_INFINITY else min(hard, 16_384)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(8, min(BATCH_MESSAGES, (soft - DESCRIPTORS_KEPT) // (COMMITTERS + 2)))
 
 
 def _octets(incoming: Incoming) -> int:
@@ -243,7 +238,8 @@ def apply_local(state: State, mailbox: MailboxState, maildir: Maildir, operation
                 forget.append(uid)
             case _:
                 assert_never(operation)
-    applied = Applied(flags=_reflag(maildir, reflag))
+    pairs = state.pairs_of(mailbox.id, [operation.uid for operation in reflag])
+    applied = Applied(flags=_reflag(maildir, reflag, {pair.key: pair.flags for pair in pairs.values()}))
     entries = maildir.locate({operation.key: NO_FLAGS for operation in delete}) if delete else {}
     gone = maildir.remove(entries.values()) if entries else set()
     applied.deleted = len(gone)
@@ -255,15 +251,20 @@ def apply_local(state: State, mailbox: MailboxState, maildir: Maildir, operation
     return applied
 
 
-def _reflag(maildir: Maildir, operations: Sequence[SetLocalFlags]) -> int:
-    """Rename files to carry their flags; one that a reader touched meanwhile is merged again with what it has now."""
-    wanted = {operation.key: operation for operation in operations}
+def _reflag(maildir: Maildir, operations: Sequence[SetLocalFlags], bases: Mapping[Key, Flags]) -> int:
+    """Rename files to carry their flags, merged with those they have at this moment: a reader may just change them."""
+    wanted = {operation.key: operation for operation in operations if operation.key in bases}
     changed = 0
     for _ in range(3):
         if not wanted:
             break
-        entries = maildir.locate({key: operation.flags for key, operation in wanted.items()})
-        done = maildir.set_flags([(entry, wanted[key].flags) for key, entry in entries.items()])
+        entries = maildir.locate({key: bases[key] for key in wanted})
+        done = maildir.set_flags(
+            [
+                (entry, merge(bases[key], _flags_here(maildir, entry, bases[key]), wanted[key].base))
+                for key, entry in entries.items()
+            ]
+        )
         changed += sum(done[key] != entries[key] for key in done)
         wanted = {key: operation for key, operation in wanted.items() if key in entries and key not in done}
     return changed
@@ -276,7 +277,11 @@ def local_flags(maildir: Maildir, pairs: Iterable[Pair]) -> dict[Key, Flags]:
     """
     bases = {pair.key: pair.flags for pair in pairs}
     found = maildir.locate(bases) if bases else {}
-    return {key: maildir.flags(entry) | maildir.unrepresentable(bases[key]) for key, entry in found.items()}
+    return {key: _flags_here(maildir, entry, bases[key]) for key, entry in found.items()}
+
+
+def _flags_here(maildir: Maildir, entry: Entry, base: Flags) -> Flags:
+    return maildir.flags(entry) | maildir.unrepresentable(base)
 
 
 # -- adoption
@@ -290,6 +295,12 @@ class Unpaired:
     entries: dict[Key, Entry]
     identities: dict[Key, LocalIdentity]
     orphans: dict[Key, Orphan]
+    by_content: dict[Content, list[Key]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_content = defaultdict(list)
+        for key, identity in self.identities.items():
+            self.by_content[identity.size_octets, identity.digest].append(key)
 
     def sizes(self) -> set[int]:
         return {identity.facts.size_octets for identity in self.identities.values()}
@@ -302,12 +313,9 @@ class Unpaired:
                 found[identity.facts].append(key)
         return found
 
-    def with_digest(self, size_octets: int, wanted: bytes) -> Key | None:
+    def with_content(self, content: Content) -> Key | None:
         """A file with exactly this content."""
-        for key, identity in self.identities.items():
-            if identity.digest == wanted and identity.size_octets == size_octets:
-                return key
-        return None
+        return next((key for key in self.by_content.get(content, ()) if key in self.entries), None)
 
     def take(self, key: Key) -> tuple[Entry, LocalIdentity, Flags]:
         """Its entry, identity and base flags; it is no longer unpaired."""
@@ -354,22 +362,39 @@ def adopt(
     """Make pairs of what is on both sides, and bring the flags together. Blocks."""
     pairs: list[Pair] = []
     changes: list[tuple[Entry, Flags]] = []
+    bases: dict[Key, Flags] = {}
     maildir = unpaired.maildir
     for uid, key in matched.items():
         entry, identity, base = unpaired.take(key)
-        here = maildir.flags(entry) | maildir.unrepresentable(base)
+        here = _flags_here(maildir, entry, base)
         merged = merge(base, here, remote[uid])
         if not same_flags(merged, here):
             changes.append((entry, merged))
+            bases[key] = base
         pairs.append(Pair(uid, key, remote[uid], identity.size_octets, identity.digest))
     done = maildir.set_flags(changes) if changes else {}
+    escaped = [SetLocalFlags(p.uid, p.key, p.flags, p.flags) for p in pairs if p.key in bases and p.key not in done]
+    flags = len(done) + _reflag(maildir, escaped, bases)
     state.apply([Changes(mailbox.id, add=pairs)])
-    return Applied(flags=len(done))
+    return Applied(flags=flags)
 
 
-def same_content(unpaired: Unpaired, fetched: Fetched) -> Key | None:
-    """The unpaired file that holds exactly what has just been fetched, if there is one."""
-    if not isinstance(fetched.raw, bytes | bytearray):
+def fetched_content(fetched: Fetched) -> Content:
+    """What has just been fetched, to be looked for among the unpaired files. Blocks for as long as hashing takes."""
+    if isinstance(fetched.raw, Spool):
+        return fetched.raw.finish()
+    _, content = disk_and_content(cast("bytes | bytearray", fetched.raw))
+    return len(content), content_digest(content)
+
+
+def adopt_content(
+    state: State, mailbox: MailboxState, unpaired: Unpaired, fetched: Fetched, content: Content
+) -> Applied | None:
+    """Adopt an unpaired file that holds exactly what has just been fetched, None if there is none. Blocks.
+
+    Looking and taking are one step of the state's thread: several sessions may bring equal messages at once.
+    """
+    key = unpaired.with_content(content)
+    if key is None:
         return None
-    content = content_of(bytes(fetched.raw))
-    return unpaired.with_digest(len(content), digest(content))
+    return adopt(state, mailbox, unpaired, {fetched.uid: key}, {fetched.uid: fetched.flags})

@@ -9,19 +9,24 @@ from typing import cast
 
 import anyio
 import anyio.to_thread
+import structlog
 
 from maild.config import Account, Imap
 from maild.core.errors import MaildError
 from maild.core.model import Epoch, Fetched, MailboxName, ScanTable
 from maild.core.ports import BodyWriter, Remote, RemoteBox
-from maild.engine.propagate import Deliverer, Delivery, StateThread, Unpaired, adopt, same_content
+from maild.engine.propagate import Deliverer, Delivery, StateThread, Unpaired, adopt_content, fetched_content
 from maild.engine.report import AccountReport
 from maild.local.maildir import Incoming
+from maild.local.marker import mark_root
 from maild.local.spool import Spool
 
 FETCH_MESSAGES = 500  # one FETCH asks for at most so many messages …
 FETCH_OCTETS = 4 << 20  # … and about so many octets
 WORTH_HELP_OCTETS = 8 << 20  # with less left, opening one more session takes longer than it saves
+
+
+log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -36,6 +41,16 @@ class Work:
     report: AccountReport
     dry_run: bool
     pulls: list[Pull] = field(default_factory=list)
+    is_announced: bool = False
+
+    async def announce_change(self) -> None:
+        """Let the Maildir's generation rise before the first change of a pass; at its end it rises once more.
+
+        So a copy made before this pass is older than the state, even if the pass never comes to its end.
+        """
+        if not self.is_announced:
+            self.is_announced = True
+            await self.state.run(mark_root, self.account.maildir, self.state.state)
 
 
 class Pull:
@@ -48,16 +63,19 @@ class Pull:
         self.epoch = epoch
         self._delivery = delivery
         self._unpaired = unpaired
+        self.left_messages = len(wanted)
         self.left_octets = wanted.octets
         self._batches = wanted.batches(FETCH_MESSAGES, FETCH_OCTETS)
+        self._expected = 0  # who wants to help, with a session already or waiting for one
         self._helpers = 0
         self._helped = anyio.Event()
+        self._takes_help = True
         self._failure: MaildError | None = None
 
     @property
     def is_worth_help(self) -> bool:
         """Whether one more session would make a difference."""
-        return self.left_octets > WORTH_HELP_OCTETS * (1 + self._helpers)
+        return self._takes_help and self.left_octets > WORTH_HELP_OCTETS * (1 + self._expected)
 
     async def run(self, work: Work, box: RemoteBox) -> None:
         """Fetch on the first session until no batch is left, and wait for the helpers."""
@@ -66,6 +84,7 @@ class Pull:
             await self._fetch(work, box)
         finally:
             work.pulls.remove(self)
+            self._takes_help = False
             with anyio.CancelScope(shield=True):
                 while self._helpers:
                     self._helped = anyio.Event()
@@ -74,11 +93,23 @@ class Pull:
             raise self._failure
 
     async def help(self, work: Work) -> None:
-        """Fetch over one more session. What goes wrong is raised by `run`, which answers for the mailbox."""
-        self._helpers += 1
+        """Fetch over one more session, if one is to be had before the first has done it all."""
+        self._expected += 1
         try:
             async with work.remote.visit(self.name, self.epoch) as box:
-                await self._fetch(work, box)
+                if self._takes_help:
+                    await self._join(work, box)
+        except MaildError as exc:  # nothing was taken yet, so nothing is lost: the sessions there are go on
+            self._takes_help = False
+            log.debug("session.lost", account=work.account.name, mailbox=self.name, reason=exc.text)
+        finally:
+            self._expected -= 1
+
+    async def _join(self, work: Work, box: RemoteBox) -> None:
+        """Fetch beside the first session. What goes wrong is raised by `run`, which answers for the mailbox."""
+        self._helpers += 1
+        try:
+            await self._fetch(work, box)
         except MaildError as exc:
             self._failure = self._failure or exc
         finally:
@@ -94,35 +125,40 @@ class Pull:
             return spool
 
         try:
-            stream = cast("AsyncGenerator[Fetched]", box.fetch(self._batches, open_body))
+            stream = cast("AsyncGenerator[list[Fetched]]", box.fetch(self._batches, open_body))
             async with aclosing(stream):
-                async for fetched in stream:
-                    await self._take(work, fetched, spools)
+                async for several in stream:
+                    await self._take(work, several, spools)
         finally:
             for spool in spools:
                 spool.discard()
 
-    async def _take(self, work: Work, fetched: Fetched, spools: set[Spool]) -> None:
-        raw = cast("bytes | bytearray | Spool", fetched.raw)
-        octets = raw.size_octets if isinstance(raw, Spool) else len(raw)
-        self.left_octets -= octets
-        work.report.done_octets += octets
-        if self._unpaired is not None and await self._is_adopted(work, self._unpaired, fetched):
-            return
-        incoming = Incoming(self._delivery.maildir, fetched.uid, fetched.flags, fetched.date_s, raw)
+    async def _take(self, work: Work, several: list[Fetched], spools: set[Spool]) -> None:
+        incoming: list[Incoming] = []
+        for fetched in several:
+            raw = cast("bytes | bytearray | Spool", fetched.raw)
+            octets = raw.size_octets if isinstance(raw, Spool) else len(raw)
+            self.left_messages -= 1
+            self.left_octets -= octets
+            work.report.done_octets += octets
+            if self._unpaired is None or not await self._is_adopted(work, self._unpaired, fetched):
+                incoming.append(Incoming(self._delivery.maildir, fetched.uid, fetched.flags, fetched.date_s, raw))
         await work.deliverer.put(self._delivery, incoming)
-        if isinstance(raw, Spool):
-            spools.discard(raw)
+        spools.difference_update([i.raw for i in incoming if isinstance(i.raw, Spool)])
 
     async def _is_adopted(self, work: Work, unpaired: Unpaired, fetched: Fetched) -> bool:
         """Whether a file without a pair holds just this message: then the pair is all that was missing."""
         if not unpaired.entries:
             return False
-        key = await anyio.to_thread.run_sync(same_content, unpaired, fetched)
-        if key is None or key not in unpaired.entries:
+        content = await anyio.to_thread.run_sync(fetched_content, fetched)
+        if content not in unpaired.by_content:
             return False
-        matched, flags = {fetched.uid: key}, {fetched.uid: fetched.flags}
-        await work.state.run(adopt, work.state.state, self._delivery.mailbox, unpaired, matched, flags)
-        work.report.mailbox(self.name).adopted += 1
+        mailbox = self._delivery.mailbox
+        applied = await work.state.run(adopt_content, work.state.state, mailbox, unpaired, fetched, content)
+        if applied is None:
+            return False
+        report = work.report.mailbox(self.name)
+        report.adopted += 1
+        report.flags += applied.flags
         work.report.done_messages += 1
         return True

@@ -16,7 +16,7 @@ import structlog
 
 from maild.core.errors import PlanRefused
 from maild.core.guard import check_deletions
-from maild.core.model import NO_FLAGS, Key, Operation, RemoteMailbox, Scan, Skipped, Uid
+from maild.core.model import NO_FLAGS, DeleteLocal, Key, Operation, RemoteMailbox, Scan, Skipped, Uid
 from maild.core.names import directory
 from maild.core.ports import RemoteBox
 from maild.core.reconcile import News, proven_gone, reconcile
@@ -45,6 +45,7 @@ async def sync_mailbox(work: Work, remote: RemoteMailbox, finishing: Callable[[M
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await this.close()
+            this.withdraw()
             raise
     finishing(this)
 
@@ -62,6 +63,10 @@ class MailboxPass:
         self._same_epoch = mailbox.epoch == scan.epoch
         self._news = News()
         self._too_big: list[Skipped] = []
+        self._retried: set[Uid] = set()
+        self._deletions = 0
+        self._pulled = 0
+        self._pull: Pull | None = None
         self._operations: list[Operation] = []
         self._unpaired: Unpaired | None = None
         self._matched: dict[Uid, Key] = {}
@@ -76,9 +81,8 @@ class MailboxPass:
             await self._work.state.run(self._find_unpaired, self._maildir)
             await self._match(box)
         self.report.wanted = len(self._news.fresh) - len(self._matched)
-        self.report.refused = len(self._news.gone) if self._refusal else 0
+        self.report.refused = self._deletions if self._refusal else 0
         self.report.error = str(self._refusal) if self._refusal else None
-        self.report.skipped = len(self._too_big)
         if self._work.dry_run:
             self._foretell()
 
@@ -88,6 +92,7 @@ class MailboxPass:
         limit = self._work.imap.max_message_size_octets
         skipped = state.skipped(mailbox.id) if self._same_epoch else {}
         too_big = {uid for uid, message in skipped.items() if message.size_octets > limit}
+        self.report.skipped = len(too_big)
         items = iter(self._scan.items)
         while part := list(islice(items, LOOKED_UP)):
             known = state.pairs_of(mailbox.id, [uid for uid, _, _ in part]) if self._same_epoch else {}
@@ -105,7 +110,8 @@ class MailboxPass:
         """Messages that did not come before are asked for again, though nothing about them changed."""
         fresh = {uid for uid, _, _ in self._news.fresh}
         sizes = self._work.state.state.skipped(self._mailbox.id)
-        for uid in retry - fresh - self._scan.vanished:
+        self._retried = retry - fresh - self._scan.vanished
+        for uid in self._retried:
             self._news.fresh.add(uid, NO_FLAGS, sizes[uid].size_octets)
 
     def _leave_out(self, limit: int) -> None:
@@ -114,16 +120,18 @@ class MailboxPass:
                 self._too_big.append(Skipped(uid, f"larger than max_message_size ({size} octets)", size))
         if self._too_big:
             self._news.fresh = self._news.fresh.without({message.uid for message in self._too_big})
+        self.report.skipped += len(self._too_big)
 
     def _settle_operations(self) -> None:
         news, account = self._news, self._work.account
         concerned = [*(pair for pair, _ in news.changed), *news.gone]
         local = local_flags(self._maildir, concerned) if self._maildir is not None else {}
         deletes = self._work.imap.deletions in {"both", "to_local"}
-        if deletes and news.gone:
-            total = self._work.state.state.count(self._mailbox.id)
+        self._deletions = sum(pair.key in local for pair in news.gone)  # what is gone here too deletes nothing
+        if deletes and self._deletions:
+            total = self._work.state.state.count(self._mailbox.id) - len(news.gone) + self._deletions
             try:
-                check_deletions(self._mailbox.name, len(news.gone), total, account.max_deletions.of(total))
+                check_deletions(self._mailbox.name, self._deletions, total, account.max_deletions.of(total))
             except PlanRefused as exc:
                 self._refusal = exc
                 log.error("mailbox.refused", account=account.name, mailbox=self._mailbox.name, reason=exc.text)
@@ -140,7 +148,8 @@ class MailboxPass:
         if self._unpaired is None:
             return
         sizes = self._unpaired.sizes()
-        likely = [uid for uid, _, size in self._news.fresh if size in sizes]
+        # Of those asked for once more the flags are not known; they are matched when they have come.
+        likely = [uid for uid, _, size in self._news.fresh if size in sizes and uid not in self._retried]
         facts = await box.facts(likely) if likely else {}
         self._matched = match_facts(self._unpaired, facts)
 
@@ -149,7 +158,7 @@ class MailboxPass:
         report.pulled, report.adopted = report.wanted, len(self._matched)
         report.wanted_octets = self._news.fresh.without(self._matched).octets
         report.flags = len(self._news.changed)
-        report.deleted = 0 if self._refusal else len(self._news.gone)
+        report.deleted = sum(isinstance(operation, DeleteLocal) for operation in self._operations)
 
     # -- propagate
 
@@ -158,6 +167,8 @@ class MailboxPass:
         work, delivery = self._work, self._delivery
         if delivery is None:
             return
+        if self._operations or len(self._news.fresh):
+            await work.announce_change()
         await work.state.run(self._apply, delivery.maildir)
         fresh = self._news.fresh.without(self._matched) if self._matched else self._news.fresh
         self._news.fresh = fresh
@@ -165,7 +176,14 @@ class MailboxPass:
         work.report.wanted_messages += len(fresh)
         work.report.wanted_octets += fresh.octets
         if len(fresh):
-            await Pull(self._mailbox.name, self._scan.epoch, fresh, delivery, self._unpaired).run(work, box)
+            self._pull = Pull(self._mailbox.name, self._scan.epoch, fresh, delivery, self._unpaired)
+            await self._pull.run(work, box)
+
+    def withdraw(self) -> None:
+        """This attempt has failed: what did not come is no longer expected, the next attempt counts it anew."""
+        if self._pull is not None:
+            self._work.report.wanted_messages -= self._pull.left_messages
+            self._work.report.wanted_octets -= self._pull.left_octets
 
     def _apply(self, maildir: Maildir) -> None:
         state, mailbox = self._work.state.state, self._mailbox
@@ -180,14 +198,15 @@ class MailboxPass:
         if self._matched and self._unpaired is not None:
             flags = {uid: flags for uid, flags, _ in self._news.fresh if uid in self._matched}
             applied.flags += adopt(state, mailbox, self._unpaired, self._matched, flags).flags
-        self.report.flags = applied.flags
-        self.report.deleted = applied.deleted
-        self.report.adopted = len(self._matched)
+        self.report.flags += applied.flags
+        self.report.deleted += applied.deleted
+        self.report.adopted += len(self._matched)
         if self._too_big:
             state.skip(mailbox.id, self._too_big)
 
     def _count_durable(self, delivered: Delivered) -> None:
         self.report.pulled += 1
+        self._pulled += 1
         self._work.report.done_messages += 1
         uid = delivered.incoming.uid
         log.debug("message.pulled", account=self._work.account.name, mailbox=self._mailbox.name, uid=uid)
@@ -222,11 +241,10 @@ class MailboxPass:
     def _note_missing(self) -> None:
         """What was asked for and did not come is gone, or the server cannot deliver it: asked for again next time."""
         state, mailbox = self._work.state.state, self._mailbox
-        have = state.uids(mailbox.id) if self.report.pulled < self.report.wanted else None
+        have = state.uids(mailbox.id) if self._pulled < len(self._news.fresh) else None
         if have is not None:
             missing = [(uid, size) for uid, _, size in self._news.fresh if uid not in have]
             state.skip(mailbox.id, [Skipped(uid, "the server did not deliver it", size) for uid, size in missing])
-            self.report.skipped += len(missing)
             for uid, _ in missing:
                 why = "the server did not deliver it"
                 name = self._work.account.name
@@ -234,7 +252,9 @@ class MailboxPass:
         if skipped := state.skipped(mailbox.id):
             settled = set(state.pairs_of(mailbox.id, list(skipped)))
             listed = {uid for uid, _, _ in self._scan.items} if self._scan.full else set()
-            state.unskip(mailbox.id, settled | proven_gone(self._scan, set(skipped), listed))
+            past = settled | proven_gone(self._scan, set(skipped), listed)
+            state.unskip(mailbox.id, past)
+            self.report.skipped = len(skipped.keys() - past)
 
     async def close(self) -> None:
         """Close the directory, once nothing writes to it any more."""
@@ -262,4 +282,8 @@ def _open_maildir(work: Work, mailbox: MailboxState) -> Maildir | None:
             f"mailbox {mailbox.name}: its directory {root / relative} is gone, and it was not maild that removed it",
             "mount or restore it; to fetch it all again, remove the account's file in state_dir",
         )
-    return maildir if maildir is not None or work.dry_run else Maildir.create(root, relative)
+    if work.dry_run:
+        return maildir
+    maildir = maildir or Maildir.create(root, relative)
+    maildir.delete_stale_tmp(time.time())
+    return maildir

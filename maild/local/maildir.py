@@ -25,7 +25,7 @@ from typing import Self
 
 from maild.core.errors import LocalError
 from maild.core.flags import from_letters, join_info, replace_letters, to_letters
-from maild.core.identity import LocalIdentity, canonical, content_of, digest, identify
+from maild.core.identity import LocalIdentity, content_digest, disk_and_content, identify
 from maild.core.model import Flags, Key, Uid
 from maild.local.directory import MailboxDirectory, translated
 from maild.local.durable import disk_error_texts, fsync_many, rename_new, write_all
@@ -229,11 +229,11 @@ def _pieces(descriptor: int, size_octets: int) -> Iterator[bytes]:
         yield piece
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Incoming:
     """A message to deliver. `raw` is its wire form, or the spool of this mailbox that took it.
 
-    `date_s` becomes the file's mtime, in seconds since 1970 UTC; None leaves the time of delivery.
+    Once it is written, `stage` lets go of the octets: many batches are under way, and the disk has them now. `date_s` becomes the file's mtime, in seconds since 1970 UTC; None leaves the time of delivery.
     """
 
     maildir: Maildir
@@ -368,16 +368,16 @@ def _list_keywords(batch: Sequence[Incoming]) -> None:
 
 def _write(incoming: Incoming, file: TemporaryFile) -> _Written:
     if isinstance(incoming.raw, Spool):
-        size_octets, content_digest = incoming.raw.finish()
+        size_octets, of_content = incoming.raw.finish()
     else:
-        octets = canonical(incoming.raw)
-        content = content_of(octets)
-        size_octets, content_digest = len(content), digest(content)
+        octets, content = disk_and_content(incoming.raw)
+        size_octets, of_content = len(content), content_digest(content)
         write_all(file.descriptor, octets)
+        incoming.raw = b""
     if incoming.date_s is not None:
         os.utime(file.descriptor, (time.time(), min(max(incoming.date_s, 0), _LATEST_S)))
     letters = to_letters(incoming.flags, incoming.maildir.keywords.letters)
-    delivered = Delivered(incoming, file.key, size_octets, content_digest)
+    delivered = Delivered(incoming, file.key, size_octets, of_content)
     if letters:
         return _Written(file, "cur", join_info(file.key, letters), delivered)
     return _Written(file, "new", file.key, delivered)

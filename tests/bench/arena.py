@@ -230,7 +230,8 @@ class Arena:
         row.samples.append(sample)
         if contender.account is not None:
             _judge(row, verify(mail_directory(directory), contender.account.mailboxes))
-        self.log(f"{scenario.name} {turn}: {row.label}: {sample.wall_s:.3f} s, {row.kept or 'nothing to verify'}")
+        kept = f", bytes kept: {row.kept}" if row.kept else ""
+        self.log(f"{scenario.name} {turn}: {row.label}: {sample.wall_s:.3f} s{kept}")
 
 
 def _row(contender: Contender) -> Row:

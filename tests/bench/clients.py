@@ -188,6 +188,7 @@ class Least:
     """The least asyncio client that is durable and right; see `limits`. Fetches INBOX only."""
 
     name: str = "least asyncio client"
+    syncfs: bool = False
 
     def missing(self) -> str | None:
         """It is this repository."""
@@ -199,7 +200,8 @@ class Least:
 
     def command(self, server: Server, directory: Path) -> list[str]:
         """`limits least`, as a process of its own like everybody else."""
-        return [*limit_command("least", server), "--directory", str(mail_directory(directory))]
+        how = ["--syncfs"] if self.syncfs else []
+        return [*limit_command("least", server), "--directory", str(mail_directory(directory)), *how]
 
 
 def limit_command(what: str, server: Server) -> list[str]:

@@ -150,7 +150,7 @@ def _body(random_source: random.Random, octets: int) -> bytes:
     encoding = "7bit" if kind == "plain" else kind
     head = f"Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n"
     if random_source.random() < 0.004:
-        content = content[:40].replace(b" ", b"\r", 1) + content[40:]  # a lone CR, as some programs send
+        content = re.sub(rb" (?=\w)", b"\r", content, count=1)  # a lone CR, as some programs send
     if random_source.random() < 0.005:
         content = content.removesuffix(b"\r\n")  # no newline at the end
     return head.encode() + content

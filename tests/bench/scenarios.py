@@ -20,6 +20,7 @@ from tests.bench.report import Row, Scenario, Target
 from tests.servers.proxy import DelayProxy
 
 MAILD, MBSYNC, MBSYNC_UNSAFE = Maild(), Mbsync(), Mbsync("mbsync, FSync no", fsync=False)
+LEAST, LEAST_SYNCFS = Least(), Least("least asyncio client, syncfs", syncfs=True)
 FLAT_MIB = 8.0  # what counts as "no growth": less than this
 SETUP_RTT_S = 0.2
 STARTS = 15
@@ -31,7 +32,7 @@ def initial(arena: Arena) -> Scenario:
     server = arena.server(account)
     scenario = Scenario("initial", f"{account.messages:,} messages into an empty Maildir, RTT 0")
     contenders = [
-        *(arena.contender(client, account, server) for client in (MAILD, MBSYNC, MBSYNC_UNSAFE, Least())),
+        *(arena.contender(client, account, server) for client in (MAILD, MBSYNC, MBSYNC_UNSAFE, LEAST, LEAST_SYNCFS)),
         arena.writing_limit("mail", account),
         arena.reading_limit(account),
     ]
@@ -76,7 +77,7 @@ def small(arena: Arena) -> Scenario:
     contenders = [
         *(arena.contender(client, account, server) for client in (MAILD, MBSYNC)),
         arena.contender(MAILD, base, arena.server(base), label=fewer),
-        arena.contender(Least(), account, server, rounds=1),
+        *(arena.contender(client, account, server, rounds=1) for client in (LEAST, LEAST_SYNCFS)),
     ]
     arena.contest(scenario, contenders, arena.sizes.few_rounds)
     scenario.targets = [
@@ -222,7 +223,7 @@ def _round_trips(arena: Arena, client: Client, account: Account, scenario: Scena
         stats = proxy.finish()
     seen = {text: sighting.elapsed_s / SETUP_RTT_S for text, sighting in stats.sightings.items()}
     told = ", ".join(f"{text} after {trips:.1f} round trips" for text, trips in seen.items())
-    scenario.notes.append(f"{row.label}: {told or 'no FETCH'}; {stats.connections} connections")
+    scenario.notes.append(f"{row.label}: {told or 'no FETCH'}; {stats.connections} connection(s)")
     arena.log(f"setup: {scenario.notes[-1]}")
     return seen.get("FETCH")
 

@@ -3,7 +3,7 @@
 What is kept by this file:
 - events never depend on how the octets were cut;
 - every octet is looked at a bounded number of times, nothing recurses, and everything a server can make us store has a
-  limit (`Limits`); beyond it `ProtocolViolation` ends the session;
+  limit (`Limits`); beyond it the parser stops for good and `violation` says why;
 - only the end of a line that can carry data announces a literal: status texts, tagged lines and continuations never do
   (a text may end in `{12}`), nor does a `{n}` glued to an atom (a mailbox called `abc{5}`);
 - a line that makes no sense becomes `Ignored`, it never spoils its neighbours.
@@ -36,10 +36,11 @@ class Limits:
     """What one server may make us keep. `body` bounds literals that go to a sink, `literal` those kept in memory."""
 
     line: int = 16 << 20  # octets; a SEARCH answer of two million UIDs fits
-    literal: int = 1 << 20
+    literal: int = 4 << 20
     body: int = 1 << 31
     nesting: int = 32
     tokens: int = 4_000_000
+    ranges: int = 1_000_000  # in one VANISHED
     parts: int = 64  # literals in one response
 
 
@@ -73,7 +74,9 @@ class Continuation:
 
 @dataclass(slots=True)
 class FetchData:
-    """One FETCH response; what it does not carry is None. `modseq` and `size` are -1 where they cannot be read.
+    """One FETCH response; what it does not carry, and a UID that is none, is None.
+
+    `modseq` and `size` are -1 where they cannot be read.
 
     `sections` maps what stood in the brackets of BODY[…], in upper case, to its octets (or to the sink that took them).
     """
@@ -121,8 +124,9 @@ class Ignored:
 
 Event = Tagged | Untagged | Continuation | FetchData | Numbered | Vanished | Data | Ignored
 
+# The numbers are those that surely fit into 63 bits; whatever is longer is read by `number`.
 _ITEMS = (
-    rb"(?:(?:UID (\d{1,20})|FLAGS \(([^()\"{}\r\n]*)\)|MODSEQ \((\d{1,20})\)|RFC822\.SIZE (\d{1,20})"
+    rb"(?:(?:UID ([1-9]\d{0,17})|FLAGS \(([^()\"{}\r\n]*)\)|MODSEQ \((\d{1,18})\)|RFC822\.SIZE (\d{1,18})"
     rb'|INTERNALDATE "([^"\\]*)") ?)*'
 )
 _FETCH_LINE = re.compile(rb"\* (\d{1,10}) FETCH \(" + _ITEMS + rb"\)\s*\Z", re.IGNORECASE)
@@ -136,7 +140,9 @@ _LAST_SECTION = re.compile(rb"(?:BODY|BINARY)\[([^\]]*)\](?:<\d+>)? \Z", re.IGNO
 _STATUS = re.compile(rb"\* (OK|NO|BAD|BYE|PREAUTH)(?: |\Z)(.*)\Z", re.IGNORECASE | re.DOTALL)
 _TAGGED = re.compile(rb"([!-'),-Z^-z|}~]{1,64}) (OK|NO|BAD)(?: |\Z)(.*)\Z", re.IGNORECASE | re.DOTALL)
 _CODE = re.compile(rb"\[([^\s\]\[]+)(?: ([^\]\"]*(?:\"[^\"]*\"[^\]\"]*)*))?\] ?")
-_NUMBERED = re.compile(rb"\* (\d{1,20}) (EXISTS|EXPUNGE|RECENT)\s*\Z", re.IGNORECASE)
+_NUMBERED = re.compile(rb"\* (\d{1,10}) (EXISTS|EXPUNGE|RECENT)\s*\Z", re.IGNORECASE)
+_FLAT = frozenset({"SEARCH", "CAPABILITY", "ENABLED"})  # possibly huge, without strings or literals
+_CACHED_FLAGS_OCTETS = 256
 _VANISHED = re.compile(rb"\* VANISHED (\(EARLIER\) )?([\d:,*]+)\s*\Z", re.IGNORECASE)
 _NAME = re.compile(rb"\* ([A-Za-z][A-Za-z0-9.-]*)(?: |\Z)")
 _TOKEN = re.compile(rb' *(?:"((?:[^"\\\r\n]|\\.)*)"(?=[ )(]|\Z)|(\()|(\))|([^ ()"]+)|("))', re.DOTALL)
@@ -150,6 +156,7 @@ class Parser:
     def __init__(self, limits: Limits | None = None, open_body: Callable[[int], Sink | None] | None = None) -> None:
         self.limits = limits or Limits()
         self.open_body = open_body
+        self.violation: ProtocolViolation | None = None
         self._partial = bytearray()
         self._parts: list[bytes | bytearray | Sink] = []  # line, literal, line, literal … of the response being read
         self._literal: bytearray | None = None
@@ -165,30 +172,41 @@ class Parser:
         return not (self._partial or self._parts or self._left or self._fast)
 
     def feed(self, data: bytes | bytearray | memoryview, length: int | None = None) -> list[Event]:
-        """The events completed by the first `length` octets of `data`. Raises ProtocolViolation beyond a limit."""
+        """The events completed by the first `length` octets of `data`, which may be reused after the call.
+
+        Beyond a limit `violation` is set, and nothing after it is looked at.
+        """
+        events: list[Event] = []
+        if self.violation is None:
+            try:
+                self._consume(data, length, events)
+            except ProtocolViolation as exc:
+                self.violation = exc
+        return events
+
+    def _consume(self, data: bytes | bytearray | memoryview, length: int | None, events: list[Event]) -> None:
         view = data if isinstance(data, memoryview) else memoryview(data)
         source = view.obj if isinstance(data, memoryview) else data
-        if not isinstance(source, bytes | bytearray):
+        if not isinstance(source, bytes | bytearray) or len(source) != len(view):
             source = bytes(view)
         end = len(view) if length is None else length
-        events: list[Event] = []
         pos = 0
         while pos < end or (self._left == 0 and self._open_literal()):
             if self._open_literal():
-                pos = self._fill_literal(view, pos, end, events)
+                pos = self._fill_literal(view, pos, end)
                 continue
             eol = source.find(b"\n", pos, end)
             if eol < 0:
                 self._keep_partial(view[pos:end])
                 break
-            line = bytes(view[pos:eol])
-            pos = eol + 1
-            if self._partial:
-                self._keep_partial(line)
+            if self._partial or eol - pos > self.limits.line:
+                self._keep_partial(view[pos:eol])
                 line = bytes(self._partial)
                 self._partial.clear()
+            else:
+                line = bytes(view[pos:eol])
+            pos = eol + 1
             self._line(line.removesuffix(b"\r"), events)
-        return events
 
     def _open_literal(self) -> bool:
         return self._literal is not None or self._sink is not None
@@ -214,7 +232,7 @@ class Parser:
             self._literal = bytearray(size)
         self._left, self._filled = size, 0
 
-    def _fill_literal(self, view: memoryview, pos: int, end: int, events: list[Event]) -> int:
+    def _fill_literal(self, view: memoryview, pos: int, end: int) -> int:
         take = min(end - pos, self._left)
         if self._sink is not None:
             if take:
@@ -263,6 +281,8 @@ class Parser:
         elif (m := _NUMBERED.match(line)) is not None:
             events.append(Numbered(int(m[1]), m[2].decode("ascii").upper()))
         elif (m := _VANISHED.match(line)) is not None:
+            if m[2].count(b",") >= self.limits.ranges:
+                raise ProtocolViolation(f"the server sent more than {self.limits.ranges} ranges in one response")
             events.append(Vanished(m[1] is not None, tuple(uid_ranges(m[2]))))
         else:
             self._response_line(line, events)
@@ -295,7 +315,7 @@ class Parser:
     def _response_line(self, line: bytes, events: list[Event]) -> None:
         """One more line of a response that may hold literals."""
         literal = _LITERAL.search(line)
-        if literal is None:
+        if literal is None or not (self._parts or _may_hold_literals(line)):
             parts, self._parts = [*self._parts, line], []
             events.append(self._response(parts))
             return
@@ -317,10 +337,19 @@ class Parser:
             return Ignored(first[:200])
         name = m[1].decode("ascii").upper()
         rest = first[m.end() :]
-        if name in {"SEARCH", "CAPABILITY", "ENABLED"}:  # flat, possibly huge; no strings in them
+        if name in _FLAT:
+            if rest.count(b" ") >= self.limits.tokens:
+                raise ProtocolViolation(f"the server sent more than {self.limits.tokens} items in one response")
             return Data(name, list(rest.replace(b"(", b" ( ").replace(b")", b" ) ").split()))
         flat = [p if isinstance(p, bytes | bytearray) else b"" for p in [rest, *parts[1:]]]
         return Data(name, tokens(flat, self.limits))
+
+
+def _may_hold_literals(line: bytes) -> bool:
+    """Whether a response that begins so may announce a literal at the end of its first line."""
+    if _FETCH.match(line) is not None:
+        return True
+    return (m := _NAME.match(line)) is not None and m[1].decode("ascii").upper() not in _FLAT
 
 
 def _code_and_text(rest: bytes) -> tuple[str, bytes, str]:
@@ -334,7 +363,7 @@ def _code_and_text(rest: bytes) -> tuple[str, bytes, str]:
 
 def printable(octets: bytes, limit: int = 300) -> str:
     """Server text made safe for a terminal: one line, control characters shown as escapes, cut at `limit`."""
-    text = octets[: limit + 1].decode("utf-8", "replace").strip()
+    text = octets[: 4 * limit + 4].decode("utf-8", "replace").strip()  # a character has four octets at most
     safe = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return safe if len(safe) <= limit else safe[:limit] + "…"
 
@@ -342,10 +371,16 @@ def printable(octets: bytes, limit: int = 300) -> str:
 # -- FETCH ----------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4096)
 def parse_flags(text: bytes) -> Flags:
     """The inside of `FLAGS (…)`: system flags spelt as RFC 9051 does, keywords as they are, no `\\Recent`, no NIL."""
+    return _cached_flags(text) if len(text) <= _CACHED_FLAGS_OCTETS else _flags(text)
+
+
+def _flags(text: bytes) -> Flags:
     return frozenset(flag for word in text.split() if (flag := _flag(word)))
+
+
+_cached_flags = lru_cache(maxsize=4096)(_flags)  # most messages of a mailbox share a few sets
 
 
 _SYSTEM = {name.lower(): name for name in ("\\Seen", "\\Answered", "\\Flagged", "\\Deleted", "\\Draft")}
@@ -415,6 +450,7 @@ def _slow_fetch(seq: int, parts: list[bytes | bytearray | Sink], limits: Limits)
     return fetch
 
 
+_HIGHEST_NUMBER = (1 << 63) - 1
 _SINK = b"\x00literal went to a sink"
 
 
@@ -455,7 +491,7 @@ def _set_item(fetch: FetchData, name: bytes, value: Token | Sink) -> None:
         fetch.email_id = inner if isinstance(inner, bytes) else None
     elif isinstance(value, bytes):
         if upper == b"UID":
-            fetch.uid = number(value)
+            fetch.uid = uid if (uid := number(value)) > 0 else None
         elif upper == b"RFC822.SIZE":
             fetch.size = number(value)
         elif upper == b"INTERNALDATE":
@@ -463,8 +499,9 @@ def _set_item(fetch: FetchData, name: bytes, value: Token | Sink) -> None:
 
 
 def number(token: Token) -> int:
-    """A non-negative number, or -1 for what some servers send instead (Zoho: -1, mail.ru: 9.3736e+06)."""
-    return int(token) if isinstance(token, bytes) and token.isdigit() and len(token) <= 20 else -1
+    """A number from 0 to 2^63-1 (RFC 9051 number64), or -1 for what is none (Zoho: -1, mail.ru: 9.3736e+06)."""
+    value = int(token) if isinstance(token, bytes) and token.isdigit() and len(token) <= 19 else -1
+    return value if value <= _HIGHEST_NUMBER else -1
 
 
 # -- tokens ---------------------------------------------------------------------------------------------------------

@@ -520,7 +520,7 @@ class _Box:
             await self._session.finish(running.popleft(), SCAN_LIMIT_S)
         return found
 
-    async def fetch(self, batches: Iterator[Sequence[Uid]], open_body: OpenBody) -> AsyncIterator[Fetched]:
+    async def fetch(self, batches: Iterator[Sequence[Uid]], open_body: OpenBody) -> AsyncIterator[list[Fetched]]:
         """A set that the server refuses is asked for again message by message: a bad one costs only itself."""
         arrived: set[int] = set()
         refused: list[int] = []
@@ -533,12 +533,18 @@ class _Box:
 
     async def _stream(
         self, sets: Iterator[list[int]], open_body: OpenBody, arrived: set[int], refused: list[int]
-    ) -> AsyncIterator[Fetched]:
+    ) -> AsyncIterator[list[Fetched]]:
         async with aclosing(self._session.messages(sets, BODY_ITEMS, open_body, refused)) as stream:
-            async for data in stream:
-                if data.uid is not None and data.uid not in arrived:
-                    arrived.add(data.uid)
-                    yield _fetched(data.uid, data)
+            async for several in stream:
+                yield [_fetched(uid, data) for data in several if (uid := _first_time(data, arrived)) is not None]
+
+
+def _first_time(data: FetchData, arrived: set[int]) -> int | None:
+    """The UID of a message that has not come before (some servers answer twice)."""
+    if data.uid is None or data.uid in arrived:
+        return None
+    arrived.add(data.uid)
+    return data.uid
 
 
 def _fetched(uid: int, data: FetchData) -> Fetched:

@@ -59,12 +59,14 @@ COMMAND_TIMEOUT_S = 60.0
 STALL_S = 60.0  # within this, a command that is still running must bring `STALL_OCTETS` or its end
 STALL_OCTETS = 4096  # a byte now and then is no proof of life
 HIGH_WATER_OCTETS = 4 << 20
-LOW_WATER_OCTETS = 2 << 20
 IN_FLIGHT = 4  # FETCH commands sent ahead, so that the line never waits for us
+REPLY_OCTETS = 64 << 20  # what is kept for one command that has no `collect`
+MESSAGE_OVERHEAD_OCTETS = 1024  # what a message costs in memory besides its octets
 
 _BUFFER = bytearray(256 * 1024)  # one for all connections: get_buffer and buffer_updated are never interleaved
 _VIEW = memoryview(_BUFFER)
 _NOT_NOW = frozenset({"UNAVAILABLE", "INUSE", "LIMIT", "SERVERBUG", "CONTACTADMIN"})  # RFC 5530: not the password
+_WITHOUT_STARTTLS = 'nothing was sent; use port 993 with tls = "implicit" if the server offers it'
 _BUSY = ("too many", "maximum number", "connection limit", "try again later")
 
 _ANY_STATE = (aioimaplib.NONAUTH, aioimaplib.AUTH, aioimaplib.SELECTED)
@@ -80,9 +82,11 @@ Collect = Callable[[Event], None]
 
 
 def quoted(text: str) -> str:
-    """An IMAP quoted string (RFC 9051 §4.3). CR, LF and NUL cannot be in one and are refused."""
+    """An IMAP quoted string (RFC 9051 §4.3). CR, LF and NUL cannot be in one: Rejected, and nothing is sent."""
     if any(c in text for c in "\r\n\0"):
-        raise ProtocolViolation("a line break or NUL cannot be sent to the server", "remove it from the config")
+        raise Rejected(
+            f"a line break or NUL cannot be sent to the server, as in {text!a}", "rename it with another client"
+        )
     return str(aioimaplib.quoted(text))
 
 
@@ -111,6 +115,15 @@ class Command(aioimaplib.Command):
         self.failure: MaildError | None = None
         self.on_continuation: Callable[[bytes], bytes] | None = None
         self.progress = asyncio.Event()
+        self.sent_at_octets = 0  # what the connection had received by then
+
+    def __repr__(self) -> str:
+        """Without the arguments: they may hold a secret."""
+        return f"{self.tag} {self.prefix or ''}{self.name}"
+
+    def line(self) -> str:
+        """What goes over the wire, without CRLF."""
+        return super().__repr__()
 
     @property
     def done(self) -> bool:
@@ -122,7 +135,7 @@ class Command(aioimaplib.Command):
         elif len(self.events) < 200_000:
             self.events.append(event)
         else:
-            raise ProtocolViolation("the server answers one command without end")
+            raise ProtocolViolation(f"the server answers {self.name} without end")
 
     def end(self, reply: Tagged | None, failure: MaildError | None = None) -> None:
         self.reply, self.failure = reply, failure
@@ -180,7 +193,9 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
             for index, event in enumerate(events):
                 self._take(event)
                 if self._upgrading is not None and self._upgrading.done:
-                    self._check_nothing_follows(index + 1 == len(events))
+                    self._check_nothing_follows(view[:length], is_last=index + 1 == len(events))
+            if self.parser.violation is not None:
+                raise self.parser.violation
         except MaildError as exc:
             self.fail(exc)
 
@@ -206,6 +221,8 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         elif isinstance(event, Data) and event.name == "CAPABILITY":
             self.learn_capabilities(event.tokens)
         if oldest is not None:
+            if oldest.collect is None and self.received_octets - oldest.sent_at_octets > REPLY_OCTETS:
+                raise ProtocolViolation(f"{self.server} answers {oldest.name} without end")
             oldest.take(event)
 
     def _greet(self, event: Event) -> None:
@@ -219,6 +236,8 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
 
     def _answer(self, event: Continuation) -> None:
         oldest = next(iter(self.pending_async_commands.values()), None)
+        if oldest is not None and oldest is self._upgrading:
+            raise _refused_starttls(self.server, printable(b"+ " + event.text))
         if oldest is None or oldest.on_continuation is None:
             log.debug("server.corrected", host=self.server, reason="a continuation that nobody asked for was ignored")
             return
@@ -246,8 +265,10 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
 
     # -- STARTTLS
 
-    def _check_nothing_follows(self, is_last: bool) -> None:
-        if not is_last or not self.parser.idle:
+    def _check_nothing_follows(self, received: memoryview, *, is_last: bool) -> None:
+        """Called with what came with the answer to STARTTLS: its line must be the end of it."""
+        last_line = bytes(received[-3:]).replace(b"\r", b"")
+        if not is_last or not self.parser.idle or last_line.endswith(b"\n\n"):
             raise TlsFailed(
                 f"{self.server} sent more in plain text after agreeing to STARTTLS",
                 "somebody on the network may be tampering with the connection; nothing secret was sent",
@@ -260,10 +281,7 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         self._upgrading = command = self.launch(Command("STARTTLS", self.new_tag()))
         reply = await self.finish(command, COMMAND_TIMEOUT_S, may_refuse=True)
         if reply.tagged.status != "OK":
-            raise TlsFailed(
-                f"{self.server} refused STARTTLS: {reply.tagged.text or reply.tagged.status}",
-                'nothing was sent; use port 993 with tls = "implicit" if the server offers it',
-            )
+            raise _refused_starttls(self.server, reply.tagged.text or reply.tagged.status)
         self.parser = Parser(self.limits)
         self.capabilities = set()
         self._upgrading = None
@@ -279,7 +297,7 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
 
     def send(self, line: str, scrub: str | None = None) -> None:
         """aioimaplib logs what it sends; this does not."""
-        self._write(line.encode() + b"\r\n")
+        self._write(line.encode("utf-8", "surrogateescape") + b"\r\n")  # a mailbox name goes back as it came
 
     def _write(self, octets: bytes) -> None:
         if self.wire is not None:
@@ -291,8 +309,9 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
             raise self.lost
         if self.state not in _STATES.get(command.name, ()):
             raise ProtocolViolation(f"{command.name} makes no sense now ({self.state.lower()})")
+        command.sent_at_octets = self.received_octets
         self.pending_async_commands[command.tag] = command
-        self.send(str(command))
+        self.send(command.line())
         return command
 
     async def finish(
@@ -329,28 +348,31 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
             if self.received_octets - before < STALL_OCTETS:
                 self.fail(ConnectionLost(f"{self.server} sent nothing for {STALL_S:.0f} s"))
 
-    async def execute(self, command: aioimaplib.Command, scrub: str | None = None) -> Any:
-        """What aioimaplib's own methods (login, logout) call."""
-        ours = Command(command.name, command.tag, *command.args)
-        reply = await self.finish(self.launch(ours), may_refuse=True)
-        return aioimaplib.Response(reply.tagged.status, [reply.tagged])
-
     # -- the end
 
     def fail(self, error: MaildError) -> None:
-        """End the connection; every waiter gets `error`."""
-        if self.lost is None:
-            self.lost = error
+        """End the connection at once; every waiter gets `error`."""
+        self._give_up(error)
+        if self.wire is not None:
+            self.wire.abort()
+
+    def leave(self) -> None:
+        """Say goodbye and close behind it (RFC 9051 §6.1.3)."""
+        self.send(f"{self.new_tag()} LOGOUT")
+        self._give_up(ConnectionLost("logged out"))
+        if self.wire is not None:
+            self.wire.close()
+
+    def _give_up(self, error: MaildError) -> None:
+        lost = self.lost = self.lost or error
         self.state = aioimaplib.LOGOUT
         pending = list(self.pending_async_commands.values())
         self.pending_async_commands.clear()
         for command in pending:
-            command.end(None, self.lost)
+            command.end(None, lost)
         if not self.greeting.done():
-            self.greeting.set_exception(self.lost)
+            self.greeting.set_exception(lost)
             self.greeting.exception()  # looked at: it may have no waiter any more
-        if self.wire is not None:
-            self.wire.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.lost is None:
@@ -440,8 +462,7 @@ class ImapSession:
             if not protocol.capabilities:
                 await self.ask_capabilities()
             if "STARTTLS" not in protocol.capabilities:
-                hint = 'nothing was sent; use port 993 with tls = "implicit" if the server offers it'
-                raise TlsFailed(f"{protocol.server} does not offer STARTTLS", hint)
+                raise TlsFailed(f"{protocol.server} does not offer STARTTLS", _WITHOUT_STARTTLS)
             await protocol.start_tls(tls_context(self.endpoint), self.endpoint.host)
         if self.endpoint.tls != "none":
             tls = None if protocol.wire is None else protocol.wire.get_extra_info("ssl_object")
@@ -451,7 +472,12 @@ class ImapSession:
             await self.ask_capabilities()
 
     async def ask_capabilities(self) -> None:
-        await self.run("CAPABILITY")
+        try:
+            await self.run("CAPABILITY")
+        except Rejected as exc:
+            raise ProtocolViolation(
+                f"{self.protocol.server} does not tell its capabilities: {exc.text}", "check host and port"
+            ) from exc
         if not self.protocol.capabilities & {"IMAP4REV1", "IMAP4REV2"}:
             raise ProtocolViolation(f"{self.protocol.server} does not speak IMAP4rev1", "check host and port")
 
@@ -472,10 +498,15 @@ class ImapSession:
         """
         protocol = self.protocol
         before = protocol.capabilities
-        protocol.capabilities = set()
         use_login = self._mechanism(before) == "login"
+        if any(c in user + password for c in ("\r\n\0" if use_login else "\0")):
+            raise AuthRejected(
+                "user or password holds a line break or NUL, which cannot be sent to a mail server", "correct it"
+            )
+        protocol.capabilities = set()
         tagged = await (self._login(user, password) if use_login else self._plain(user, password, before))
         if tagged.status != "OK":
+            protocol.capabilities = before  # for another try
             raise _refused_login(protocol.server, user, tagged)
         protocol.state = aioimaplib.AUTH
         if not protocol.capabilities:
@@ -495,14 +526,10 @@ class ImapSession:
         return "plain"
 
     async def _login(self, user: str, password: str) -> Tagged:
-        with translated(self.endpoint):
-            response = await self.protocol.login(quoted(user), password if quoted(password) else "")
-        tagged: Tagged = response.lines[0]
-        return tagged
+        command = self.launch("LOGIN", quoted(user), quoted(password))
+        return (await self.protocol.finish(command, may_refuse=True)).tagged
 
     async def _plain(self, user: str, password: str, capabilities: set[str]) -> Tagged:
-        if "\0" in user + password:
-            raise AuthRejected("user or password holds a NUL octet, which no mail server takes")
         message = b64encode(b"\0" + user.encode() + b"\0" + password.encode()).decode("ascii")
         keep_out_of_log(message)
         has_ir = "SASL-IR" in capabilities and "SASL-IR" not in self.endpoint.disable_extensions
@@ -546,8 +573,8 @@ class ImapSession:
         items: str,
         open_body: Callable[[int], Sink | None],
         refused: list[int],
-    ) -> AsyncGenerator[FetchData]:
-        """UID FETCH each set, several in flight, and hand over each message as it completes.
+    ) -> AsyncGenerator[list[FetchData]]:
+        """UID FETCH each set, several in flight, and hand over what has completed whenever the caller is ready for it.
 
         The next set is taken only when there is room for it. Sets that the server refuses are added to `refused`. An
         unsolicited flag update has no body and is left out. Leaving early ends the connection.
@@ -560,13 +587,9 @@ class ImapSession:
             stream.close()
 
     async def logout(self) -> None:
-        """Say goodbye, without waiting for the answer, and close (RFC 9051 §6.1.3)."""
-        if self.is_lost:
-            return
-        self.protocol.send(f"{self.protocol.new_tag()} LOGOUT")
-        self.protocol.lost = ConnectionLost("logged out")
-        if self.protocol.wire is not None:
-            self.protocol.wire.close()
+        """Say goodbye, without waiting for the answer, and close."""
+        if not self.is_lost:
+            self.protocol.leave()
 
     def drop(self) -> None:
         """Close at once."""
@@ -589,17 +612,17 @@ class _Stream:
         self._items = items
         self._refused = refused
         self._running: deque[tuple[Command, list[int]]] = deque()
-        self._arrived: deque[FetchData] = deque()
+        self._arrived: list[FetchData] = []
         self._octets = 0
         self._progress = asyncio.Event()
         protocol.parser.open_body = open_body
 
-    async def next(self) -> FetchData | None:
-        """The next message, None after the last."""
+    async def next(self) -> list[FetchData] | None:
+        """All that has arrived, at least one message; None after the last."""
         while True:
             self._send_ahead()
             if self._arrived:
-                return self._pop()
+                return self._all_arrived()
             if not self._running:
                 return None
             command, numbers = self._running[0]
@@ -626,6 +649,8 @@ class _Stream:
             self._refused.extend(numbers)
 
     def _send_ahead(self) -> None:
+        if self._arrived and self._protocol.lost is not None:
+            return  # what has arrived is good
         while len(self._running) < IN_FLIGHT and (numbers := next(self._sets, None)) is not None:
             tag = self._protocol.new_tag()
             command = Command("FETCH", tag, uid_set(numbers), self._items, prefix="UID", collect=self._collect)
@@ -640,17 +665,16 @@ class _Stream:
                 self._protocol.pause()
             self._progress.set()
 
-    def _pop(self) -> FetchData:
-        fetched = self._arrived.popleft()
-        self._octets -= _held_octets(fetched)
-        if self._octets < LOW_WATER_OCTETS:
-            self._protocol.resume()
-        return fetched
+    def _all_arrived(self) -> list[FetchData]:
+        arrived, self._arrived = self._arrived, []
+        self._octets = 0
+        self._protocol.resume()
+        return arrived
 
 
 def _held_octets(fetched: FetchData) -> int:
     body = fetched.sections[b""]
-    return len(body) if isinstance(body, bytes | bytearray) else 0
+    return MESSAGE_OVERHEAD_OCTETS + (len(body) if isinstance(body, bytes | bytearray) else 0)
 
 
 def _rejected(command: Command, reply: Tagged) -> Rejected:
@@ -663,6 +687,10 @@ def _goodbye(server: str, event: Untagged) -> MaildError:
     if event.code in _NOT_NOW or any(word in event.text.lower() for word in _BUSY):
         return Unavailable(text)
     return ConnectionLost(text)
+
+
+def _refused_starttls(server: str, reply: str) -> TlsFailed:
+    return TlsFailed(f"{server} refused STARTTLS: {reply}", _WITHOUT_STARTTLS)
 
 
 def _refused_login(server: str, user: str, reply: Tagged) -> MaildError:

@@ -2,7 +2,8 @@
 
 Three forms: the wire form has CRLF line ends; the disk form has LF and keeps every other octet; the *content*, which
 size and digest are taken of, has no CR at all. So a message keeps its identity through the wire, the disk, a Maildir
-that another program wrote with CRLF, and lone CRs that some servers add or remove.
+that another program wrote with CRLF, and lone CRs that some servers add or remove. mbsync adds a header line of its own to
+what it copies, `X-TUID: ` and twelve characters: that line is no part of the content either.
 """
 
 from __future__ import annotations
@@ -19,29 +20,45 @@ DIGEST_OCTETS = 16
 _LONE_CR = re.compile(rb"\r(?!\n)")
 _FIELD = re.compile(rb"\n(message-id|date)[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)", re.IGNORECASE)
 
+_TUID = re.compile(rb"^X-TUID: [^\n]{12}\n", re.MULTILINE)
+TUID_WIRE_OCTETS = 22  # with its CRLF
+
 Octets = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
 class LocalIdentity:
-    """A local file's identity: the facts a server would tell of it, and size and digest of its content."""
+    """A local file's identity: the facts a server would tell of it, and size and digest of its content.
+
+    `has_tuid`: mbsync's line is in the file; the server may have it too, and then counts `TUID_WIRE_OCTETS` more.
+    """
 
     facts: Facts
     size_octets: int
     digest: bytes
+    has_tuid: bool = False
 
 
 class Digester:
-    """Size and digest of a message's content, piece by piece, of the wire form or the disk form."""
+    """Size and digest of a message's content, piece by piece, of the wire form or the disk form.
 
-    __slots__ = ("_hash", "size_octets")
+    The first piece must hold the header.
+    """
+
+    __slots__ = ("_hash", "_is_fresh", "has_tuid", "size_octets")
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
+        self._is_fresh = True
+        self.has_tuid = False
         self.size_octets = 0
 
     def update(self, octets: bytes) -> None:
         content = content_of(octets)
+        if self._is_fresh and content:
+            without = without_tuid(content)
+            self.has_tuid = without is not content
+            content, self._is_fresh = without, False
         self._hash.update(content)
         self.size_octets += len(content)
 
@@ -73,14 +90,24 @@ def content_of(octets: bytes) -> bytes:
     return octets.translate(None, b"\r") if b"\r" in octets else octets
 
 
+def without_tuid(content: bytes) -> bytes:
+    """The content less mbsync's header line; the same object where there is none."""
+    end = content.find(b"\n\n") + 1
+    if content.find(b"X-TUID: ", 0, end) < 0:
+        return content
+    line = _TUID.search(content, 0, end)
+    return content if line is None else content[: line.start()] + content[line.end() :]
+
+
+def fingerprint(content: bytes) -> tuple[int, bytes]:
+    """Size and digest (the first 16 octets of its SHA-256) of a message's content, given without CRs."""
+    content = without_tuid(content)
+    return len(content), hashlib.sha256(content).digest()[:DIGEST_OCTETS]
+
+
 def digest(octets: bytes) -> bytes:
-    """The first 16 octets of the SHA-256 of the content; wire form and disk form have the same."""
-    return content_digest(content_of(octets))
-
-
-def content_digest(content: bytes) -> bytes:
-    """The same for octets that are known to hold no CR."""
-    return hashlib.sha256(content).digest()[:DIGEST_OCTETS]
+    """The digest of a whole message; wire form and disk form have the same."""
+    return fingerprint(content_of(octets))[1]
 
 
 def header_facts(header: bytes) -> tuple[bytes, bytes]:
@@ -107,11 +134,11 @@ def identify(pieces: Iterable[bytes]) -> LocalIdentity:
     message_id = date = b""
     line_feeds = carriage_returns = 0
     for piece in pieces:
-        if not digester.size_octets:
+        if not line_feeds:
             message_id, date = header_facts(piece)
         digester.update(piece)
         line_feeds += piece.count(b"\n")
         carriage_returns += piece.count(b"\r")
     lone = 0 if carriage_returns == line_feeds else carriage_returns
-    facts = Facts(digester.size_octets + line_feeds + lone, message_id, date)
-    return LocalIdentity(facts, digester.size_octets, digester.digest())
+    facts = Facts(digester.size_octets + line_feeds - digester.has_tuid + lone, message_id, date)
+    return LocalIdentity(facts, digester.size_octets, digester.digest(), digester.has_tuid)

@@ -19,7 +19,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from maild.config import Account, Imap
-from maild.core.errors import ConfigError, ConnectionLost, MaildError, PlanRefused, Scope
+from maild.core.errors import ConfigError, ConnectionLost, MaildError, PlanRefused, ProtocolViolation, Scope
 from maild.core.model import Listing, RemoteMailbox
 from maild.engine.propagate import Deliverer, StateThread
 from maild.engine.pull import Pull, Work
@@ -213,8 +213,11 @@ class _AccountPass:
             await self._note_failure(this.report.name, exc)
 
     async def _note_failure(self, name: str, exc: MaildError) -> None:
-        """One mailbox's failure stays its own; what concerns the account ends the pass."""
-        if exc.scope not in {Scope.MAILBOX, Scope.MESSAGE}:
+        """One mailbox's failure stays its own; what concerns the account ends the pass.
+
+        A broken response ends its session, and the other mailboxes get another.
+        """
+        if exc.scope not in {Scope.MAILBOX, Scope.MESSAGE} and not isinstance(exc, ProtocolViolation):
             raise exc
         report = self._work.report.mailbox(name)
         report.state = "refused" if isinstance(exc, PlanRefused) else "error"

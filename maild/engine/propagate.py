@@ -23,7 +23,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from maild.core.errors import LocalError
 from maild.core.flags import merge, same_flags
-from maild.core.identity import LocalIdentity, content_digest, disk_and_content
+from maild.core.identity import TUID_WIRE_OCTETS, LocalIdentity, disk_and_content, fingerprint
 from maild.core.model import (
     NO_FLAGS,
     DeleteLocal,
@@ -303,14 +303,22 @@ class Unpaired:
             self.by_content[identity.size_octets, identity.digest].append(key)
 
     def sizes(self) -> set[int]:
-        return {identity.facts.size_octets for identity in self.identities.values()}
+        """What the messages may count on the server."""
+        plain = {identity.facts.size_octets for identity in self.identities.values()}
+        return plain | {i.facts.size_octets + TUID_WIRE_OCTETS for i in self.identities.values() if i.has_tuid}
 
-    def by_facts(self) -> dict[Facts, list[Key]]:
-        """Keys by their cheap identity, without those that have no Message-ID to be known by."""
+    def by_facts(self, *, with_tuid: bool) -> dict[Facts, list[Key]]:
+        """Keys by their cheap identity, without those that have no Message-ID to be known by.
+
+        With `with_tuid` only those that mbsync marked, as the server counts them if it has the mark too.
+        """
         found: dict[Facts, list[Key]] = defaultdict(list)
         for key, identity in self.identities.items():
-            if identity.facts.message_id:
-                found[identity.facts].append(key)
+            facts = identity.facts
+            if with_tuid:
+                facts = Facts(facts.size_octets + TUID_WIRE_OCTETS, facts.message_id, facts.date)
+            if facts.message_id and (identity.has_tuid or not with_tuid):
+                found[facts].append(key)
         return found
 
     def with_content(self, content: Content) -> Key | None:
@@ -345,10 +353,13 @@ def match_facts(unpaired: Unpaired, facts: Mapping[Uid, Facts]) -> dict[Uid, Key
     for uid, fact in facts.items():
         groups[fact].append(uid)
     matched: dict[Uid, Key] = {}
-    for fact, keys in unpaired.by_facts().items():
-        uids = groups.get(fact, [])
-        if len(uids) <= len(keys) and len({unpaired.identities[key].digest for key in keys}) == 1:
-            matched.update(zip(sorted(uids, key=_uid_order), sorted(keys), strict=False))
+    for with_tuid in (False, True):
+        taken = set(matched.values())
+        for fact, same in unpaired.by_facts(with_tuid=with_tuid).items():
+            keys = [key for key in same if key not in taken]
+            uids = [uid for uid in groups.get(fact, []) if uid not in matched]
+            if len(uids) <= len(keys) and len({unpaired.identities[key].digest for key in keys}) == 1:
+                matched.update(zip(sorted(uids, key=_uid_order), sorted(keys), strict=False))
     return matched
 
 
@@ -384,7 +395,7 @@ def fetched_content(fetched: Fetched) -> Content:
     if isinstance(fetched.raw, Spool):
         return fetched.raw.finish()
     _, content = disk_and_content(cast("bytes | bytearray", fetched.raw))
-    return len(content), content_digest(content)
+    return fingerprint(content)
 
 
 def adopt_content(

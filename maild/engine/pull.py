@@ -13,7 +13,7 @@ import structlog
 
 from maild.config import Account, Imap
 from maild.core.errors import MaildError
-from maild.core.model import Epoch, Fetched, MailboxName, ScanTable
+from maild.core.model import Epoch, Fetched, MailboxName, ScanTable, Uid
 from maild.core.ports import BodyWriter, Remote, RemoteBox
 from maild.engine.propagate import Deliverer, Delivery, StateThread, Unpaired, adopt_content, fetched_content
 from maild.engine.report import AccountReport
@@ -61,6 +61,7 @@ class Pull:
     ) -> None:
         self.name = name
         self.epoch = epoch
+        self._wanted = wanted
         self._delivery = delivery
         self._unpaired = unpaired
         self.left_messages = len(wanted)
@@ -138,6 +139,8 @@ class Pull:
         for fetched in several:
             raw = cast("bytes | bytearray | Spool", fetched.raw)
             octets = raw.size_octets if isinstance(raw, Spool) else len(raw)
+            if not octets and self._size_told(fetched.uid):  # BODY[] NIL: Exchange, of what it cannot read just now
+                continue
             self.left_messages -= 1
             self.left_octets -= octets
             work.report.done_octets += octets
@@ -145,6 +148,9 @@ class Pull:
                 incoming.append(Incoming(self._delivery.maildir, fetched.uid, fetched.flags, fetched.date_s, raw))
         await work.deliverer.put(self._delivery, incoming)
         spools.difference_update([i.raw for i in incoming if isinstance(i.raw, Spool)])
+
+    def _size_told(self, uid: Uid) -> int:
+        return next((size for other, _, size in self._wanted if other == uid), 0)
 
     async def _is_adopted(self, work: Work, unpaired: Unpaired, fetched: Fetched) -> bool:
         """Whether a file without a pair holds just this message: then the pair is all that was missing."""

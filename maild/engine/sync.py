@@ -129,14 +129,22 @@ class MailboxPass:
         deletes = self._work.imap.deletions in {"both", "to_local"}
         self._deletions = sum(pair.key in local for pair in news.gone)  # what is gone here too deletes nothing
         if deletes and self._deletions:
-            total = self._work.state.state.count(self._mailbox.id) - len(news.gone) + self._deletions
             try:
+                total = self._guarded_total()
                 check_deletions(self._mailbox.name, self._deletions, total, account.max_deletions.of(total))
             except PlanRefused as exc:
                 self._refusal = exc
                 log.error("mailbox.refused", account=account.name, mailbox=self._mailbox.name, reason=exc.text)
         allowed = News(news.fresh, news.changed) if self._refusal else news
         self._operations = reconcile(allowed, local, deletes=deletes)
+
+    def _guarded_total(self) -> int:
+        """How many messages the deletions are measured against: those that were here when the last pass was complete.
+
+        What came in while a plan stands refused must not make it look smaller.
+        """
+        total = self._work.state.state.count(self._mailbox.id) - len(self._news.gone) + self._deletions
+        return total if self._mailbox.messages is None else min(total, self._mailbox.messages)
 
     def _find_unpaired(self, maildir: Maildir) -> None:
         state = self._work.state.state

@@ -25,7 +25,7 @@ from typing import Self
 
 from maild.core.errors import LocalError
 from maild.core.flags import from_letters, join_info, replace_letters, to_letters
-from maild.core.identity import LocalIdentity, content_digest, disk_and_content, identify
+from maild.core.identity import LocalIdentity, disk_and_content, fingerprint, identify
 from maild.core.model import Flags, Key, Uid
 from maild.local.directory import MailboxDirectory, translated
 from maild.local.durable import disk_error_texts, fsync_many, rename_new, write_all
@@ -233,7 +233,8 @@ def _pieces(descriptor: int, size_octets: int) -> Iterator[bytes]:
 class Incoming:
     """A message to deliver. `raw` is its wire form, or the spool of this mailbox that took it.
 
-    Once it is written, `stage` lets go of the octets: many batches are under way, and the disk has them now. `date_s` becomes the file's mtime, in seconds since 1970 UTC; None leaves the time of delivery.
+    `date_s` becomes the file's mtime, in seconds since 1970 UTC; None leaves the time of delivery. `stage` lets go of
+    the octets once they are written: many batches are under way, and the disk has them now.
     """
 
     maildir: Maildir
@@ -371,7 +372,7 @@ def _write(incoming: Incoming, file: TemporaryFile) -> _Written:
         size_octets, of_content = incoming.raw.finish()
     else:
         octets, content = disk_and_content(incoming.raw)
-        size_octets, of_content = len(content), content_digest(content)
+        size_octets, of_content = fingerprint(content)
         write_all(file.descriptor, octets)
         incoming.raw = b""
     if incoming.date_s is not None:

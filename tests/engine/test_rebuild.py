@@ -256,7 +256,7 @@ async def test_an_older_maildir_after_a_pass_that_failed(world: World, monkeypat
 
 
 async def test_another_maildir_is_matched_by_content(any_world: World) -> None:
-    """A Maildir with a marker of its own, from another machine: its mail is adopted, the state's pairs are not believed."""
+    """A Maildir with a marker of its own, from another machine: its mail is adopted, no pair is believed."""
     any_world.deliver(12)
     await any_world.synced()
     theirs = any_world.root.with_name("theirs")

@@ -1,0 +1,92 @@
+"""What the tests of the receiving half share: an endpoint on loopback, sessions that get closed, a quiet event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maild.config import Imap, Password
+from maild.remote.imap.session import ImapSession, Protocol
+from tests.servers.certificates import Authority
+
+USER = "user"
+PASSWORD = "correct horse battery staple"
+LONGEST_OCTETS = 50 << 20
+DEADLINE_S = 5.0
+
+Connect = Callable[[Imap], Awaitable[ImapSession]]
+
+
+def imap_endpoint(port: int, **changes: Any) -> Imap:
+    """An endpoint on this machine, in plain text unless `tls` says otherwise."""
+    values: dict[str, Any] = {"host": "127.0.0.1", "user": USER, "secret": Password(PASSWORD), "tls": "none"}
+    return Imap(port=port, **(values | changes))
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """`await connect(endpoint)` gives a session that is not logged in yet and dropped after the test."""
+    sessions: list[ImapSession] = []
+
+    async def connected(endpoint: Imap) -> ImapSession:
+        async with asyncio.timeout(DEADLINE_S):
+            sessions.append(await ImapSession.connect(endpoint, LONGEST_OCTETS))
+        return sessions[-1]
+
+    yield connected
+    for session in sessions:
+        session.drop()
+
+
+@pytest.fixture
+async def quiet_loop() -> AsyncIterator[None]:
+    """Fail the test after which the event loop has something to complain about, or a task is left behind."""
+    loop = asyncio.get_running_loop()
+    before = asyncio.all_tasks()
+    complaints: list[str] = []
+    previous = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: complaints.append(f"{context['message']}: {context!r}"))
+    yield
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    pending = (await asyncio.wait(left, timeout=DEADLINE_S))[1] if left else set()
+    left.clear()
+    gc.collect()  # "… exception was never retrieved" is said when the task or future goes
+    loop.set_exception_handler(previous)
+    assert not complaints
+    assert not pending
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Every write of every session, in order, before TLS makes it unreadable."""
+    found: list[bytes] = []
+    write = Protocol._write
+
+    def write_seen(protocol: Protocol, octets: bytes) -> None:
+        found.append(octets)
+        write(protocol, octets)
+
+    monkeypatch.setattr(Protocol, "_write", write_seen)
+    return found
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits of time that a test can wait for."""
+    for name in ("CONNECT_TIMEOUT_S", "COMMAND_TIMEOUT_S", "STALL_S"):
+        monkeypatch.setattr(f"maild.remote.imap.session.{name}", 0.2)
+
+
+def scripts() -> list[Path]:
+    """The conversations written down beside these tests."""
+    return sorted((Path(__file__).parent / "dialogues").glob("*.txt"))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import anyio
 import anyio.to_thread
@@ -25,6 +25,7 @@ from maild.engine.propagate import Deliverer, StateThread
 from maild.engine.pull import Pull, Work
 from maild.engine.report import AccountReport
 from maild.engine.sync import MailboxPass, sync_mailbox
+from maild.local.durable import disk_error
 from maild.local.marker import check_root, mark_root
 from maild.local.state import State
 from maild.remote import open_remote
@@ -95,10 +96,7 @@ async def _opened(account: Account, state_dir: Path, report: AccountReport, *, d
     """State, disk and server of an account, closed again at the end."""
     if account.imap is None:
         raise ConfigError([f'account "{account.name}" has no imap section; this version pulls IMAP accounts only'])
-    with TemporaryDirectory(prefix="maild-") as scratch:
-        path = state_dir / f"{account.name}.sqlite"
-        if dry_run and not path.exists():
-            path = Path(scratch) / path.name  # a dry run leaves nothing behind
+    with _state_path(account, state_dir, dry_run=dry_run) as path:
         state = await anyio.to_thread.run_sync(State.open, path)
         remote = open_remote(account)
         try:
@@ -111,6 +109,21 @@ async def _opened(account: Account, state_dir: Path, report: AccountReport, *, d
             with anyio.CancelScope(shield=True):
                 await remote.aclose()
                 await anyio.to_thread.run_sync(state.close)
+
+
+@contextmanager
+def _state_path(account: Account, state_dir: Path, *, dry_run: bool) -> Iterator[Path]:
+    """Where the account's state is. A dry run that finds none begins one that is thrown away."""
+    path = state_dir / f"{account.name}.sqlite"
+    if not dry_run or path.exists():
+        yield path
+        return
+    try:
+        scratch = TemporaryDirectory(prefix="maild-")
+    except OSError as exc:
+        raise disk_error(exc, "make a directory in", gettempdir()) from exc
+    with scratch as directory:
+        yield Path(directory) / path.name
 
 
 class _AccountPass:

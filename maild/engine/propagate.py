@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import resource
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar, assert_never, cast
 
@@ -78,7 +78,7 @@ class Delivery:
 
     async def drained(self) -> None:
         """Wait until nothing is under way any more, well or badly."""
-        while self.under_way:
+        while self.under_way > 0:
             self.idle = anyio.Event()
             await self.idle.wait()
 
@@ -106,6 +106,7 @@ class Deliverer:
         self._filled = anyio.Event()
         self._room = anyio.Event()
         self._closing = False
+        self._given_up: LocalError | None = None
         self._most = batch_messages()
 
     @property
@@ -130,11 +131,11 @@ class Deliverer:
 
     async def put(self, delivery: Delivery, incoming: Sequence[Incoming]) -> None:
         """Queue messages; waits while too much is queued. A failed delivery raises at once."""
-        while self._octets >= QUEUE_OCTETS and delivery.failure is None:
+        while self._octets >= QUEUE_OCTETS and delivery.failure is None and self._given_up is None:
             self._room = anyio.Event() if self._room.is_set() else self._room
             await self._room.wait()
-        if delivery.failure is not None:
-            raise delivery.failure
+        if (failure := delivery.failure or self._given_up) is not None:
+            raise failure
         delivery.under_way += len(incoming)
         for one in incoming:
             self._queue.append((delivery, one))
@@ -145,26 +146,44 @@ class Deliverer:
     async def _stage_all(self, written: MemoryObjectSendStream[tuple[list[Item], Staged]]) -> None:
         async with written:
             while batch := await self._next_batch():
-                try:
-                    staged = await anyio.to_thread.run_sync(stage, [incoming for _, incoming in batch])
-                except LocalError as exc:
-                    self._settle(batch, [], exc)
-                    continue
-                await written.send((batch, staged))
+                with self._answered_for(batch):
+                    try:
+                        staged = await anyio.to_thread.run_sync(stage, [incoming for _, incoming in batch])
+                    except LocalError as exc:
+                        self._settle(batch, [], exc)
+                        continue
+                    await written.send((batch, staged))
 
     async def _commit_all(self, staged: MemoryObjectReceiveStream[tuple[list[Item], Staged]]) -> None:
         async with staged:
             async for batch, files in staged:
-                failure: LocalError | None = None
-                try:
-                    delivered = await anyio.to_thread.run_sync(files.commit)
-                except DeliveryFailed as exc:
-                    delivered, failure = exc.delivered, exc
-                try:
-                    await self._state.run(self._commit_pairs, batch, delivered)
-                except LocalError as exc:
-                    delivered, failure = [], exc  # the files are there without pairs: adopted by content next time
+                with self._answered_for(batch):
+                    delivered, failure = await self._committed(batch, files)
                 self._settle(batch, delivered, failure)
+
+    async def _committed(self, batch: list[Item], files: Staged) -> tuple[list[Delivered], LocalError | None]:
+        """Make a batch durable, then its pairs; what of it is done, and what went wrong."""
+        failure: LocalError | None = None
+        try:
+            delivered = await anyio.to_thread.run_sync(files.commit)
+        except DeliveryFailed as exc:
+            delivered, failure = exc.delivered, exc
+        try:
+            await self._state.run(self._commit_pairs, batch, delivered)
+        except LocalError as exc:
+            return [], exc  # the files are there without pairs: adopted by content next time
+        return delivered, failure
+
+    @contextmanager
+    def _answered_for(self, batch: list[Item]) -> Iterator[None]:
+        """Whatever ends a stage, a fault of maild's own included, nobody waits for ever for what it had in hand."""
+        try:
+            yield
+        except BaseException:
+            self._given_up = LocalError("delivering messages to this disk was given up")
+            left, self._queue = [*batch, *self._queue], deque()
+            self._settle(left, [], self._given_up)
+            raise
 
     async def _next_batch(self) -> list[Item]:
         while not self._queue and not self._closing:
@@ -196,7 +215,7 @@ class Deliverer:
                 delivery.on_durable(done)
             else:
                 delivery.failure = failure or LocalError(f"a message for {delivery.mailbox.name} was not delivered")
-            if not delivery.under_way:
+            if delivery.under_way <= 0:
                 delivery.idle.set()
         if failure is not None:
             self._room.set()

@@ -2,8 +2,8 @@
 
 Three forms: the wire form has CRLF line ends; the disk form has LF and keeps every other octet; the *content*, which
 size and digest are taken of, has no CR at all. So a message keeps its identity through the wire, the disk, a Maildir
-that another program wrote with CRLF, and lone CRs that some servers add or remove. mbsync adds a header line of its own to
-what it copies, `X-TUID: ` and twelve characters: that line is no part of the content either.
+that another program wrote with CRLF, and lone CRs that some servers add or remove. mbsync adds a header line of its
+own to what it copies, `X-TUID: ` and twelve characters: that line is no part of the content either.
 """
 
 from __future__ import annotations

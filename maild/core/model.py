@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -83,13 +84,25 @@ class ScanTable:
         return max(self._uids, default=0)
 
     def distinct(self) -> ScanTable:
-        """The same with each Uid once, ascending, the last word said of it standing; itself if it is so already."""
+        """The same with each Uid once, ascending, with the last flags and the last size told; itself if it is so."""
         if all(map(lt, self._uids, islice(self._uids, 1, None))):
             return self
-        last = {number: index for index, number in enumerate(self._uids)}
+        told: dict[int, tuple[Flags, int]] = {}
+        for number, flags, size in zip(self._uids, self._flags, self._sizes, strict=True):
+            told[number] = flags, size or told.get(number, (flags, 0))[1]
         table = ScanTable()
-        for number in sorted(last):
-            table.add(number, self._flags[last[number]], self._sizes[last[number]])
+        for number in sorted(told):
+            table.add(number, *told[number])
+        return table
+
+    def between(self, low: int, high: int) -> ScanTable:
+        """Those with low <= Uid < high of an ascending table; itself if that is all of it."""
+        start, end = bisect_left(self._uids, low), bisect_left(self._uids, high)
+        if end - start == len(self._uids):
+            return self
+        table = ScanTable()
+        for index in range(start, end):
+            table.add(self._uids[index], self._flags[index], self._sizes[index])
         return table
 
     def without(self, uids: Collection[Uid]) -> ScanTable:

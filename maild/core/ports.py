@@ -53,5 +53,11 @@ class Remote(Protocol):
         With the `epoch` of a scan the mailbox is opened for `fetch` right away; Rejected if it is another by now.
         """
 
+    async def prepare(self) -> None:
+        """Open one more session ahead of need, so that work that is about to be found does not wait for it.
+
+        Where none is to be had nothing happens; whoever needs one will hear why.
+        """
+
     async def aclose(self) -> None:
         """Say goodbye on every session, without waiting long for an answer."""

@@ -133,15 +133,26 @@ class _AccountPass:
         self._work = work
         self._left: deque[tuple[RemoteMailbox, int]] = deque()
         self._busy = 0
+        self._losses = 0  # of connections, since a mailbox was last done
         self._moved = anyio.Event()
 
     async def run(self, only: Sequence[str]) -> None:
         work = self._work
+        is_first = not any(row.cursor for row in (await work.state.run(work.state.state.mailboxes)).values())
+        async with anyio.create_task_group() as openers:
+            for _ in range(_connections(work.imap) - 1 if is_first else 0):
+                openers.start_soon(work.remote.prepare)  # a first pass needs them all, and logging in takes its time
+            await self._run(only)
+            openers.cancel_scope.cancel()
+
+    async def _run(self, only: Sequence[str]) -> None:
+        work = self._work
         listing = await work.remote.listing()
         work.report.state = "syncing"
+        work.listed = frozenset(mailbox.name for mailbox in listing.mailboxes)
         self._left.extend((mailbox, 1) for mailbox in await self._to_visit(listing, only))
         self._note_unusable(listing)
-        workers = min(_connections(work.imap), max(1, 2 * len(self._left)))
+        workers = _connections(work.imap)
         async with work.deliverer.running(), anyio.create_task_group() as finishers, anyio.create_task_group() as tasks:
             for _ in range(workers if self._left else 0):
                 tasks.start_soon(self._work_on, finishers)
@@ -197,7 +208,7 @@ class _AccountPass:
                 return
             else:
                 self._moved = anyio.Event() if self._moved.is_set() else self._moved
-                with anyio.move_on_after(0.1):  # how fast the disk keeps up is looked at again
+                with anyio.move_on_after(0.05):  # how fast the disk keeps up is looked at again
                     await self._moved.wait()
 
     def _neediest(self) -> Pull | None:
@@ -210,9 +221,14 @@ class _AccountPass:
     async def _sync(self, mailbox: RemoteMailbox, attempt: int, finishers: TaskGroup) -> None:
         try:
             await sync_mailbox(self._work, mailbox, lambda this: finishers.start_soon(self._finish, this))
+            self._losses = 0
         except ConnectionLost as exc:
+            self._losses += 1
+            if self._losses >= TRIES * _connections(self._work.imap):
+                raise  # nothing gets through any more
             if attempt >= TRIES:
-                raise
+                await self._note_failure(mailbox.name, exc)
+                return
             log.warning("session.retried", account=self._work.account.name, mailbox=mailbox.name, reason=exc.text)
             await anyio.sleep(RETRY_DELAY_S * attempt)
             self._left.appendleft((mailbox, attempt + 1))
@@ -228,9 +244,10 @@ class _AccountPass:
     async def _note_failure(self, name: str, exc: MaildError) -> None:
         """One mailbox's failure stays its own; what concerns the account ends the pass.
 
-        A broken response ends its session, and the other mailboxes get another.
+        A broken response ends its session, as a message does that makes the server hang up; the other mailboxes get
+        another session.
         """
-        if exc.scope not in {Scope.MAILBOX, Scope.MESSAGE} and not isinstance(exc, ProtocolViolation):
+        if exc.scope not in {Scope.MAILBOX, Scope.MESSAGE} and not isinstance(exc, ProtocolViolation | ConnectionLost):
             raise exc
         report = self._work.report.mailbox(name)
         report.state = "refused" if isinstance(exc, PlanRefused) else "error"

@@ -43,6 +43,7 @@ from maild.local.spool import Spool
 from maild.local.state import Changes, MailboxState, Orphan, State
 
 QUEUE_OCTETS = 6 << 20  # messages that may wait for the disk, beside the batches being written
+SPOOL_OCTETS = 1 << 20  # what a message counts that is on the disk already: it holds a descriptor
 BATCH_OCTETS = 4 << 20
 BATCH_MESSAGES = 256
 COMMITTERS = 2  # batches made durable side by side
@@ -228,7 +229,7 @@ def batch_messages() -> int:
 
 
 def _octets(incoming: Incoming) -> int:
-    return 0 if isinstance(incoming.raw, Spool) else len(incoming.raw)
+    return SPOOL_OCTETS if isinstance(incoming.raw, Spool) else len(incoming.raw)
 
 
 # -- local files

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import cast
@@ -42,6 +42,7 @@ class Work:
     dry_run: bool
     pulls: list[Pull] = field(default_factory=list)
     is_announced: bool = False
+    listed: frozenset[MailboxName] = frozenset()  # what the server has
 
     async def announce_change(self) -> None:
         """Let the Maildir's generation rise before the first change of a pass; at its end it rises once more.
@@ -49,8 +50,8 @@ class Work:
         So a copy made before this pass is older than the state, even if the pass never comes to its end.
         """
         if not self.is_announced:
-            self.is_announced = True
             await self.state.run(mark_root, self.account.maildir, self.state.state)
+            self.is_announced = True
 
 
 class Pull:
@@ -66,12 +67,17 @@ class Pull:
         self._unpaired = unpaired
         self.left_messages = len(wanted)
         self.left_octets = wanted.octets
-        self._batches = wanted.batches(FETCH_MESSAGES, FETCH_OCTETS)
+        self._batches = self._handed_out(wanted)
         self._expected = 0  # who wants to help, with a session already or waiting for one
         self._helpers = 0
         self._helped = anyio.Event()
         self._takes_help = True
         self._failure: MaildError | None = None
+
+    def _handed_out(self, wanted: ScanTable) -> Iterator[list[Uid]]:
+        """The batches, for whichever session asks next; after the last one, one more session has nothing to do."""
+        yield from wanted.batches(FETCH_MESSAGES, FETCH_OCTETS)
+        self._takes_help = False
 
     @property
     def is_worth_help(self) -> bool:
@@ -146,6 +152,9 @@ class Pull:
             work.report.done_octets += octets
             if self._unpaired is None or not await self._is_adopted(work, self._unpaired, fetched):
                 incoming.append(Incoming(self._delivery.maildir, fetched.uid, fetched.flags, fetched.date_s, raw))
+            elif isinstance(raw, Spool):
+                raw.discard()
+                spools.discard(raw)
         await work.deliverer.put(self._delivery, incoming)
         spools.difference_update([i.raw for i in incoming if isinstance(i.raw, Spool)])
 

@@ -17,7 +17,7 @@ import structlog
 from maild.core.errors import PlanRefused
 from maild.core.guard import check_deletions
 from maild.core.model import NO_FLAGS, DeleteLocal, Key, Operation, RemoteMailbox, Scan, Skipped, Uid
-from maild.core.names import directory
+from maild.core.names import MailboxUnusable, directory
 from maild.core.ports import RemoteBox
 from maild.core.reconcile import News, proven_gone, reconcile
 from maild.engine.propagate import Delivery, Unpaired, adopt, apply_local, find_unpaired, local_flags, match_facts
@@ -228,7 +228,7 @@ class MailboxPass:
                 await self._delivery.settled()
             if not self._work.dry_run:
                 await self._work.state.run(self._conclude)
-            self.report.state = "refused" if self._refusal else "ok"
+            self.report.state = "refused" if self._refusal else "error" if self.report.error else "ok"
         finally:
             with anyio.CancelScope(shield=True):
                 await self.close()
@@ -240,11 +240,19 @@ class MailboxPass:
         if self._refusal is not None:
             return
         if not scan.complete:
-            reason = "the server listed only a part of it; nothing was taken for deleted"
-            log.warning("mailbox.failed", account=self._work.account.name, mailbox=mailbox.name, reason=reason)
+            self.report.error = (
+                "the server listed only a part of it; nothing was taken for deleted, the rest comes later"
+            )
+            state.set_error(mailbox.id, self.report.error)
+            log.warning(
+                "mailbox.failed", account=self._work.account.name, mailbox=mailbox.name, error=self.report.error
+            )
             return
         state.drop_orphans(mailbox.id, list(state.orphans(mailbox.id)))
-        state.finish(mailbox.id, scan.cursor, scan.mark, scan.messages, time.time())
+        if state.count(mailbox.id) + len(state.skipped(mailbox.id)) == scan.messages:
+            state.finish(mailbox.id, scan.cursor, scan.mark, scan.messages, time.time())
+        else:  # something was missed, whoever's fault it is: the next pass compares everything
+            state.finish(mailbox.id, None, None, scan.messages, time.time())
 
     def _note_missing(self) -> None:
         """What was asked for and did not come is gone, or the server cannot deliver it: asked for again next time."""
@@ -274,10 +282,17 @@ class MailboxPass:
 
 def _known_mailbox(work: Work, remote: RemoteMailbox) -> MailboxState:
     state = work.state.state
-    known = state.mailboxes().get(remote.name)
-    if known is not None:
+    rows = state.mailboxes()
+    if (known := rows.get(remote.name)) is not None:
         return known
     where = str(directory(remote.levels, work.account.layout))
+    if (other := next((row for row in rows.values() if row.directory == where), None)) is not None:
+        if other.name in work.listed:
+            raise MailboxUnusable(
+                f"mailbox {remote.name} would have the directory {where}, as {other.name} has already"
+            )
+        if not work.dry_run:
+            state.drop_mailbox(other.id)  # the server's separator or name changed: its files are matched by content
     return MailboxState(0, remote.name, where) if work.dry_run else state.add_mailbox(remote.name, where)
 
 

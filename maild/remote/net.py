@@ -80,6 +80,8 @@ def translated(endpoint: Endpoint) -> Iterator[None]:
     except socket.gaierror as exc:
         hint = "check the spelling of host and whether this machine is online"
         raise ConnectionLost(f"{endpoint.host} cannot be found: {exc.strerror or exc}", hint) from exc
+    except UnicodeError as exc:
+        raise ConnectionLost(f"{endpoint.host} cannot be a host name", "check the spelling of host") from exc
     except TimeoutError as exc:
         hint = "check host, port and whether a firewall is in between"
         raise ConnectionLost(f"{_where(endpoint)} did not answer in time", hint) from exc

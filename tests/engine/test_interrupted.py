@@ -97,6 +97,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
 
 async def killed(world: World) -> None:
     """A pass that may end in any way."""
+    world.settings(connections=1)  # cancelled just as it has connected, asyncio 3.11 forgets the socket of a second one
     try:
         await world.sync()
     except BaseException as exc:
@@ -213,7 +214,7 @@ async def test_a_disk_that_refuses_says_so(tmp_path: Path, steps: Steps) -> None
             else:
                 text = report.first_error()
                 assert text is not None
-                assert "Input/output error" in text, (steps.seen[-1], text)
-                assert str(world.root.parent.parent) in text, (steps.seen[-1], text)
-                told.add(steps.seen[-1])
+                assert "Input/output error" in text, (steps.seen[at - 1], text)
+                assert str(world.root.parent.parent) in text, (steps.seen[at - 1], text)
+                told.add(steps.seen[at - 1])
     assert told >= {"write", "fsync", "rename", "mkdir"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ USER = "user"
 PASSWORD = "correct horse battery staple"
 LONGEST_OCTETS = 50 << 20
 DEADLINE_S = 5.0
+SHORT_S = 0.2
 
 Connect = Callable[[Imap], Awaitable[ImapSession]]
 
@@ -75,6 +76,47 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return found
 
 
+Answer = Callable[[bytes], bytes | Iterable[bytes]]
+Serve = Callable[[Answer], Awaitable[int]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """`port = await serve(answer)`: a server that greets, takes any login, and answers each other line as told."""
+    writers: list[asyncio.StreamWriter] = []
+    servers: list[asyncio.Server] = []
+
+    async def started(answer: Answer) -> int:
+        async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            writer.write(b"* OK [CAPABILITY IMAP4rev1] hello\r\n")
+            while line := await reader.readline():
+                if b" LOGIN " in line:
+                    writer.write(line.split()[0] + b" OK [CAPABILITY IMAP4rev1 NAMESPACE] in\r\n")
+                    continue
+                said = answer(line)
+                for piece in [said] if isinstance(said, bytes) else said:
+                    writer.write(piece)
+                    await writer.drain()
+
+        async def conversed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await converse(reader, writer)
+            except ConnectionError:
+                return
+            finally:
+                writer.transport.abort()
+
+        servers.append(await asyncio.start_server(conversed, "127.0.0.1", 0))
+        return int(servers[-1].sockets[0].getsockname()[1])
+
+    yield started
+    for server in servers:
+        server.close()
+    for writer in writers:
+        writer.transport.abort()
+
+
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"))
@@ -84,7 +126,9 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits of time that a test can wait for."""
     for name in ("CONNECT_TIMEOUT_S", "COMMAND_TIMEOUT_S", "STALL_S"):
-        monkeypatch.setattr(f"maild.remote.imap.session.{name}", 0.2)
+        monkeypatch.setattr(f"maild.remote.imap.session.{name}", SHORT_S)
+    for function in (ImapSession.finish, Protocol.finish):
+        monkeypatch.setattr(function, "__defaults__", (SHORT_S,))
 
 
 def scripts() -> list[Path]:

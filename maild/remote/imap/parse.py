@@ -145,7 +145,7 @@ _FLAT = frozenset({"SEARCH", "CAPABILITY", "ENABLED"})  # possibly huge, without
 _CACHED_FLAGS_OCTETS = 256
 _VANISHED = re.compile(rb"\* VANISHED (\(EARLIER\) )?([\d:,*]+)\s*\Z", re.IGNORECASE)
 _NAME = re.compile(rb"\* ([A-Za-z][A-Za-z0-9.-]*)(?: |\Z)")
-_TOKEN = re.compile(rb' *(?:"((?:[^"\\\r\n]|\\.)*)"(?=[ )(]|\Z)|(\()|(\))|([^ ()"]+)|("))', re.DOTALL)
+_TOKEN = re.compile(rb' *(?:"([^"\\\r\n]*(?:\\.[^"\\\r\n]*)*)"(?=[ )(]|\Z)|(\()|(\))|([^ ()"]+)|("))', re.DOTALL)
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _SECTION_ATOM = re.compile(rb"(?:BODY|BINARY)\[", re.IGNORECASE)
 
@@ -387,7 +387,10 @@ _SYSTEM = {name.lower(): name for name in ("\\Seen", "\\Answered", "\\Flagged", 
 
 
 def _flag(word: bytes) -> str:
-    text = word.decode("utf-8", "surrogateescape")
+    try:
+        text = word.decode("utf-8")
+    except UnicodeDecodeError:
+        return ""  # no keyword that anybody could set again
     if text.lower() in {"\\recent", "nil"}:
         return ""
     return _SYSTEM.get(text.lower(), text)

@@ -11,9 +11,10 @@ something was expunged, else everything (RFC 7162). All three give the same resu
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ import structlog
 
 from maild import __version__
 from maild.config import Imap
-from maild.core.errors import AuthRejected, Rejected, Unavailable
+from maild.core.errors import AuthRejected, ConnectionLost, ProtocolViolation, Rejected, RemoteError, Unavailable
 from maild.core.identity import header_facts
 from maild.core.model import (
     NO_FLAGS,
@@ -43,13 +44,26 @@ from maild.core.model import (
 from maild.core.names import decode_mutf7, matches
 from maild.core.ports import OpenBody, RemoteBox
 from maild.remote.auth import read_secret
-from maild.remote.imap.parse import Data, Event, FetchData, Numbered, Token, Untagged, Vanished, number, uid_set
+from maild.remote.imap.parse import (
+    Data,
+    Event,
+    FetchData,
+    Numbered,
+    Token,
+    Untagged,
+    Vanished,
+    number,
+    printable,
+    uid_set,
+)
 from maild.remote.imap.session import Command, ImapSession, quoted
 
 FACTS_MESSAGES = 1000  # headers asked for by one UID FETCH
-VANISHED_MOST = 2_000_000  # beyond it, comparing everything is cheaper than believing the ranges
+VANISHED_MOST = 200_000  # beyond it, comparing everything is cheaper than believing the ranges
 SET_OCTETS = 4000  # a command line stays far below the 8,192 octets of RFC 7162 §4
 SCAN_LIMIT_S = None  # a big mailbox may take minutes; silence still ends it
+MOST_TOLD = 10_000_000  # messages in one mailbox
+MOST_UID = 1 << 64
 BODY_ITEMS = "(UID FLAGS INTERNALDATE BODY.PEEK[])"
 IDENTITY_FIELDS = "BODY.PEEK[HEADER.FIELDS (MESSAGE-ID DATE)]"
 
@@ -81,6 +95,7 @@ class ImapRemote:
         self._returned = anyio.Condition()
         self._mailboxes: dict[MailboxName, _Mailbox] = {}
         self._password: str | None = None
+        self._refusal: AuthRejected | None = None  # once refused, nothing is tried again with this object
         self._first = anyio.Lock()  # the secret is read, and refused, once and not by several at a time
 
     # -- sessions
@@ -111,8 +126,8 @@ class ImapRemote:
             except BaseException as exc:
                 async with self._returned:
                     self._open -= 1
-                    if isinstance(exc, Unavailable) and self._open:
-                        self._limit = self._open  # the server allows no more: share what there is
+                    if isinstance(exc, Unavailable | ConnectionLost) and self._open:
+                        self._limit = self._open  # the server allows no more, said or unsaid: share what there is
                         self._returned.notify_all()
                         continue
                     self._returned.notify_all()
@@ -120,6 +135,8 @@ class ImapRemote:
 
     async def _give_back(self, session: ImapSession) -> None:
         async with self._returned:
+            if session.is_busy:
+                session.drop()  # answers are still owed: whoever had it next would get them
             if session.is_lost:
                 self._open -= 1
             else:
@@ -141,20 +158,26 @@ class ImapRemote:
     async def _login(self, session: ImapSession) -> None:
         """Log in; a refused secret is read once more, and tried again only if it has changed."""
         async with self._first:
+            if self._refusal is not None:
+                raise self._refusal
             if self._password is None:
-                self._password = await read_secret(self._endpoint.secret, self._account)
-                try:
-                    await session.login(self._endpoint.user, self._password)
-                except AuthRejected as exc:
-                    log.warning("login.rejected", account=self._account, host=self._endpoint.host, reason=exc.text)
-                    again = await read_secret(self._endpoint.secret, self._account)
-                    if again == self._password or session.is_lost:
-                        self._password = None
-                        raise
-                    self._password = again
-                    await session.login(self._endpoint.user, again)
+                await self._first_login(session)
                 return
         await session.login(self._endpoint.user, self._password)
+
+    async def _first_login(self, session: ImapSession) -> None:
+        password = await read_secret(self._endpoint.secret, self._account)
+        try:
+            await session.login(self._endpoint.user, password)
+        except AuthRejected as exc:
+            self._refusal = exc
+            log.warning("login.rejected", account=self._account, host=self._endpoint.host, reason=exc.text)
+            again = await read_secret(self._endpoint.secret, self._account)
+            if again == password or session.is_lost:
+                raise
+            await session.login(self._endpoint.user, again)
+            password, self._refusal = again, None
+        self._password = password
 
     async def _introduce(self, session: ImapSession) -> None:
         """ID (NetEase refuses SELECT without it) and ENABLE, in one write with whatever is sent next."""
@@ -174,7 +197,7 @@ class ImapRemote:
         async with self._session() as session:
             namespaces = session.launch("NAMESPACE") if session.has("NAMESPACE") else None
             events = await _list_mailboxes(session)
-            foreign = _foreign_prefixes((await session.finish(namespaces)).data("NAMESPACE")) if namespaces else ()
+            foreign = await _foreign_prefixes(session, namespaces) if namespaces is not None else ()
             found, unusable = self._understood(events, foreign)
             marks = _marks(events, session)
             if session.has("CONDSTORE") and not session.has("LIST-STATUS"):
@@ -195,6 +218,9 @@ class ImapRemote:
                 name = mailbox.public.name
                 if not self._is_wanted(name, mailbox.wire, foreign):
                     continue
+                if not _is_sendable(mailbox.wire):
+                    unusable[printable(os.fsencode(mailbox.wire))] = "its name is neither UTF-8 nor modified UTF-7"
+                    continue
                 if found.setdefault(name, mailbox).wire != mailbox.wire:
                     unusable[mailbox.wire] = f"its name reads like that of another mailbox, {name}"
         return list(found.values()), unusable
@@ -213,6 +239,14 @@ class ImapRemote:
             if epoch is not None:
                 await box.reopen(epoch)
             yield box
+
+    async def prepare(self) -> None:
+        """Open a further session, if the limit and the server allow it; nobody needs it yet."""
+        try:
+            async with self._session():
+                return
+        except RemoteError as exc:
+            log.debug("session.refused", account=self._account, host=self._endpoint.host, reason=exc.text)
 
     async def aclose(self) -> None:
         free, self._free = self._free, []
@@ -312,8 +346,18 @@ def _listed(tokens: list[Token]) -> _Mailbox | None:
     return _Mailbox(wire, RemoteMailbox(MailboxName(text), levels, role))
 
 
-def _foreign_prefixes(data: list[Data]) -> tuple[str, ...]:
+def _is_sendable(wire: str) -> bool:
+    """Whether a mailbox name can be sent back to the server, and be written down."""
+    return not any(c in "\r\n\0" or "\ud800" <= c <= "\udfff" for c in wire)
+
+
+async def _foreign_prefixes(session: ImapSession, command: Command) -> tuple[str, ...]:
     """Prefixes of the namespaces that are not one's own (RFC 2342 §5: personal, other users', shared)."""
+    try:
+        data = (await session.finish(command)).data("NAMESPACE")
+    except Rejected as exc:
+        log.debug("server.corrected", host=session.endpoint.host, reason=exc.text)
+        return ()
     if not data:
         return ()
     prefixes: list[str] = []
@@ -329,9 +373,8 @@ def _foreign_prefixes(data: list[Data]) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class _Findings:
-    """What arrives while a mailbox is opened and scanned."""
+    """What arrives while a mailbox is opened, or while one FETCH runs in it."""
 
-    session: ImapSession
     uidvalidity: int = 0
     uidnext: int = 0
     modseq: int = 0
@@ -339,15 +382,18 @@ class _Findings:
     expunges: int = 0
     truncated: bool = False
     table: ScanTable = field(default_factory=ScanTable)
-    seen: dict[int, int] = field(default_factory=dict)
     vanished: list[tuple[int, int]] = field(default_factory=list)
 
     def take(self, event: Event) -> None:
         match event:
-            case FetchData(uid=uid) if uid is not None:
-                self.table.add(uid, event.flags or NO_FLAGS, max(event.size or 0, 0))
-            case Vanished(ranges=ranges):
+            case FetchData(uid=uid, flags=flags) if uid is not None and flags is not None:
+                self.table.add(uid, flags, max(event.size or 0, 0))
+                if len(self.table) > MOST_TOLD:
+                    raise ProtocolViolation("the server tells of messages without end")
+            case Vanished(earlier=True, ranges=ranges):  # the others are of now: the next pass hears of them again
                 self.vanished.extend(ranges)
+            case Vanished():
+                self.expunges += 1
             case Numbered(number=n, name="EXISTS"):
                 self.exists = n
             case Numbered(name="EXPUNGE"):
@@ -356,6 +402,11 @@ class _Findings:
                 self._take_code(code, argument)
             case _:
                 pass
+
+    def _forget(self) -> None:
+        """All of it was of the mailbox that was open before (RFC 7162 §3.2.11, CLOSED)."""
+        self.uidvalidity = self.uidnext = self.modseq = self.exists = self.expunges = 0
+        self.truncated, self.table, self.vanished = False, ScanTable(), []
 
     def _take_code(self, code: str, argument: bytes) -> None:
         match code:
@@ -367,6 +418,8 @@ class _Findings:
                 self.modseq = max(number(argument), 0)
             case "NOMODSEQ":
                 self.modseq = 0
+            case "CLOSED":
+                self._forget()
             case "MESSAGELIMIT":  # RFC 9738: the rest exists, it was just not told
                 self.truncated = True
             case _:
@@ -382,83 +435,80 @@ class _Box:
         self._name = name
 
     async def scan(self, cursor: Cursor | None) -> Scan:
+        """By QRESYNC, by CONDSTORE or all of it. Whatever is told is cut to how things were at the EXAMINE."""
         session = self._session
         known = _read_cursor(cursor)
-        if known is None:
+        if known is None or not known["m"] or not (_qresync(session) or session.has("CONDSTORE")):
             return await self._scan_all()
-        use_qresync = _qresync(session) and known["m"] > 0
-        use_condstore = session.has("CONDSTORE") and known["m"] > 0
-        if not (use_qresync or use_condstore):
+        use_qresync = _qresync(session)
+        parameter = f" (QRESYNC ({known['v']} {known['m']}))" if use_qresync else " (CONDSTORE)"
+        try:
+            found, _ = await self._open(parameter)
+        except Rejected:
+            session.enabled = frozenset()  # it advertises what it then refuses
             return await self._scan_all()
-        found = await self._open(f" (QRESYNC ({known['v']} {known['m']}))" if use_qresync else " (CONDSTORE)")
         if found.uidvalidity != known["v"] or not known["m"] <= found.modseq or found.uidnext < known["n"]:
             return await self._scan_all()
         return await self._scan_changes(found, known, use_qresync)
 
     async def reopen(self, epoch: Epoch) -> None:
         """Open it to fetch what another session's scan found; raises Rejected if the UIDs mean something else now."""
-        if str((await self._open("")).uidvalidity) != epoch:
+        found, _ = await self._open("")
+        if str(found.uidvalidity) != epoch:
             raise Rejected(f"mailbox {self._name} changed its UIDVALIDITY", "the next pass makes its pairs anew")
 
     async def _scan_all(self) -> Scan:
-        found = await self._open("", scan_items="(UID FLAGS RFC822.SIZE)")
-        table = found.table.distinct()
-        complete = not found.truncated and not found.expunges and len(table) == found.exists
+        found, told = await self._open("", scan_items="(UID FLAGS RFC822.SIZE)")
+        table = told.table.distinct().between(0, found.uidnext or MOST_UID)
+        exists = found.exists if found.uidnext else told.exists or found.exists
+        complete = not (found.truncated or told.truncated or told.expunges) and len(table) == exists
         return self._scan(found, table, full=True, complete=complete, vanished=frozenset())
 
     async def _scan_changes(self, found: _Findings, known: dict[str, int], has_vanished: bool) -> Scan:
         """Flags changed since the cursor, new messages with their sizes, and what was expunged."""
-        session = self._session
-        changed, fresh = _Findings(session), _Findings(session)
-        if has_vanished:
-            changed.table, changed.vanished = found.table, found.vanished
-        old_top = known["n"] - 1
+        session, old = self._session, known["n"]
+        changed, fresh = found if has_vanished else _Findings(), _Findings()
         sent: list[Command] = []
-        if not has_vanished and found.modseq != known["m"] and old_top > 0:
+        if not has_vanished and found.modseq != known["m"] and old > 1:
             since = f"(CHANGEDSINCE {known['m']})"
-            sent.append(
-                session.launch("FETCH", f"1:{old_top}", "(UID FLAGS)", since, prefix="UID", collect=changed.take)
-            )
-        if found.uidnext > known["n"]:
-            sent.append(
-                session.launch("FETCH", f"{known['n']}:*", "(UID FLAGS RFC822.SIZE)", prefix="UID", collect=fresh.take)
-            )
+            items = "(UID FLAGS)"
+            sent.append(session.launch("FETCH", f"1:{old - 1}", items, since, prefix="UID", collect=changed.take))
+        if found.uidnext > old:
+            items = "(UID FLAGS RFC822.SIZE)"
+            sent.append(session.launch("FETCH", f"{old}:*", items, prefix="UID", collect=fresh.take))
         for command in sent:
             reply = await session.finish(command, SCAN_LIMIT_S)
             found.truncated |= reply.tagged.code == "MESSAGELIMIT"
-        table = ScanTable()
-        new = 0
-        for uid, flags, size in fresh.table:
-            if int(uid) > old_top:
-                table.add(int(uid), flags, size)
-                new += 1
-        for uid, flags, size in changed.table:
-            if int(uid) <= old_top:
-                table.add(int(uid), flags, size)
-        if has_vanished:
-            gone = _clipped(found.vanished, old_top)
-            if sum(high - low + 1 for low, high in gone) > VANISHED_MOST:
-                return await self._scan_all()
-            vanished = frozenset(Uid(str(n)) for low, high in gone for n in range(low, high + 1))
-        elif found.exists - new != known["e"]:
+        complete = not (found.truncated or changed.truncated or fresh.truncated)
+        new = fresh.table.distinct().between(old, found.uidnext)
+        table = changed.table.distinct().between(0, old)
+        for uid, flags, size in new:
+            table.add(uid, flags, size)
+        gone = _clipped(found.vanished, old - 1)
+        too_much = sum(high - low + 1 for low, high in gone) > VANISHED_MOST
+        if too_much or (not has_vanished and found.exists - len(new) != known["e"]):
             return await self._scan_all()  # something was expunged, and CONDSTORE alone does not tell what
-        else:
-            vanished = frozenset()
-        return self._scan(found, table.distinct(), full=False, complete=not found.truncated, vanished=vanished)
+        vanished = frozenset(Uid(str(n)) for low, high in gone for n in range(low, high + 1))
+        return self._scan(found, table, full=False, complete=complete, vanished=vanished)
 
-    async def _open(self, parameter: str, scan_items: str = "") -> _Findings:
-        """EXAMINE, with UNSELECT before and the full FETCH behind it in the same write."""
+    async def _open(self, parameter: str, scan_items: str = "") -> tuple[_Findings, _Findings]:
+        """EXAMINE, with UNSELECT before and the FETCH of everything behind it in the same write.
+
+        What the EXAMINE told, and what the FETCH told.
+        """
         session = self._session
-        found = _Findings(session)
-        session_was_open = session.is_selected()
-        leave = session.launch("UNSELECT", collect=_ignore) if session_was_open and session.has("UNSELECT") else None
+        found, told = _Findings(), _Findings()
+        is_left = session.is_selected() and session.has("UNSELECT")
+        leave = session.launch("UNSELECT", collect=_ignore) if is_left else None
         if leave is not None:
             session.now_selected(None)
         examine = session.launch("EXAMINE", quoted(self._wire) + parameter, collect=found.take)
         scan = None
         if scan_items:
             session.expect_selected()
-            scan = session.launch("FETCH", "1:*", scan_items, prefix="UID", collect=found.take)
+            scan = session.launch("FETCH", "1:*", scan_items, prefix="UID", collect=told.take)
+        if leave is not None:
+            await _finish_anyhow(session, leave)
         try:
             reply = await session.finish(examine, SCAN_LIMIT_S)
         except Rejected as exc:
@@ -469,15 +519,15 @@ class _Box:
         session.now_selected(self._wire)
         found.truncated |= reply.tagged.code == "MESSAGELIMIT"
         if scan is not None:
-            await self._finish_scan(scan, found)
+            await self._finish_scan(scan, found, told)
         if found.uidvalidity <= 0:
             raise Rejected(f"mailbox {self._name}: the server gives no UIDVALIDITY, so messages cannot be told apart")
-        return found
+        return found, told
 
-    async def _finish_scan(self, scan: Command, found: _Findings) -> None:
+    async def _finish_scan(self, scan: Command, found: _Findings, told: _Findings) -> None:
         try:
             reply = await self._session.finish(scan, SCAN_LIMIT_S)
-            found.truncated |= reply.tagged.code == "MESSAGELIMIT"
+            told.truncated |= reply.tagged.code == "MESSAGELIMIT"
         except Rejected:
             if found.exists:  # 1:* in an empty mailbox is an error for some servers
                 raise
@@ -517,34 +567,41 @@ class _Box:
         while sets or running:
             while sets and len(running) < 8:
                 running.append(self._session.launch("FETCH", sets.popleft(), items, prefix="UID", collect=take))
-            await self._session.finish(running.popleft(), SCAN_LIMIT_S)
+            await _finish_anyhow(self._session, running.popleft())  # without them the content decides
         return found
 
     async def fetch(self, batches: Iterator[Sequence[Uid]], open_body: OpenBody) -> AsyncIterator[list[Fetched]]:
         """A set that the server refuses is asked for again message by message: a bad one costs only itself."""
-        arrived: set[int] = set()
+        expected: set[int] = set()
         refused: list[int] = []
         sets = (part for batch in batches for part in _cut([int(uid) for uid in batch]))
-        async for fetched in self._stream(sets, open_body, arrived, refused):
-            yield fetched
-        singles = iter([[uid] for uid in refused if uid not in arrived])
-        async for fetched in self._stream(singles, open_body, arrived, []):
-            yield fetched
+        async with aclosing(self._stream(sets, open_body, expected, refused)) as stream:
+            async for several in stream:
+                yield several
+        singles = iter([[uid] for uid in refused if uid in expected])
+        async with aclosing(self._stream(singles, open_body, expected, [])) as stream:
+            async for several in stream:
+                yield several
 
     async def _stream(
-        self, sets: Iterator[list[int]], open_body: OpenBody, arrived: set[int], refused: list[int]
-    ) -> AsyncIterator[list[Fetched]]:
-        async with aclosing(self._session.messages(sets, BODY_ITEMS, open_body, refused)) as stream:
+        self, sets: Iterator[list[int]], open_body: OpenBody, expected: set[int], refused: list[int]
+    ) -> AsyncGenerator[list[Fetched]]:
+        """Only what was asked for, and once: a body that nobody asked for is nobody's message."""
+
+        def noted() -> Iterator[list[int]]:
+            for numbers in sets:
+                expected.update(numbers)
+                yield numbers
+
+        async with aclosing(self._session.messages(noted(), BODY_ITEMS, open_body, refused)) as stream:
             async for several in stream:
-                yield [_fetched(uid, data) for data in several if (uid := _first_time(data, arrived)) is not None]
-
-
-def _first_time(data: FetchData, arrived: set[int]) -> int | None:
-    """The UID of a message that has not come before (some servers answer twice)."""
-    if data.uid is None or data.uid in arrived:
-        return None
-    arrived.add(data.uid)
-    return data.uid
+                wanted: list[Fetched] = []
+                for data in several:
+                    if data.uid is not None and data.uid in expected:
+                        expected.discard(data.uid)
+                        wanted.append(_fetched(data.uid, data))
+                if wanted:
+                    yield wanted
 
 
 def _fetched(uid: int, data: FetchData) -> Fetched:

@@ -59,6 +59,7 @@ COMMAND_TIMEOUT_S = 60.0
 STALL_S = 60.0  # within this, a command that is still running must bring `STALL_OCTETS` or its end
 STALL_OCTETS = 4096  # a byte now and then is no proof of life
 HIGH_WATER_OCTETS = 4 << 20
+SINK_OCTETS = 1 << 20  # what a message counts that is on the disk already: it holds a descriptor there
 IN_FLIGHT = 4  # FETCH commands sent ahead, so that the line never waits for us
 REPLY_OCTETS = 64 << 20  # what is kept for one command that has no `collect`
 MESSAGE_OVERHEAD_OCTETS = 1024  # what a message costs in memory besides its octets
@@ -486,6 +487,11 @@ class ImapSession:
         return capability in self.protocol.capabilities and capability not in self.endpoint.disable_extensions
 
     @property
+    def is_busy(self) -> bool:
+        """Whether commands still wait for their end."""
+        return bool(self.protocol.pending_async_commands)
+
+    @property
     def is_lost(self) -> bool:
         return self.protocol.lost is not None
 
@@ -674,7 +680,8 @@ class _Stream:
 
 def _held_octets(fetched: FetchData) -> int:
     body = fetched.sections[b""]
-    return MESSAGE_OVERHEAD_OCTETS + (len(body) if isinstance(body, bytes | bytearray) else 0)
+    held = len(body) if isinstance(body, bytes | bytearray) else SINK_OCTETS
+    return MESSAGE_OVERHEAD_OCTETS + held
 
 
 def _rejected(command: Command, reply: Tagged) -> Rejected:

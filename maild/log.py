@@ -44,6 +44,7 @@ EVENTS = {
     "session.opened": "connected and logged in",
     "session.closed": "logged out",
     "session.lost": "the connection ended before the work did",
+    "session.refused": "one more session was not to be had; the work goes on over those there are",
     "session.retried": "a lost session is opened again",
     "login.rejected": "the server refused the credentials",
     "server.alerted": "the server wants the user to read something (RFC 9051 §7.1, ALERT)",

@@ -12,6 +12,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import anyio
 
@@ -25,6 +26,7 @@ from maild.engine.report import AccountReport, MailboxReport
 from maild.local.lock import InstanceLock
 
 OK, FAILED, USAGE = 0, 1, 64
+NO_LOG = cast("LogLevel", "critical")  # no event has this level
 COUNTERS = ("pulled", "adopted", "flags", "deleted", "refused", "skipped")
 
 
@@ -60,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _log_level(config: Config, args: argparse.Namespace) -> LogLevel:
-    """A person at a terminal reads the result line; the log adds what goes wrong. `-v` shows every step."""
+    """The results tell all that went wrong, in one line each; a log is for who asks. `-v` shows every step."""
     if args.verbose:
         return "debug"
-    return "error" if config.log_level == "info" and config.log_format == "auto" else config.log_level
+    return NO_LOG if config.log_level == "info" and config.log_format == "auto" else config.log_level
 
 
 def _targets(config: Config, words: Sequence[str]) -> list[_Target]:

@@ -59,7 +59,7 @@ def _fail(account: Account, report: AccountReport, exc: MaildError) -> None:
     report.error = str(exc)
     for mailbox in report.mailboxes.values():
         if mailbox.state == "syncing":
-            mailbox.state, mailbox.error = "error", exc.text
+            mailbox.state, mailbox.error = "error", report.error
     log.error("account.failed", account=account.name, error=exc.text, hint=exc.hint)
 
 

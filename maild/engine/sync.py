@@ -56,6 +56,7 @@ class MailboxPass:
     def __init__(self, work: Work, mailbox: MailboxState, scan: Scan, maildir: Maildir | None) -> None:
         self.report = work.report.mailbox(mailbox.name)
         self._work = work
+        self._log = log.bind(account=work.account.name, mailbox=mailbox.name)  # bound once: it is called per message
         self._mailbox = mailbox
         self._scan = scan
         self._maildir = maildir
@@ -93,10 +94,12 @@ class MailboxPass:
         skipped = state.skipped(mailbox.id) if self._same_epoch else {}
         too_big = {uid for uid, message in skipped.items() if message.size_octets > limit}
         self.report.skipped = len(too_big)
-        items = iter(self._scan.items)
-        while part := list(islice(items, LOOKED_UP)):
-            known = state.pairs_of(mailbox.id, [uid for uid, _, _ in part]) if self._same_epoch else {}
-            news.sort(part, known, too_big)
+        if self._same_epoch:
+            items = iter(self._scan.items)
+            while part := list(islice(items, LOOKED_UP)):
+                news.sort(part, state.pairs_of(mailbox.id, [uid for uid, _, _ in part]), too_big)
+        else:
+            news.fresh = self._scan.items  # the whole mailbox is new
         if not self._scan.full:
             self._add_skipped(set(skipped) - too_big)
         self._leave_out(limit)
@@ -216,8 +219,7 @@ class MailboxPass:
         self.report.pulled += 1
         self._pulled += 1
         self._work.report.done_messages += 1
-        uid = delivered.incoming.uid
-        log.debug("message.pulled", account=self._work.account.name, mailbox=self._mailbox.name, uid=uid)
+        self._log.debug("message.pulled", uid=delivered.incoming.uid)
 
     # -- finish
 

@@ -86,7 +86,8 @@ def translated(endpoint: Endpoint) -> Iterator[None]:
         hint = "check host, port and whether a firewall is in between"
         raise ConnectionLost(f"{_where(endpoint)} did not answer in time", hint) from exc
     except OSError as exc:
-        raise ConnectionLost(f"{_where(endpoint)}: {exc.strerror or exc}", "check host, port and the network") from exc
+        reason = exc.strerror or str(exc) or "the server closed the connection"  # as in the middle of a handshake
+        raise ConnectionLost(f"{_where(endpoint)}: {reason}", "check host, port and the network") from exc
 
 
 def _where(endpoint: Endpoint) -> str:

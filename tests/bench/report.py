@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,9 +89,13 @@ class Scenario:
 
 
 def as_text(scenario: Scenario) -> str:
-    """A table with one line a contender, medians first; `time` is how many times maild's time it took."""
-    head = ("", "median s", "min – max s", "n", "msg/s", "CPU s", "peak MiB", "time", "bytes kept")
-    lines = [head, *(_cells(row, _reference(scenario)) for row in scenario.rows)]
+    """A table with one line a contender, medians first; `time` is how many times as long as maild's line above it."""
+    head: tuple[str, ...] = ("", "median s", "min – max s", "n", "msg/s", "CPU s", "peak MiB", "time", "bytes kept")
+    lines = [head]
+    reference: Row | None = None
+    for row in scenario.rows:
+        reference = row if row.ours else reference
+        lines.append(_cells(row, reference if reference and reference.samples else None))
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     table = []
     for line in lines:
@@ -104,11 +107,7 @@ def as_text(scenario: Scenario) -> str:
     return "\n".join([f"{scenario.name}: {scenario.title}", *table, *(f"  {note}" for note in scenario.notes)])
 
 
-def _reference(scenario: Scenario) -> Row | None:
-    return next((row for row in scenario.rows if row.ours and row.samples), None)
-
-
-def _cells(row: Row, reference: Row | None) -> Sequence[str]:
+def _cells(row: Row, reference: Row | None) -> tuple[str, ...]:
     if not row.samples:
         return row.label, "-", "-", "0", "", "", "", "", f"({row.failure_line()})"
     walls = [sample.wall_s for sample in row.samples]

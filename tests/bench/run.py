@@ -79,10 +79,12 @@ def _report(scenarios: list[Scenario], machine: dict[str, str], arguments: argpa
     targets.append(faithful(scenarios))
     failures = [f"{s.name}: {row.label}: {row.failure_line()}" for s in scenarios for row in s.rows if row.failure]
     print(RULE, *(f"{as_text(scenario)}\n" for scenario in scenarios), RULE, sep="\n")
-    print("`time`: how many times as long as the first line. Medians; CPU is user and system of the client alone.\n")
+    print(
+        "`time`: how many times as long as maild's line above. Medians; CPU is user and system of the client alone.\n"
+    )
     print("\n".join(target.line(judged=not arguments.quick) for target in targets))
     if failures:
-        print("\nNot measured:", *failures, sep="\n")
+        print("\nFailed or not measured:", *failures, sep="\n")
     result: dict[str, Any] = {
         "machine": machine,
         "quick": arguments.quick,

@@ -76,8 +76,8 @@ def small(arena: Arena) -> Scenario:
     fewer = f"maild, {base.messages:,} messages"
     contenders = [
         *(arena.contender(client, account, server) for client in (MAILD, MBSYNC)),
-        arena.contender(MAILD, base, arena.server(base), label=fewer),
         *(arena.contender(client, account, server, rounds=1) for client in (LEAST, LEAST_SYNCFS)),
+        arena.contender(MAILD, base, arena.server(base), label=fewer),
     ]
     arena.contest(scenario, contenders, arena.sizes.few_rounds)
     scenario.targets = [
@@ -94,8 +94,8 @@ def big(arena: Arena) -> Scenario:
     scenario = Scenario("big", f"one message of {arena.sizes.big_octets // 1_000_000} MB, RTT 0")
     contenders = [
         arena.contender(MAILD, account, arena.server(account)),
-        arena.contender(MAILD, base, arena.server(base), label="maild, one message of 4 MB"),
         arena.contender(MBSYNC, account, arena.server(account)),
+        arena.contender(MAILD, base, arena.server(base), label="maild, one message of 4 MB"),
     ]
     arena.contest(scenario, contenders, arena.sizes.few_rounds)
     scenario.targets = [_no_growth(scenario, "maild", "maild, one message of 4 MB", "a message fifty times as big")]
@@ -141,8 +141,8 @@ def tls(arena: Arena) -> Scenario:
     encrypted = arena.server(account, tls=True)
     contenders = [
         arena.contender(MAILD, account, encrypted, label="maild, TLS"),
-        arena.contender(MAILD, account, arena.server(account), label="maild, plain"),
         arena.contender(MBSYNC, account, encrypted, label="mbsync, TLS", rounds=1),
+        arena.contender(MAILD, account, arena.server(account), label="maild, plain"),
     ]
     arena.contest(scenario, contenders, min(3, arena.sizes.rounds))
     ratio = scenario.times_as_fast("maild, plain", "maild, TLS")
@@ -158,10 +158,10 @@ def unchanged(arena: Arena) -> Scenario:
     with ExitStack() as stack:
         contenders = []
         for account, what, rtts_ms in ((one, "INBOX", (0, 100)), (many, "mailboxes", (0, 20))):
-            for client in (MAILD, MBSYNC):
-                again = _Again(arena, client, account)
-                for rtt_ms in rtts_ms:
-                    server = arena.distant(account, stack, rtt_ms / 1000) if rtt_ms else arena.server(account)
+            clients = [(client, _Again(arena, client, account)) for client in (MAILD, MBSYNC)]
+            for rtt_ms in rtts_ms:
+                server = arena.distant(account, stack, rtt_ms / 1000) if rtt_ms else arena.server(account)
+                for client, again in clients:
                     label = f"{client.name}, {what}, RTT {rtt_ms} ms"
                     contenders.append(
                         Contender(label, again.runner(server), ours=client is MAILD, missing=client.missing())

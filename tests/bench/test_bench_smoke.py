@@ -1,4 +1,4 @@
-"""The parts of the bench, without a server: the corpus is always the same, verifying finds faults, figures are right."""
+"""The parts of the bench, without a server: the corpus stays the same, verifying finds faults, figures are right."""
 
 from __future__ import annotations
 

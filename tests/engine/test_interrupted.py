@@ -205,6 +205,7 @@ async def test_a_disk_that_refuses_says_so(tmp_path: Path, steps: Steps) -> None
     async with ImapServer(Store(), {USER: PASSWORD}) as server:
         fill(server.store)
         for at, world in zip(itertools.count(1), fresh_worlds(tmp_path, server), strict=False):
+            world.settings(connections=1)
             steps.arm(at, is_kill=False)
             report = await world.sync()
             if not steps.disarm():

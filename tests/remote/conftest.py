@@ -56,7 +56,7 @@ async def quiet_loop() -> AsyncIterator[None]:
     left = {task for task in asyncio.all_tasks() - before if "TestRunner." not in repr(task.get_coro())}  # anyio's own
     pending = (await asyncio.wait(left, timeout=DEADLINE_S))[1] if left else set()
     left.clear()
-    gc.collect()  # "… exception was never retrieved" is said when the task or future goes
+    gc.collect(1)  # "… exception was never retrieved" is said when the task or future goes
     loop.set_exception_handler(previous)
     assert not complaints
     assert not pending

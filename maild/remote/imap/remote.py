@@ -243,8 +243,8 @@ class ImapRemote:
     async def prepare(self) -> None:
         """Open a further session, if the limit and the server allow it; nobody needs it yet."""
         try:
-            async with self._session():
-                return
+            async with self._session() as session:
+                await session.settled()
         except RemoteError as exc:
             log.debug("session.refused", account=self._account, host=self._endpoint.host, reason=exc.text)
 

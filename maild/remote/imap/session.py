@@ -58,7 +58,7 @@ CONNECT_TIMEOUT_S = 30.0
 COMMAND_TIMEOUT_S = 60.0
 STALL_S = 60.0  # within this, a command that is still running must bring `STALL_OCTETS` or its end
 STALL_OCTETS = 4096  # a byte now and then is no proof of life
-HIGH_WATER_OCTETS = 4 << 20
+HIGH_WATER_OCTETS = 2 << 20
 SINK_OCTETS = 1 << 20  # what a message counts that is on the disk already: it holds a descriptor there
 IN_FLIGHT = 4  # FETCH commands sent ahead, so that the line never waits for us
 REPLY_OCTETS = 64 << 20  # what is kept for one command that has no `collect`
@@ -485,6 +485,11 @@ class ImapSession:
     def has(self, capability: str) -> bool:
         """Whether the server offers an extension that the config does not switch off."""
         return capability in self.protocol.capabilities and capability not in self.endpoint.disable_extensions
+
+    async def settled(self) -> None:
+        """Wait for the end of all commands; what they answer does not matter."""
+        for command in list(self.protocol.pending_async_commands.values()):
+            await self.protocol.finish(command, may_refuse=True)
 
     @property
     def is_busy(self) -> bool:

@@ -38,7 +38,7 @@ class MaildError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.text}; {self.hint}" if self.hint else self.text
+        return f"{self.text.rstrip('.')}; {self.hint}" if self.hint else self.text
 
 
 class ConfigError(MaildError):

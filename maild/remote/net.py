@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio.sslproto
 import hashlib
 import hmac
+import os
 import socket
 import ssl
 from collections.abc import Iterator
@@ -86,7 +87,8 @@ def translated(endpoint: Endpoint) -> Iterator[None]:
         hint = "check host, port and whether a firewall is in between"
         raise ConnectionLost(f"{_where(endpoint)} did not answer in time", hint) from exc
     except OSError as exc:
-        reason = exc.strerror or str(exc) or "the server closed the connection"  # as in the middle of a handshake
+        known = os.strerror(exc.errno).lower() if exc.errno else ""  # asyncio's own text repeats host and port
+        reason = known or str(exc) or "the server closed the connection"  # as in the middle of a handshake
         raise ConnectionLost(f"{_where(endpoint)}: {reason}", "check host, port and the network") from exc
 
 

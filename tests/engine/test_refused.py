@@ -224,6 +224,21 @@ async def test_a_listing_that_is_cut_short_deletes_nothing(any_world: World) -> 
     any_world.assert_equal()
 
 
+async def test_what_a_first_listing_left_out_comes_with_the_next(any_world: World) -> None:
+    any_world.deliver(6)
+
+    def half(response: bytes) -> bytes:
+        number = re.match(rb"\* (\d+) FETCH", response)
+        return b"" if number is not None and int(number[1]) <= 3 else response
+
+    any_world.server.faults.add("UID FETCH", Rewrite(half))
+    await any_world.sync()
+    assert len(any_world.files()) == 3
+    await any_world.synced()
+    any_world.assert_equal()
+    await any_world.settled()
+
+
 @pytest.mark.parametrize("told", [5, 7])
 async def test_a_count_that_does_not_fit_deletes_nothing(any_world: World, told: int) -> None:
     any_world.deliver(6)

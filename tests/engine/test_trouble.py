@@ -8,7 +8,7 @@ import pytest
 
 from maild.config import Password
 from maild.testing.faults import Answer, Bye, Cut, LiteralOff, Rewrite
-from tests.engine.world import World, bodies, message
+from tests.engine.world import World, bodies, long_body, message
 
 
 def without(uid: int, *, instead: bytes = b"") -> Rewrite:
@@ -67,10 +67,11 @@ async def test_a_set_that_is_refused_is_asked_for_one_by_one(any_world: World) -
 async def test_what_did_not_come_is_noticed_after_a_lost_connection_too(any_world: World) -> None:
     """The first attempt's messages must not hide that one of the second attempt is missing."""
     any_world.deliver(8)
-    any_world.server.faults.add("UID FETCH", Cut(after_octets=1500), nth=2)
+    cut = any_world.server.faults.add("UID FETCH", Cut(after_octets=900), nth=2)
     rule = any_world.server.faults.add("UID FETCH", without(8), nth=1, times=None)
     report = await any_world.synced()
     assert rule.count > 1
+    assert cut.struck.is_set()
     assert (report.total("pulled"), report.total("skipped")) == (7, 1)
     any_world.server.faults.clear()
     report = await any_world.synced()
@@ -163,7 +164,7 @@ async def test_a_connection_lost_at_a_command(any_world: World, command: str) ->
 
 
 async def test_a_connection_lost_in_the_middle_of_a_big_message(any_world: World) -> None:
-    any_world.store.deliver("INBOX", message(1, body="0123456789abcdef\r\n" * 200_000), (), 1_700_000_000)
+    any_world.store.deliver("INBOX", message(1, body=long_body()), (), 1_700_000_000)
     any_world.server.faults.add("UID FETCH", Cut(after_octets=2_000_000), nth=2)
     await any_world.synced()
     any_world.assert_equal()

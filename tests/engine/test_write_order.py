@@ -18,7 +18,7 @@ import pytest
 
 from maild.testing.imap import ImapServer
 from maild.testing.store import Store
-from tests.engine.world import DEADLINE_S, PASSWORD, START_S, USER, World, message
+from tests.engine.world import DEADLINE_S, PASSWORD, START_S, USER, World, long_body, message
 
 CALLS = (
     "openat,write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,close,"
@@ -127,7 +127,7 @@ async def trace(tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
         world.store.create("Archiv")
         world.deliver(60)
         world.deliver(40, "Archiv", start=100, flags=["\\Seen", "Wort"])
-        world.store.deliver("INBOX", message(99, body="0123456789abcdef\r\n" * 150_000), (), START_S)
+        world.store.deliver("INBOX", message(99, body=long_body()), (), START_S)
         found = await trace_of_a_pass(world, directory)
         world.assert_equal()
     return found

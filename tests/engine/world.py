@@ -16,6 +16,7 @@ from maild.config.values import DeletionLimit
 from maild.engine.account import sync_account
 from maild.engine.report import AccountReport
 from maild.local.state import State
+from maild.remote.imap.parse import Limits
 from maild.testing.imap import ALL, BARE, ImapServer
 from maild.testing.store import Store
 
@@ -46,6 +47,12 @@ def message(n: int, *, message_id: str | None = None, body: str = "Hallo Welt\r\
     name = f"<m{n}@test.example>" if message_id is None else message_id
     field = f"Message-ID: {name}\r\n" if name else ""
     return f"{field}Date: Tue, 14 Nov 2023 22:13:{n % 60:02d} +0000\r\nSubject: Nr. {n}\r\n\r\n{body}{n}\r\n".encode()
+
+
+def long_body() -> str:
+    """More than maild keeps in memory of one message, so that it goes over a file in `tmp`."""
+    line = "0123456789abcdef\r\n"
+    return line * (Limits().literal // len(line) + 1000)
 
 
 @dataclass(frozen=True, slots=True, order=True)

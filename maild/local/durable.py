@@ -117,7 +117,7 @@ def make_directory(path: Path) -> None:
         missing.append(missing[-1].parent)
     for directory in reversed(missing[:-1]):
         try:
-            directory.mkdir(mode=0o700)
+            _make_unless_there(directory)
             parent = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 fsync_dir(parent)
@@ -125,6 +125,15 @@ def make_directory(path: Path) -> None:
                 os.close(parent)
         except OSError as exc:
             raise disk_error(exc, "create", directory) from exc
+
+
+def _make_unless_there(directory: Path) -> None:
+    """Two accounts that begin at once may both make the directory above theirs: the second finds it made."""
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        if not os.path.isdir(directory):
+            raise
 
 
 @functools.cache

@@ -176,3 +176,17 @@ def test_errors_say_what_where_why_and_what_to_do(code: int, remedy: str) -> Non
 def test_an_unusual_error_has_its_own_words_only() -> None:
     assert str(disk_error(OSError(errno.EBADMSG, "bad message"), "read", "/x")) == "cannot read /x: bad message"
     assert str(disk_error(OSError("odd"), "read", "/x")) == "cannot read /x: odd"
+
+
+def test_a_directory_that_another_account_makes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = tmp_path / "Mail" / "work"
+    mkdir = Path.mkdir
+
+    def late(self: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        if not self.exists():
+            os.mkdir(self, 0o700)  # the other one was quicker
+        mkdir(self, mode, parents, exist_ok)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    make_directory(wanted)
+    assert wanted.is_dir()

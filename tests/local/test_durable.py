@@ -184,7 +184,7 @@ def test_a_directory_that_another_account_makes_meanwhile(tmp_path: Path, monkey
 
     def late(self: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         if not self.exists():
-            os.mkdir(self, 0o700)  # the other one was quicker
+            mkdir(self, 0o700)  # the other one was quicker
         mkdir(self, mode, parents, exist_ok)
 
     monkeypatch.setattr(Path, "mkdir", late)

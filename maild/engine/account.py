@@ -222,7 +222,7 @@ class _AccountPass:
         try:
             await sync_mailbox(self._work, mailbox, lambda this: finishers.start_soon(self._finish, this))
             self._losses = 0
-        except ConnectionLost as exc:
+        except (ConnectionLost, ProtocolViolation) as exc:
             self._losses += 1
             if self._losses >= TRIES * _connections(self._work.imap):
                 raise  # nothing gets through any more

@@ -30,6 +30,17 @@ log = structlog.get_logger()
 
 
 @dataclass(slots=True)
+class Doubts:
+    """Which messages of a mailbox may be what ends the connection: they were on their way when it was lost.
+
+    The next attempt fetches them last and one by one; the one that ends the connection again is given up.
+    """
+
+    suspects: list[Uid] = field(default_factory=list)
+    given_up: set[Uid] = field(default_factory=set)
+
+
+@dataclass(slots=True)
 class Work:
     """What the mailboxes of one account's pass share."""
 
@@ -43,6 +54,7 @@ class Work:
     pulls: list[Pull] = field(default_factory=list)
     is_announced: bool = False
     listed: frozenset[MailboxName] = frozenset()  # what the server has
+    doubts: dict[MailboxName, Doubts] = field(default_factory=dict)
 
     async def announce_change(self) -> None:
         """Let the Maildir's generation rise before the first change of a pass; at its end it rises once more.
@@ -63,6 +75,9 @@ class Pull:
         self.name = name
         self.epoch = epoch
         self._wanted = wanted
+        self._suspects: list[Uid] = []
+        self._in_flight: dict[Uid, None] = {}
+        self._one_by_one = False
         self._delivery = delivery
         self._unpaired = unpaired
         self.left_messages = len(wanted)
@@ -76,16 +91,33 @@ class Pull:
 
     def _handed_out(self, wanted: ScanTable) -> Iterator[list[Uid]]:
         """The batches, for whichever session asks next; after the last one, one more session has nothing to do."""
-        yield from wanted.batches(FETCH_MESSAGES, FETCH_OCTETS)
+        suspects = self._suspects
+        for batch in (wanted.without(set(suspects)) if suspects else wanted).batches(FETCH_MESSAGES, FETCH_OCTETS):
+            self._in_flight.update(dict.fromkeys(batch))
+            yield batch
         self._takes_help = False
+        self._one_by_one = not self._in_flight
+        for uid in suspects:
+            self._in_flight[uid] = None
+            yield [uid]
 
     @property
     def is_worth_help(self) -> bool:
         """Whether one more session would make a difference."""
         return self._takes_help and self.left_octets > WORTH_HELP_OCTETS * (1 + self._expected)
 
+    def doubt(self, work: Work) -> None:
+        """The connection was lost: remember which messages may be the reason."""
+        doubts = work.doubts.setdefault(self.name, Doubts())
+        doubts.suspects = list(self._in_flight)
+        if self._one_by_one and doubts.suspects:  # servers answer in order: it was the first that has not come
+            doubts.given_up.add(doubts.suspects.pop(0))
+
     async def run(self, work: Work, box: RemoteBox) -> None:
         """Fetch on the first session until no batch is left, and wait for the helpers."""
+        doubts = work.doubts.get(self.name, Doubts())
+        here = {uid for uid, _, _ in self._wanted} if doubts.suspects else set()
+        self._suspects = [uid for uid in doubts.suspects if uid in here]
         work.pulls.append(self)
         try:
             await self._fetch(work, box)
@@ -143,6 +175,7 @@ class Pull:
     async def _take(self, work: Work, several: list[Fetched], spools: set[Spool]) -> None:
         incoming: list[Incoming] = []
         for fetched in several:
+            self._in_flight.pop(fetched.uid, None)
             raw = cast("bytes | bytearray | Spool", fetched.raw)
             octets = raw.size_octets if isinstance(raw, Spool) else len(raw)
             if not octets and self._size_told(fetched.uid):  # BODY[] NIL: Exchange, of what it cannot read just now

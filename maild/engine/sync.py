@@ -21,7 +21,7 @@ from maild.core.names import MailboxUnusable, directory
 from maild.core.ports import RemoteBox
 from maild.core.reconcile import News, proven_gone, reconcile
 from maild.engine.propagate import Delivery, Unpaired, adopt, apply_local, find_unpaired, local_flags, match_facts
-from maild.engine.pull import Pull, Work
+from maild.engine.pull import Doubts, Pull, Work
 from maild.local.maildir import Delivered, Maildir
 from maild.local.state import MailboxState
 
@@ -63,7 +63,7 @@ class MailboxPass:
         self._delivery = None if maildir is None else Delivery(mailbox, maildir, self._count_durable)
         self._same_epoch = mailbox.epoch == scan.epoch
         self._news = News()
-        self._too_big: list[Skipped] = []
+        self._left_out: list[Skipped] = []
         self._retried: set[Uid] = set()
         self._deletions = 0
         self._pulled = 0
@@ -118,12 +118,15 @@ class MailboxPass:
             self._news.fresh.add(uid, NO_FLAGS, sizes[uid].size_octets)
 
     def _leave_out(self, limit: int) -> None:
+        given_up = self._work.doubts.get(self._mailbox.name, Doubts()).given_up
         for uid, _, size in self._news.fresh:
             if size > limit:
-                self._too_big.append(Skipped(uid, f"larger than max_message_size ({size} octets)", size))
-        if self._too_big:
-            self._news.fresh = self._news.fresh.without({message.uid for message in self._too_big})
-        self.report.skipped += len(self._too_big)
+                self._left_out.append(Skipped(uid, f"larger than max_message_size ({size} octets)", size))
+            elif uid in given_up:
+                self._left_out.append(Skipped(uid, "the connection ends whenever it is fetched", size))
+        if self._left_out:
+            self._news.fresh = self._news.fresh.without({message.uid for message in self._left_out})
+        self.report.skipped += len(self._left_out)
 
     def _settle_operations(self) -> None:
         news, account = self._news, self._work.account
@@ -195,6 +198,7 @@ class MailboxPass:
         if self._pull is not None:
             self._work.report.wanted_messages -= self._pull.left_messages
             self._work.report.wanted_octets -= self._pull.left_octets
+            self._pull.doubt(self._work)
 
     def _apply(self, maildir: Maildir) -> None:
         state, mailbox = self._work.state.state, self._mailbox
@@ -212,8 +216,8 @@ class MailboxPass:
         self.report.flags += applied.flags
         self.report.deleted += applied.deleted
         self.report.adopted += len(self._matched)
-        if self._too_big:
-            state.skip(mailbox.id, self._too_big)
+        if self._left_out:
+            state.skip(mailbox.id, self._left_out)
 
     def _count_durable(self, delivered: Delivered) -> None:
         self.report.pulled += 1

@@ -133,7 +133,7 @@ class _AccountPass:
         self._work = work
         self._left: deque[tuple[RemoteMailbox, int]] = deque()
         self._busy = 0
-        self._losses = 0  # of connections, since a mailbox was last done
+        self._lost_in_a_row = 0  # mailboxes that lost their connection at every try, since one was done
         self._moved = anyio.Event()
 
     async def run(self, only: Sequence[str]) -> None:
@@ -221,12 +221,12 @@ class _AccountPass:
     async def _sync(self, mailbox: RemoteMailbox, attempt: int, finishers: TaskGroup) -> None:
         try:
             await sync_mailbox(self._work, mailbox, lambda this: finishers.start_soon(self._finish, this))
-            self._losses = 0
+            self._lost_in_a_row = 0
         except (ConnectionLost, ProtocolViolation) as exc:
-            self._losses += 1
-            if self._losses >= TRIES * _connections(self._work.imap):
-                raise  # nothing gets through any more
             if attempt >= TRIES:
+                self._lost_in_a_row += 1
+                if self._lost_in_a_row >= TRIES:
+                    raise  # nothing gets through any more
                 await self._note_failure(mailbox.name, exc)
                 return
             log.warning("session.retried", account=self._work.account.name, mailbox=mailbox.name, reason=exc.text)

@@ -125,7 +125,7 @@ async def test_garbage_in_one_mailbox_stops_no_other(any_world: World) -> None:
         any_world.deliver(2, name)
     any_world.deliver(2)
     any_world.settings(connections=1)
-    any_world.server.faults.add("EXAMINE", Rewrite(lambda _: b"* OK " + b"x" * (20 << 20) + b"\r\n"), nth=2)
+    any_world.server.faults.add("EXAMINE", Rewrite(lambda _: b"* OK " + b"x" * (20 << 20) + b"\r\n"), nth=2, times=3)
     report = await any_world.sync()
     assert not report.ok
     assert report.error is None

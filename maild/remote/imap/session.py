@@ -15,6 +15,7 @@ What this file keeps:
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 import ssl
 from base64 import b64encode
@@ -55,6 +56,7 @@ from maild.remote.imap.parse import (
 from maild.remote.net import check_pin, tls_context, translated
 
 CONNECT_TIMEOUT_S = 30.0
+HAPPY_EYEBALLS_S = 0.25  # RFC 8305 §5, between attempts at the addresses of a name
 COMMAND_TIMEOUT_S = 60.0
 STALL_S = 60.0  # within this, a command that is still running must bring `STALL_OCTETS` or its end
 STALL_OCTETS = 4096  # a byte now and then is no proof of life
@@ -417,13 +419,22 @@ class _Client(aioimaplib.IMAP4):
         running = asyncio.get_running_loop()
         self.ours = ours = Protocol(running, self.limits, f"{host}:{port}")
         self.protocol = ours  # type: ignore[assignment]  # aioimaplib declares it None
+        delay_s = None if _is_address(host) else HAPPY_EYEBALLS_S  # an address leaves nothing to choose from
         self._client_task = running.create_task(
-            running.create_connection(lambda: ours, host, port, ssl=ssl_context, happy_eyeballs_delay=0.25)
+            running.create_connection(lambda: ours, host, port, ssl=ssl_context, happy_eyeballs_delay=delay_s)
         )
 
     async def _wait_connection_and_hello(self) -> None:
         await self._client_task
         await self.ours.greeting
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class ImapSession:

@@ -76,7 +76,7 @@ def _machine(work: Path) -> dict[str, str]:
 
 def _report(scenarios: list[Scenario], machine: dict[str, str], arguments: argparse.Namespace) -> int:
     targets = [target for scenario in scenarios for target in scenario.targets]
-    targets.append(faithful(scenarios))
+    targets += faithful(scenarios)
     failures = [f"{s.name}: {row.label}: {row.failure_line()}" for s in scenarios for row in s.rows if row.failure]
     print(RULE, *(f"{as_text(scenario)}\n" for scenario in scenarios), RULE, sep="\n")
     print(

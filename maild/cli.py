@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from maild import __version__
+from maild.commands import printable
 
 if TYPE_CHECKING:
     from maild.config import Account, Config, Endpoint, Problem, Report
@@ -72,10 +73,10 @@ def _run(argv: Sequence[str] | None) -> int:
         return _dispatch(args)
     except ConfigError as error:
         for problem in error.problems:
-            print(_printable(problem), file=sys.stderr)
+            print(printable(problem), file=sys.stderr)
         return BAD_CONFIG
     except MaildError as error:
-        print(_printable(f"maild: {error}"), file=sys.stderr)
+        print(printable(f"maild: {error}"), file=sys.stderr)
         return FAILED
 
 
@@ -91,11 +92,6 @@ def _dispatch(args: argparse.Namespace) -> int:
             from maild import demo
 
             return demo.run(args)
-
-
-def _printable(text: str) -> str:
-    """A server's words may be in an error: nothing in it may move the cursor or colour the terminal."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -168,7 +164,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _print_report(report: Report) -> None:
     for problem in (*report.errors, *report.notes):
-        print(_printable(str(problem)), file=sys.stderr)
+        print(printable(str(problem)), file=sys.stderr)
     if report.config:
         for account in report.config.accounts.values():
             print(f"{account.name}: {_description(account)}; Maildir {account.maildir}")

@@ -27,7 +27,7 @@ import anyio
 import tomli_w
 
 from maild import log
-from maild.commands.sync import printable
+from maild.commands import printable
 from maild.config import Account, Config, load
 from maild.core.errors import LocalError, MaildError
 from maild.engine.account import sync_account

@@ -17,6 +17,7 @@ from typing import cast
 import anyio
 
 from maild import log
+from maild.commands import printable
 from maild.commands.progress import shown
 from maild.config import Account, Config, load
 from maild.config.values import LogLevel
@@ -163,8 +164,3 @@ def _counts(mailbox: MailboxReport, *, is_plan: bool) -> str:
         (mailbox.skipped, "{} left on the server"),
     )
     return ", ".join(text.format(f"{count:,}") for count, text in told if count)
-
-
-def printable(text: str) -> str:
-    """A server's words: nothing in them may move the cursor or colour the terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

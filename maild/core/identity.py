@@ -92,7 +92,7 @@ def content_of(octets: bytes) -> bytes:
 
 def without_tuid(content: bytes) -> bytes:
     """The content less mbsync's header line; the same object where there is none."""
-    end = content.find(b"\n\n") + 1
+    end = 0 if content.startswith(b"\n") else content.find(b"\n\n") + 1  # an empty line first: there is no header
     if content.find(b"X-TUID: ", 0, end) < 0:
         return content
     line = _TUID.search(content, 0, end)

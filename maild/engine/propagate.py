@@ -189,7 +189,8 @@ class Deliverer:
     async def _next_batch(self) -> list[Item]:
         while not self._queue and not self._closing:
             self._filled = anyio.Event()
-            await self._filled.wait()
+            with self._answered_for([]):  # what is put in the instant of the end as well
+                await self._filled.wait()
         batch: list[Item] = []
         octets = 0
         while self._queue and len(batch) < self._most and octets < BATCH_OCTETS:
@@ -208,18 +209,24 @@ class Deliverer:
         self._state.state.apply([Changes(mailbox_id, add=added) for mailbox_id, added in pairs.items()])
 
     def _settle(self, batch: list[Item], delivered: list[Delivered], failure: LocalError | None) -> None:
-        """Tell each mailbox what became of its messages."""
+        """Tell each mailbox what became of its messages.
+
+        First that it has an answer: a fault in `on_durable` must leave nobody waiting.
+        """
         durable = {id(d.incoming): d for d in delivered}
+        done: list[tuple[Delivery, Delivered]] = []
         for delivery, incoming in batch:
             delivery.under_way -= 1
-            if (done := durable.get(id(incoming))) is not None:
-                delivery.on_durable(done)
+            if (one := durable.get(id(incoming))) is not None:
+                done.append((delivery, one))
             else:
                 delivery.failure = failure or LocalError(f"a message for {delivery.mailbox.name} was not delivered")
             if delivery.under_way <= 0:
                 delivery.idle.set()
         if failure is not None:
             self._room.set()
+        for delivery, one in done:
+            delivery.on_durable(one)
 
 
 def batch_messages() -> int:

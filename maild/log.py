@@ -34,7 +34,6 @@ EVENTS = {
     "account.started": "an account's pass over its mailboxes begins",
     "account.finished": "it ended; the counts are those of all its mailboxes",
     "account.failed": "it could not go on; the other accounts do",
-    "mailbox.synced": "one pass over one mailbox ended",
     "mailbox.failed": "one mailbox could not be synchronised; the others are",
     "mailbox.rebuilt": "uidvalidity changed or the state was lost: the pairs were made anew by content",
     "mailbox.refused": "the deletion guard refused the plan",
@@ -42,16 +41,12 @@ EVENTS = {
     "message.pulled": "one message is durable in the Maildir",
     "message.skipped": "one message was left on the server",
     "session.opened": "connected and logged in",
-    "session.closed": "logged out",
     "session.lost": "the connection ended before the work did",
     "session.refused": "one more session was not to be had; the work goes on over those there are",
     "session.retried": "a lost session is opened again",
     "login.rejected": "the server refused the credentials",
     "server.alerted": "the server wants the user to read something (RFC 9051 §7.1, ALERT)",
     "server.corrected": "the server broke the protocol in a way that could be read all the same",
-    "state.created": "there was no state yet",
-    "state.migrated": "the state was brought to this version's form",
-    "spool.cleaned": "unfinished files of an interrupted pass were removed",
 }
 
 _WHERE = "account mailbox uid protocol host port user path"

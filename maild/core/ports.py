@@ -36,8 +36,8 @@ class RemoteBox(Protocol):
         """The messages, as they arrive, in no promised order; one that is gone or refused does not come.
 
         The next batch is taken only when there is room for it, so several sessions may share `batches`. The server is
-        read no faster than the caller iterates: a few MiB are buffered at most. Messages above 1 MiB go through
-        `open_body` and never stand in memory.
+        read no faster than the caller iterates: a few MiB are buffered at most. A message bigger than that goes through
+        `open_body` and never stands in memory.
         """
 
 

@@ -18,9 +18,9 @@ import anyio.to_thread
 import structlog
 from anyio.abc import TaskGroup
 
-from maild.config import Account, Imap
+from maild.config import Account
 from maild.core.errors import ConfigError, ConnectionLost, MaildError, PlanRefused, ProtocolViolation, Scope
-from maild.core.model import Listing, RemoteMailbox
+from maild.core.model import Listing, MailboxName, RemoteMailbox
 from maild.engine.propagate import Deliverer, StateThread
 from maild.engine.pull import Pull, Work
 from maild.engine.report import AccountReport
@@ -140,7 +140,7 @@ class _AccountPass:
         work = self._work
         is_first = not any(row.cursor for row in (await work.state.run(work.state.state.mailboxes)).values())
         async with anyio.create_task_group() as openers:
-            for _ in range(_connections(work.imap) - 1 if is_first else 0):
+            for _ in range(work.imap.connections - 1 if is_first else 0):
                 openers.start_soon(work.remote.prepare)  # a first pass needs them all, and logging in takes its time
             await self._run(only)
             openers.cancel_scope.cancel()
@@ -152,9 +152,8 @@ class _AccountPass:
         work.listed = frozenset(mailbox.name for mailbox in listing.mailboxes)
         self._left.extend((mailbox, 1) for mailbox in await self._to_visit(listing, only))
         self._note_unusable(listing)
-        workers = _connections(work.imap)
         async with work.deliverer.running(), anyio.create_task_group() as finishers, anyio.create_task_group() as tasks:
-            for _ in range(workers if self._left else 0):
+            for _ in range(work.imap.connections if self._left else 0):
                 tasks.start_soon(self._work_on, finishers)
 
     async def _to_visit(self, listing: Listing, only: Sequence[str]) -> list[RemoteMailbox]:
@@ -258,12 +257,8 @@ class _AccountPass:
 
     def _store_failure(self, name: str, exc: MaildError) -> None:
         state = self._work.state.state
-        row = next((row for known, row in state.mailboxes().items() if known == name), None)
+        row = state.mailboxes().get(MailboxName(name))
         if row is not None and isinstance(exc, PlanRefused):
             state.set_refused(row.id, exc.text)
         elif row is not None:
             state.set_error(row.id, exc.text)
-
-
-def _connections(imap: Imap) -> int:
-    return max(1, imap.connections)

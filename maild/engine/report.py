@@ -20,7 +20,6 @@ class MailboxReport:
     skipped: int = 0
     wanted: int = 0
     wanted_octets: int = 0
-    plan: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)

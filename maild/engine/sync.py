@@ -7,7 +7,7 @@ what is done, and on the disk what was done without being noted.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import PurePosixPath
 
@@ -23,8 +23,9 @@ from maild.core.reconcile import News, proven_gone, reconcile
 from maild.engine.propagate import Delivery, Unpaired, adopt, apply_local, find_unpaired, local_flags, match_facts
 from maild.engine.pull import Doubts, Pull, Work
 from maild.local.maildir import Delivered, Maildir
-from maild.local.state import MailboxState
+from maild.local.state import MailboxState, SkippedMessage
 
+NOT_DELIVERED = "the server did not deliver it"
 LOOKED_UP = 1000  # pairs looked up at a time
 
 log = structlog.get_logger()
@@ -101,21 +102,23 @@ class MailboxPass:
         else:
             news.fresh = self._scan.items  # the whole mailbox is new
         if not self._scan.full:
-            self._add_skipped(set(skipped) - too_big)
+            self._add_skipped({uid: message for uid, message in skipped.items() if uid not in too_big})
         self._leave_out(limit)
         if self._same_epoch and (self._scan.full or self._scan.vanished):
-            listed = {uid for uid, _, _ in self._scan.items} if self._scan.full else set()
-            gone = proven_gone(self._scan, state.uids(mailbox.id), listed)
-            news.gone.extend(state.pairs_of(mailbox.id, gone).values())
+            news.gone.extend(state.pairs_of(mailbox.id, self._gone(state.uids(mailbox.id))).values())
         self._settle_operations()
 
-    def _add_skipped(self, retry: set[Uid]) -> None:
+    def _gone(self, known: set[Uid]) -> set[Uid]:
+        """Which of these the scan proves to be gone."""
+        listed = {uid for uid, _, _ in self._scan.items} if self._scan.full else set()
+        return proven_gone(self._scan, known, listed)
+
+    def _add_skipped(self, retry: Mapping[Uid, SkippedMessage]) -> None:
         """Messages that did not come before are asked for again, though nothing about them changed."""
         fresh = {uid for uid, _, _ in self._news.fresh}
-        sizes = self._work.state.state.skipped(self._mailbox.id)
-        self._retried = retry - fresh - self._scan.vanished
+        self._retried = retry.keys() - fresh - self._scan.vanished
         for uid in self._retried:
-            self._news.fresh.add(uid, NO_FLAGS, sizes[uid].size_octets)
+            self._news.fresh.add(uid, NO_FLAGS, retry[uid].size_octets)
 
     def _leave_out(self, limit: int) -> None:
         given_up = self._work.doubts.get(self._mailbox.name, Doubts()).given_up
@@ -140,7 +143,7 @@ class MailboxPass:
                 check_deletions(self._mailbox.name, self._deletions, total, account.max_deletions.of(total))
             except PlanRefused as exc:
                 self._refusal = exc
-                log.error("mailbox.refused", account=account.name, mailbox=self._mailbox.name, reason=exc.text)
+                self._log.error("mailbox.refused", reason=exc.text)
         allowed = News(news.fresh, news.changed) if self._refusal else news
         self._operations = reconcile(allowed, local, deletes=deletes)
 
@@ -206,7 +209,7 @@ class MailboxPass:
             state.set_epoch(mailbox.id, self._scan.epoch)
         elif not self._same_epoch:
             state.rebuild(mailbox.id, self._scan.epoch)
-            log.info("mailbox.rebuilt", account=self._work.account.name, mailbox=mailbox.name)
+            self._log.info("mailbox.rebuilt")
             if self._unpaired is not None:
                 self._unpaired.orphans = state.orphans(mailbox.id)
         applied = apply_local(state, mailbox, maildir, self._operations)
@@ -250,9 +253,7 @@ class MailboxPass:
                 "the server listed only a part of it; nothing was taken for deleted, the rest comes later"
             )
             state.set_error(mailbox.id, self.report.error)
-            log.warning(
-                "mailbox.failed", account=self._work.account.name, mailbox=mailbox.name, error=self.report.error
-            )
+            self._log.warning("mailbox.failed", error=self.report.error)
             return
         state.drop_orphans(mailbox.id, list(state.orphans(mailbox.id)))
         if state.count(mailbox.id) + len(state.skipped(mailbox.id)) == scan.messages:
@@ -266,15 +267,12 @@ class MailboxPass:
         have = state.uids(mailbox.id) if self._pulled < len(self._news.fresh) else None
         if have is not None:
             missing = [(uid, size) for uid, _, size in self._news.fresh if uid not in have]
-            state.skip(mailbox.id, [Skipped(uid, "the server did not deliver it", size) for uid, size in missing])
+            state.skip(mailbox.id, [Skipped(uid, NOT_DELIVERED, size) for uid, size in missing])
             for uid, _ in missing:
-                why = "the server did not deliver it"
-                name = self._work.account.name
-                log.warning("message.skipped", account=name, mailbox=mailbox.name, uid=uid, reason=why)
+                self._log.warning("message.skipped", uid=uid, reason=NOT_DELIVERED)
         if skipped := state.skipped(mailbox.id):
             settled = set(state.pairs_of(mailbox.id, list(skipped)))
-            listed = {uid for uid, _, _ in self._scan.items} if self._scan.full else set()
-            past = settled | proven_gone(self._scan, set(skipped), listed)
+            past = settled | self._gone(set(skipped))
             state.unskip(mailbox.id, past)
             self.report.skipped = len(skipped.keys() - past)
 

@@ -184,7 +184,7 @@ async def test_ours_keeps_everything(connect: Connect) -> None:
     async with asyncio.timeout(DEADLINE_S), Dialogue(script) as server:
         session = await connect(imap_endpoint(server.port))
         await session.login(USER, PASSWORD)
-        session.expect_selected()
+        session.set_selected(True)
         events = (await session.run("FETCH", "1:*", "(UID FLAGS)", prefix="UID")).events
         session.drop()
     assert events[:3] == [Numbered(9, "EXISTS"), Numbered(2, "EXPUNGE"), Vanished(True, ((1, 5),))]

@@ -78,12 +78,12 @@ async def two_statuses(session: ImapSession) -> str:
 async def examined(session: ImapSession) -> list[object]:
     await login(session)
     examine = session.launch("EXAMINE", quoted("INBOX"))
-    session.expect_selected()
+    session.set_selected(True)
     fetch = session.launch("FETCH", "1:*", "(UID FLAGS RFC822.SIZE)", prefix="UID")
     try:
         opened = await session.finish(examine)
     except Rejected:
-        session.now_selected(None)
+        session.set_selected(False)
         with pytest.raises(Rejected):
             await session.finish(fetch)
         return [(await session.run("NAMESPACE")).tagged.status]
@@ -94,7 +94,7 @@ async def messages(session: ImapSession) -> tuple[dict[int | None, object], list
     """Sets 1:2 and 3 streamed; an error on the way is raised with what came before as its note."""
     await login(session)
     await session.run("EXAMINE", quoted("INBOX"))
-    session.now_selected("INBOX")
+    session.set_selected(True)
     found: dict[int | None, object] = {}
     refused: list[int] = []
     stream = session.messages(iter([[1, 2], [3]]), "(UID BODY.PEEK[])", lambda _size: None, refused)

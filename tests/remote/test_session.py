@@ -59,7 +59,7 @@ async def open_inbox(connect: Connect, port: int) -> ImapSession:
     session = await connect(imap_endpoint(port))
     await session.login(USER, PASSWORD)
     await session.run("EXAMINE", quoted("INBOX"))
-    session.now_selected("INBOX")
+    session.set_selected(True)
     return session
 
 
@@ -240,7 +240,7 @@ async def test_an_octet_now_and_then_is_no_sign_of_life(step: str) -> None:
         await session.login(USER, PASSWORD)
         if step == "command":
             await session.run("NAMESPACE")
-        session.expect_selected()
+        session.set_selected(True)
         await pull(session, iter([[1]]), {})
 
     server = await asyncio.start_server(torment, "127.0.0.1", 0)
@@ -331,7 +331,7 @@ async def test_a_hundred_thousand_lines_in_one_answer(connect: Connect, serve: S
     lines = b"".join(b"* %d FETCH (UID %d FLAGS (\\Seen))\r\n" % (n, n) for n in range(1, 100_001))
     session = await connect(imap_endpoint(await serve(lambda line: lines + line.split()[0] + b" OK\r\n")))
     await session.login(USER, PASSWORD)
-    session.expect_selected()
+    session.set_selected(True)
     found: list[int] = []
 
     def take(event: Event) -> None:

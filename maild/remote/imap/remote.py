@@ -333,9 +333,8 @@ def _listed(tokens: list[Token]) -> _Mailbox | None:
         return None
     attributes = {t.decode("ascii", "replace").lower() for t in tokens[0] if isinstance(t, bytes)}
     name = tokens[2] if isinstance(tokens[2], bytes) else b"NIL" if tokens[2] is None else b""
-    if len(tokens) > 3 and all(isinstance(t, bytes) for t in tokens[3:4]) and not tokens[1]:
-        return None
-    if not name or attributes & _UNSELECTABLE:
+    is_cut = len(tokens) > 3 and isinstance(tokens[3], bytes) and not tokens[1]  # an unquoted name with a space
+    if is_cut or not name or attributes & _UNSELECTABLE:
         return None
     wire = _wire_name(name)
     decoded = decode_mutf7(name) if wire != "INBOX" else "INBOX"
@@ -501,22 +500,22 @@ class _Box:
         is_left = session.is_selected() and session.has("UNSELECT")
         leave = session.launch("UNSELECT", collect=_ignore) if is_left else None
         if leave is not None:
-            session.now_selected(None)
+            session.set_selected(False)
         examine = session.launch("EXAMINE", quoted(self._wire) + parameter, collect=found.take)
         scan = None
         if scan_items:
-            session.expect_selected()
+            session.set_selected(True)
             scan = session.launch("FETCH", "1:*", scan_items, prefix="UID", collect=told.take)
         if leave is not None:
             await _finish_anyhow(session, leave)
         try:
             reply = await session.finish(examine, SCAN_LIMIT_S)
         except Rejected as exc:
-            session.now_selected(None)
+            session.set_selected(False)
             if scan is not None:
                 await _finish_anyhow(session, scan)
             raise Rejected(f"mailbox {self._name} cannot be opened: {exc.text}", code=exc.code) from exc
-        session.now_selected(self._wire)
+        session.set_selected(True)
         found.truncated |= reply.tagged.code == "MESSAGELIMIT"
         if scan is not None:
             await self._finish_scan(scan, found, told)

@@ -214,8 +214,12 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         else:
             self._take_untagged(event)
 
+    def _oldest(self) -> Command | None:
+        """The command that untagged responses and continuations belong to."""
+        return next(iter(self.pending_async_commands.values()), None)
+
     def _take_untagged(self, event: Event) -> None:
-        oldest = next(iter(self.pending_async_commands.values()), None)
+        oldest = self._oldest()
         if isinstance(event, Untagged):
             if event.status == "BYE" and not (oldest is not None and oldest.name == "LOGOUT"):
                 raise _goodbye(self.server, event)
@@ -238,7 +242,7 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         self.greeting.set_result(event)
 
     def _answer(self, event: Continuation) -> None:
-        oldest = next(iter(self.pending_async_commands.values()), None)
+        oldest = self._oldest()
         if oldest is not None and oldest is self._upgrading:
             raise _refused_starttls(self.server, printable(b"+ " + event.text))
         if oldest is None or oldest.on_continuation is None:
@@ -444,8 +448,6 @@ class ImapSession:
         self.endpoint = endpoint
         self.protocol = protocol
         self.enabled: frozenset[str] = frozenset()
-        self.selected: str | None = None  # mailbox argument of the last EXAMINE that worked
-        self.max_message_octets = protocol.limits.body
 
     @classmethod
     async def connect(cls, endpoint: Imap, max_message_octets: int) -> ImapSession:
@@ -525,8 +527,9 @@ class ImapSession:
             raise AuthRejected(
                 "user or password holds a line break or NUL, which cannot be sent to a mail server", "correct it"
             )
+        has_ir = self.has("SASL-IR")
         protocol.capabilities = set()
-        tagged = await (self._login(user, password) if use_login else self._plain(user, password, before))
+        tagged = await (self._login(user, password) if use_login else self._plain(user, password, has_ir=has_ir))
         if tagged.status != "OK":
             protocol.capabilities = before  # for another try
             raise _refused_login(protocol.server, user, tagged)
@@ -551,10 +554,9 @@ class ImapSession:
         command = self.launch("LOGIN", quoted(user), quoted(password))
         return (await self.protocol.finish(command, may_refuse=True)).tagged
 
-    async def _plain(self, user: str, password: str, capabilities: set[str]) -> Tagged:
+    async def _plain(self, user: str, password: str, *, has_ir: bool) -> Tagged:
         message = b64encode(b"\0" + user.encode() + b"\0" + password.encode()).decode("ascii")
         keep_out_of_log(message)
-        has_ir = "SASL-IR" in capabilities and "SASL-IR" not in self.endpoint.disable_extensions
         command = Command("AUTHENTICATE", self.protocol.new_tag(), "PLAIN", *([message] if has_ir else []))
         answers = iter([] if has_ir else [message.encode("ascii")])
         command.on_continuation = lambda _: next(answers, b"*")  # "*" gives up: RFC 9051 §6.2.2
@@ -578,16 +580,10 @@ class ImapSession:
     def is_selected(self) -> bool:
         return bool(self.protocol.state == aioimaplib.SELECTED)
 
-    def now_selected(self, mailbox: str | None) -> None:
-        """Tell the session which mailbox is open; None for none."""
-        self.selected = mailbox
+    def set_selected(self, is_selected: bool) -> None:
+        """Tell the session whether a mailbox is open, or will be by the time of what is sent next."""
         if not self.is_lost:
-            self.protocol.state = aioimaplib.AUTH if mailbox is None else aioimaplib.SELECTED
-
-    def expect_selected(self) -> None:
-        """Let commands follow an EXAMINE that is still on its way."""
-        if not self.is_lost:
-            self.protocol.state = aioimaplib.SELECTED
+            self.protocol.state = aioimaplib.SELECTED if is_selected else aioimaplib.AUTH
 
     async def messages(
         self,
@@ -705,9 +701,14 @@ def _rejected(command: Command, reply: Tagged) -> Rejected:
     return Rejected(f"the server refused {command.name}:{code} {reply.text or reply.status}", code=reply.code)
 
 
+def _is_not_now(answer: Tagged | Untagged) -> bool:
+    """Whether the server means the moment, and not what was asked of it."""
+    return answer.code in _NOT_NOW or any(word in answer.text.lower() for word in _BUSY)
+
+
 def _goodbye(server: str, event: Untagged) -> MaildError:
     text = f"{server} ended the connection: {event.text or 'BYE'}"
-    if event.code in _NOT_NOW or any(word in event.text.lower() for word in _BUSY):
+    if _is_not_now(event):
         return Unavailable(text)
     return ConnectionLost(text)
 
@@ -718,6 +719,6 @@ def _refused_starttls(server: str, reply: str) -> TlsFailed:
 
 def _refused_login(server: str, user: str, reply: Tagged) -> MaildError:
     text = f"{server} refused to log in {user}: {reply.text or reply.status}"
-    if reply.code in _NOT_NOW or any(word in reply.text.lower() for word in _BUSY):
+    if _is_not_now(reply):
         return Unavailable(text, "it is tried again later")
     return AuthRejected(text, "check user and password; many providers want an app password for IMAP")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import lt
-from typing import NewType, Protocol
+from typing import Literal, NewType, Protocol
 
 Uid = NewType("Uid", str)
 Key = NewType("Key", str)  # Maildir unique name: what stands before ":2,"
@@ -20,6 +20,7 @@ MailboxName = NewType("MailboxName", str)  # decoded, with the server's own hier
 Cursor = NewType("Cursor", str)  # where the last complete remote scan of a mailbox ended
 Epoch = NewType("Epoch", str)  # while it stays the same, a Uid means the same message (IMAP: UIDVALIDITY)
 Flags = frozenset[str]
+Only = Literal["", "local", "remote"]
 
 NO_FLAGS: Flags = frozenset()
 
@@ -30,7 +31,9 @@ class RemoteMailbox:
 
     `levels` are its decoded hierarchy levels, the last one its own; `role` is the special use
     (`\\Sent`, `\\Trash` …, RFC 6154) or "". `mark` is what the server said about its state in the listing,
-    None where that does not prove that nothing changed; `messages` is its count, None where unknown.
+    None where that does not prove that nothing changed; `messages` is its count, None where unknown. `epoch` and
+    `next_uid` (UIDVALIDITY, UIDNEXT) are "" where the listing does not tell; `object_id` stays the same when the
+    mailbox is renamed (MAILBOXID, RFC 8474), "" where the server has none.
     """
 
     name: MailboxName
@@ -38,14 +41,24 @@ class RemoteMailbox:
     role: str = ""
     mark: str | None = None
     messages: int | None = None
+    epoch: str = ""
+    next_uid: str = ""
+    object_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All selectable mailboxes of an account, and those that cannot be used with the reason, in words."""
+    """The selectable mailboxes that the config wants, and those that cannot be used with the reason, in words.
+
+    `present` names everything the server has, wanted or not, selectable or not: what is missing there is gone.
+    `separator` divides levels, "" where there are none. `trash` is the mailbox with the role \\Trash, wanted or not.
+    """
 
     mailboxes: tuple[RemoteMailbox, ...]
     unusable: dict[str, str] = field(default_factory=dict)
+    present: frozenset[MailboxName] = frozenset()
+    separator: str = "/"
+    trash: MailboxName | None = None
 
 
 class ScanTable:
@@ -128,13 +141,30 @@ class ScanTable:
 
 
 @dataclass(frozen=True, slots=True)
+class Permitted:
+    """Which flags a mailbox keeps (PERMANENTFLAGS, RFC 9051 §7.1), in their canonical spelling.
+
+    `new_keywords`: any other keyword too (`\\*`).
+    """
+
+    flags: Flags = NO_FLAGS
+    new_keywords: bool = True
+
+    def of(self, flags: Flags) -> Flags:
+        """Those that the mailbox would keep."""
+        known = {flag.lower() for flag in self.flags}
+        return frozenset(f for f in flags if f.lower() in known or (self.new_keywords and not f.startswith("\\")))
+
+
+@dataclass(frozen=True, slots=True)
 class Scan:
     """What a remote scan found.
 
     `full`: `items` lists every message there is, so a known Uid that is not in it is gone. Otherwise `items` holds only
     the new and the changed ones and `vanished` those known to be gone. `complete` is False when the server cut the
     answer short: then nothing may be taken as gone, and `cursor` must not be stored. `cursor` and `mark` become
-    true once everything in this scan is applied and durable.
+    true once everything in this scan is applied and durable. `permitted` is None where nothing may be changed
+    (READ-ONLY, ACL, or opened for reading only).
     """
 
     epoch: Epoch
@@ -145,6 +175,7 @@ class Scan:
     cursor: Cursor
     mark: str | None
     messages: int
+    permitted: Permitted | None = None
 
 
 class Body(Protocol):
@@ -184,7 +215,9 @@ class Facts:
 class Pair:
     """One message known on both sides. `flags` is the base: what both sides last agreed on.
 
-    `size_octets` and `digest` (first 16 octets of SHA-256) are those of the disk form with LF line ends.
+    `size_octets` and `digest` (first 16 octets of SHA-256) are those of the disk form with LF line ends. `only` is ""
+    as long as it is on both sides; "local" or "remote" where it is left on that side alone because its deletion on the
+    other is not to travel. Such a message is neither changed nor fetched nor sent.
     """
 
     uid: Uid
@@ -192,6 +225,7 @@ class Pair:
     flags: Flags
     size_octets: int
     digest: bytes
+    only: Only = ""
 
 
 # Operations: what reconcile wants done with local files. What is to be pulled stays a ScanTable.
@@ -223,6 +257,46 @@ class Forget:
 
 
 Operation = SetLocalFlags | DeleteLocal | Forget
+
+
+# What the engine hands to the server's side, and what it hears back.
+
+
+@dataclass(frozen=True, slots=True)
+class FlagChange:
+    """Flags to be set and to be removed on the server; the others stay as they are there."""
+
+    uid: Uid
+    add: Flags
+    remove: Flags
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A local message for the server. `size_octets` is its exact size on the wire, `pieces` gives its wire form (CRLF).
+
+    `date_s` becomes INTERNALDATE, seconds since 1970 UTC. `pieces` may be called more than once, from a worker thread
+    or not, and raises LocalError where the file cannot be read or has changed its size.
+    """
+
+    key: Key
+    flags: Flags
+    date_s: int
+    size_octets: int
+    pieces: Callable[[], Iterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What became of an Outgoing: its new Uid (None where the server did not tell and it could not be found again).
+
+    `refusal` says in words why the server did not take it, "" where it did; `is_full`: for want of room (quota).
+    """
+
+    key: Key
+    uid: Uid | None
+    refusal: str = ""
+    is_full: bool = False
 
 
 @dataclass(frozen=True, slots=True)

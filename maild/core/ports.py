@@ -10,7 +10,21 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from maild.core.model import Body, Cursor, Epoch, Facts, Fetched, Listing, MailboxName, Scan, Uid
+from maild.core.model import (
+    Appended,
+    Body,
+    Cursor,
+    Epoch,
+    Facts,
+    Fetched,
+    FlagChange,
+    Listing,
+    MailboxName,
+    Outgoing,
+    RemoteMailbox,
+    Scan,
+    Uid,
+)
 
 
 class BodyWriter(Body, Protocol):
@@ -24,7 +38,11 @@ OpenBody = Callable[[int], BodyWriter]  # announced size in octets → where it 
 
 
 class RemoteBox(Protocol):
-    """One mailbox, open for reading on one session. Not to be used by two tasks at once."""
+    """One mailbox, open on one session. Not to be used by two tasks at once.
+
+    The methods that change something are only to be called where `scan` gave a `permitted`. Each returns once the
+    server has confirmed it; what a lost connection leaves undone or unknown, the next pass finds by looking.
+    """
 
     async def scan(self, cursor: Cursor | None) -> Scan:
         """What changed since `cursor`, or everything. A cursor that no longer fits is as good as None."""
@@ -40,6 +58,25 @@ class RemoteBox(Protocol):
         `open_body` and never stands in memory.
         """
 
+    async def store(self, changes: Sequence[FlagChange]) -> set[Uid]:
+        """Change flags, in few commands. The Uids for which the server said yes; one that is gone counts as done."""
+
+    def append(self, messages: Iterator[Outgoing]) -> AsyncIterator[Appended]:
+        """Add messages; each is answered for, in any order, as soon as the server has it.
+
+        The next one is taken only when there is room for it. A refused message does not stop the others.
+        """
+
+    async def move(self, uids: Sequence[Uid], target: MailboxName) -> dict[Uid, Uid | None]:
+        """Move messages to another mailbox: those that are there now, with their new Uid where it is known.
+
+        Without MOVE: copied first, and expunged here only when the copy is confirmed. What could not be moved whole,
+        or could not be expunged without taking other messages along, is missing from the result.
+        """
+
+    async def expunge(self, uids: Sequence[Uid]) -> set[Uid]:
+        """Remove exactly these messages for good; those that are gone now, by whomever."""
+
 
 class Remote(Protocol):
     """One account's mailboxes on the other machine."""
@@ -47,11 +84,27 @@ class Remote(Protocol):
     async def listing(self) -> Listing:
         """All mailboxes with their marks, in one round trip where the server can."""
 
-    def visit(self, mailbox: MailboxName, epoch: Epoch | None = None) -> AbstractAsyncContextManager[RemoteBox]:
+    def visit(
+        self, mailbox: MailboxName, epoch: Epoch | None = None, *, read_only: bool = False
+    ) -> AbstractAsyncContextManager[RemoteBox]:
         """Borrow a session, waiting for a free one or opening one within the limit, for work on the mailbox.
 
-        With the `epoch` of a scan the mailbox is opened for `fetch` right away; Rejected if it is another by now.
+        With the `epoch` of a scan the mailbox is opened right away, on the session that has it open already where
+        there is one free; Rejected if it is another by now. `read_only`: nothing about it may change, not even
+        which messages are recent.
         """
+
+    async def create(self, levels: tuple[str, ...]) -> RemoteMailbox:
+        """Make a mailbox, with the parents it lacks, and subscribe to it; one that is there already will do.
+
+        Raises Rejected, also for levels that the server's names cannot express.
+        """
+
+    async def rename(self, mailbox: MailboxName, levels: tuple[str, ...]) -> RemoteMailbox:
+        """Give a mailbox another name, and its subscription with it. Raises Rejected."""
+
+    async def delete(self, mailbox: MailboxName) -> None:
+        """Remove a mailbox with whatever is in it; one that is gone already will do. Raises Rejected."""
 
     async def prepare(self) -> None:
         """Open one more session ahead of need, so that work that is about to be found does not wait for it.

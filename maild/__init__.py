@@ -2,57 +2,113 @@
 
 One picture: two sides and a middle. `local` is this disk, `remote` other machines; `core` decides, `engine` conducts.
 
-    cli.py             arguments → check, sync or demo; imports lazily, starts fast; __main__.py: `python -m maild`
+    cli.py             arguments → one command; imports lazily, starts fast; __main__.py: `python -m maild`
     commands/
         sync.py        one pass over everything, JSON or a plan; progress.py: what a terminal shows meanwhile
+        sendmail.py    a message from standard input into the outbox; outbox.py: what is in it, and sending it now
+        status.py      what is going on, as JSON or on a terminal; standing.py: the same in words
+        approve.py     the user's word that a refused plan is right
+        run.py         the daemon in the foreground; reload.py: it reads its config again
+        login.py       logging in at an OAuth 2.0 provider
+        account.py     accounts listed, removed, their passwords changed; account_add.py: one set up, from its address;
+                       account_options.py: what may be given; asking.py: questions at a terminal
+        doctor.py      what is between this machine and the mail
+        manual.py      manual pages and shell completions, from the options and the schema
     demo.py            the whole of it on this machine, against the servers of testing/
+    daemon.py          composition root: config → accounts → one task group; signals; systemd; what clients ask
+    control.py         the daemon's Unix socket, both ends
     log.py             structlog set-up, redaction, catalogue of event names
     engine/            what runs when
+        keeper.py      one account in the daemon: when its passes are made, and who says so
+        sender.py      the outbox in the daemon; hooks.py: the user's programs, told what happened
+        network.py     notices that addresses changed or the machine slept
+        supervise.py   keeps a task alive: back-off, turns at a host; the only place that may catch everything
         account.py     one account: which mailboxes, in which order, over how many sessions; the owner of its state
         sync.py        one pass over one mailbox: scan, reconcile, guard, propagate
-        pull.py        its messages on their way here, over as many sessions as lend a hand
-        propagate.py   operations: in batches, effect then commit; adoption, which is the recovery
+        look.py        what changed on this disk; mailboxes.py: mailboxes made, renamed, deleted, on either side
+        moves.py       messages that moved between mailboxes, found before anything else is decided
+        adopt.py       what is on both sides without a pair gets one: the one recovery
+        apply.py       changes to local files; push.py: changes on the server, new messages included
+        pull.py        messages on their way here, over as many sessions as lend a hand
+        poll.py        one poll of a POP3 account: retrieve.py gets what is new, prune.py deletes there what is due
+        propagate.py   deliveries to this disk, in batches, files first and then the state
+        accept.py      an outgoing message: to whom, through which account, what it looks like on the wire
+        submit.py      draining the outbox; wave.py: its messages on their way, each step recorded before it is made;
+                       aftermath.py: the copy in Sent, reports, forgetting
+        status.py      what all accounts and the outbox are doing, as one document, from stored state
         report.py      what a pass is doing and has done; limits.py: descriptors and memory of the process
+        accounts.py    the files of accounts that maild writes; keeping.py: passwords that it keeps
+        doctor.py      an account looked at layer by layer; surroundings.py: disk, limits, clock, systemd
     local/             this machine's disk
-        maildir.py     a mailbox: what is in it; deliver, reflag, remove, so that a crash harms nothing
+        maildir.py     a mailbox: what is in it; reflag, move, remove, so that a crash harms nothing
         directory.py   its cur, new and tmp, held open; scan.py: which files they hold
-        spool.py       a message too big for memory, on its way in
+        delivery.py    messages into mailboxes, in batches; spool.py: one too big for memory, on its way in
+        outgoing.py    a message on its way to the server, in its wire form
+        mailboxes.py   directories of mailboxes renamed and removed; survey.py: which there are and which changed
         keywords.py    keywords ↔ the letters a to z, as Dovecot keeps them
         durable.py     temporary, fsync, rename, fsync the directory; the batch barrier
-        state.py       SQLite: pairs, cursors; schema.py: its tables and their versions
+        state.py       SQLite: pairs, cursors; schema.py: its tables and their versions; pairs.py: rows of pairs;
+                       withheld.py: what was not done: messages not taken, plans refused;
+                       overview.py: what a person is told of all that, read beside its owner
+        outbox.py      the spool of outgoing messages; itemfile.py: what is known of one, as TOML; once.py: letters of
+                       our own, delivered exactly once
+        maildrop.py    what is known of a POP3 maildrop; elsewhere.py: files that a reader moved to other mailboxes
+        notify.py      what systemd is told
         lock.py        one maild per state directory; marker.py: proof that this is the account's Maildir
     remote/            other machines
         __init__.py    the one `match` on protocol names
         net.py         TLS contexts, timeouts, foreign exceptions → ours
-        auth.py        where a secret comes from
-        imap/          remote.py (the port) · session.py (one connection) · parse.py (octets → values, pure)
+        auth.py        where a secret comes from, when it is no longer tried; keyring.py: the desktop's secret service
+        sasl.py        ways to log in, the same for all protocols; scram.py: the one that proves and sends nothing
+        discover.py    where an address has its servers; autoconfig.py: as its provider says; dns.py: SRV and MX
+        probe.py       a server looked at without logging in; trial.py: logging in once, to see whether it works
+        oauth.py       access tokens, refreshed in time; tokens.py: where they are kept; oauth_login.py: the first ones
+        smtp.py        one SMTP connection: commands and replies; submission.py: logging in, messages over it
+        imap/          remote.py (the port), session.py (one connection), parse.py (octets → values, pure)
+            listing.py   which mailboxes there are; naming.py: being created, renamed, deleted
+            box.py       one open mailbox: what is in it, what has changed; opening.py: SELECT, and what comes with it
+            push.py      what the server says by itself: NOTIFY, IDLE; liveness.py: proof that a line is alive
+            stream.py    its messages on their way here; facts.py: what tells them apart; dates.py: INTERNALDATE
+            append.py    messages on their way there; change.py: flags, moving, expunging; sets.py: UIDs on the wire
+        pop3/          remote.py (an open maildrop), session.py (one connection), parse.py (octets → replies, pure)
     config/            TOML → frozen values; every error names file, line and key path
         files.py       finds and judges the files; build.py settles every default; values.py is what comes out
         schema.py      every key with its type; rules.py: what keys mean together; units.py: durations, sizes, paths
+        places.py      where config and state are; senders.py: who may send, read quickly;
+                       outline.py: which accounts there are, as quickly
         problems.py    the texts of its errors; locate.py: on which line; unbuilt.py: keys that do nothing yet
     core/              pure: nouns and decisions; no await, no I/O, no clock, no randomness
         model.py       what a mailbox, a message on each side, a pair and an operation are
         ports.py       what a protocol must offer
         reconcile.py   (base, local, remote) → operations; holds the decision table; guard.py refuses to empty a side
+        moves.py       what vanished here and appeared there has moved; mailboxes.py: the same table for mailboxes
+        maildrop.py    what to get from a POP3 maildrop, what to delete there, what is held back
         identity.py    what a message is, whichever side it is on
         flags.py       IMAP flags and keywords ↔ Maildir letters
+        outgoing.py    an item of the outbox and what an attempt makes of it; backoff.py: when the next one is
+        addresses.py   recipients, read with certainty or refused; head.py: the fields of a message that is to be sent
+        notices.py     what a sender is told of a message that does not arrive (RFC 3464)
         names.py       mailbox name ↔ directory name; no way out of the root
+        providers.py   servers of big providers, known without asking; quirks.py: what is peculiar about servers
         errors.py      what can go wrong; each error knows how far it reaches and whether to try again
     testing/           servers in memory, for the demo and the tests: store.py (mail in memory), wire.py,
-                       faults.py, dialogue.py (a server that plays a text file), samples.py (the demo's mail),
-                       witness.py (a Maildir as a stranger reads it, compared with a store)
+                       faults.py, sasl.py (their side of logging in), dialogue.py (a server that plays a text
+                       file), samples.py (the demo's mail), smtp.py (a submission server), witness.py (a Maildir as
+                       a stranger reads it, compared with a store), memory.py (the port without a protocol)
         imap/          server.py, session.py, syntax.py, fetch.py, search.py; commands.py names what access.py,
                        mailboxes.py, opening.py, messages.py and delivery.py carry out
+        pop3/          server.py, session.py: a POP3 server over messages in memory
 
 To read it in an hour: core/model, core/ports, core/reconcile; engine/sync, engine/propagate; then one side,
 local/maildir or remote/imap/session with its parse; last engine/account, which ties them together.
 
 Imports point right only, and what a bar divides never sees each other (tests/test_import_rule.py keeps it):
 
-    cli, commands, demo → log → engine → local | remote → config → core
+    cli, commands, demo → daemon → control | log → engine → local | remote → config → core
 
 `core` and every `parse.py` import only `core` and those parts of the standard library that do no I/O. A wire library
-has one importer: aioimaplib belongs to remote/imap/session.py. Only demo.py and the tests import `testing`.
+has one importer: aioimaplib belongs to remote/imap/session.py, aiosmtplib to remote/smtp.py. Only demo.py and the
+tests import `testing`.
 """
 
 __version__ = "0.1.0"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from maild import __version__
-from maild.commands import printable
+from maild.commands import account_options, printable
 
 if TYPE_CHECKING:
     from maild.config import Account, Config, Endpoint, Problem, Report
@@ -36,9 +36,33 @@ _SYNC = """\
 One full pass now: new messages come into the Maildirs, and what changed on the server is carried over.
 Interrupted at any moment, the next pass continues where this one was."""
 
+_LOGIN = """\
+Gets the tokens for an account whose secret is oauth2, once; maild refreshes them from then on. With a display a browser
+is used, otherwise a code that can be typed in on any device, where the provider offers that."""
+
 _DEMO = """\
 Starts a mail server of its own on this machine, with sample mail, and synchronises it for real into a Maildir that
 it then shows, step by step. Needs no account and no config, and leaves nothing behind unless told to."""
+
+_RUN = """\
+Keeps all accounts up to date until it is stopped: new mail comes as soon as the server tells, changes made here go
+there at once, and what is in the outbox is sent. Starts without a network. For systemd there are units in systemd/."""
+
+_RELOAD = """\
+Has the daemon read its config again. Accounts whose config changed, and those whose login was refused, are started
+anew; the others do not notice. A config with errors is refused, and the one in use stays."""
+
+_STATUS = """\
+What every account, mailbox and the outbox is doing, and what is in the way of anything. Needs no network, and waits for
+nobody: it may be called while a sync runs. `maild -v status` shows every mailbox."""
+
+_APPROVE = """\
+Releases the plan that the deletion guard refused for a mailbox, or all those of an account: the next pass carries it
+out. `maild status` shows them. Only that plan is released; one that would delete more is refused again."""
+
+_OUTBOX = """\
+Messages on their way out, from `maild sendmail`. A message that is held waits until it is released; cancel forgets it;
+retry tries again at once what waits or has failed. Without a daemon, flush sends from this process."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def sendmail() -> int:
+    """`maild-sendmail`, which other programs take for sendmail."""
+    return main(["sendmail", *sys.argv[1:]])
+
+
 def _run(argv: Sequence[str] | None) -> int:
+    words = sys.argv[1:] if argv is None else list(argv)
+    if (at := _sendmail_at(words)) is not None:
+        return _sendmail(words, at)
     parser = _parser()
     try:
         args = parser.parse_args(argv)
@@ -80,6 +112,26 @@ def _run(argv: Sequence[str] | None) -> int:
         return FAILED
 
 
+def _sendmail_at(words: Sequence[str]) -> int | None:
+    """Where the command `sendmail` stands behind global options: what follows it are sendmail's own, not argparse's."""
+    at = 0
+    while at < len(words) and words[at].startswith("-"):
+        at += 2 if words[at] in ("-c", "--config") else 1
+    return at if words[at : at + 1] == ["sendmail"] else None
+
+
+def _sendmail(words: Sequence[str], at: int) -> int:
+    from maild.commands import sendmail
+
+    if not at:
+        return sendmail.run(None, words[1:])
+    try:
+        args = _parser().parse_args([*words[:at], "sendmail"])
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else USAGE
+    return sendmail.run(args.config, words[at + 1 :])
+
+
 def _dispatch(args: argparse.Namespace) -> int:
     match args.command:
         case "check":
@@ -88,6 +140,38 @@ def _dispatch(args: argparse.Namespace) -> int:
             from maild.commands import sync
 
             return sync.run(args)
+        case "run":
+            from maild.commands import run
+
+            return run.run(args)
+        case "reload":
+            from maild.commands import reload
+
+            return reload.run(args)
+        case "status":
+            from maild.commands import status
+
+            return status.run(args)
+        case "approve":
+            from maild.commands import approve
+
+            return approve.run(args)
+        case "outbox":
+            from maild.commands import outbox
+
+            return outbox.run(args)
+        case "login":
+            from maild.commands import login
+
+            return login.run(args)
+        case "account":
+            from maild.commands import account
+
+            return account.run(args)
+        case "doctor":
+            from maild.commands import doctor
+
+            return doctor.run(args)
         case _:
             from maild import demo
 
@@ -122,9 +206,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _add_check(commands)
+    _add_daemon(commands)
     _add_sync(commands)
+    _add_login(commands)
+    account_options.add_account(
+        commands.add_parser("account", help="set up and look after accounts", allow_abbrev=False)
+    )
+    account_options.add_doctor(commands.add_parser("doctor", help="connect, and say what is wrong", allow_abbrev=False))
     _add_demo(commands)
+    _add_status(commands)
+    _add_approve(commands)
+    _add_outbox(commands)
+    commands.add_parser("sendmail", help="send a message from standard input (see sendmail --help)", add_help=False)
     return parser
+
+
+def manual_parser() -> argparse.ArgumentParser:
+    """All commands and options, for the manual pages and completions."""
+    return _parser()
 
 
 def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -144,11 +243,55 @@ def _add_sync(commands: argparse._SubParsersAction[_Parser]) -> None:
     sync.add_argument("--json", action="store_true", help="print one JSON document on standard output")
 
 
+def _add_daemon(commands: argparse._SubParsersAction[_Parser]) -> None:
+    commands.add_parser("run", help="keep the mail up to date: the daemon", description=_RUN, allow_abbrev=False)
+    commands.add_parser("reload", help="have the daemon read its config", description=_RELOAD, allow_abbrev=False)
+
+
+def _add_login(commands: argparse._SubParsersAction[_Parser]) -> None:
+    login = commands.add_parser("login", help="log in at an OAuth 2.0 provider", description=_LOGIN, allow_abbrev=False)
+    login.add_argument("account", metavar="ACCOUNT", help="an account with oauth2 in its config")
+    way = login.add_mutually_exclusive_group()
+    way.add_argument("--device", action="store_true", help="show a code to type in on any device")
+    way.add_argument("--browser", action="store_true", help="use a browser on this machine")
+
+
 def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     demo = commands.add_parser(
         "demo", help="show it all at work, without an account", description=_DEMO, allow_abbrev=False
     )
     demo.add_argument("--keep", metavar="DIR", type=Path, help="make the Maildir in this directory and leave it there")
+
+
+def _add_status(commands: argparse._SubParsersAction[_Parser]) -> None:
+    status = commands.add_parser(
+        "status", help="show what is going on, and what is in the way", description=_STATUS, allow_abbrev=False
+    )
+    status.add_argument("accounts", metavar="ACCOUNT", nargs="*", help="only this account; all by default")
+    status.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+    status.add_argument("--watch", action="store_true", help="draw it anew every second until Ctrl-C")
+
+
+def _add_approve(commands: argparse._SubParsersAction[_Parser]) -> None:
+    approve = commands.add_parser(
+        "approve", help="release deletions that were refused", description=_APPROVE, allow_abbrev=False
+    )
+    approve.add_argument("target", metavar="ACCOUNT[/MAILBOX]", help="a mailbox, or all refused ones of an account")
+
+
+def _add_outbox(commands: argparse._SubParsersAction[_Parser]) -> None:
+    outbox = commands.add_parser(
+        "outbox", help="show, send, hold or cancel outgoing messages", description=_OUTBOX, allow_abbrev=False
+    )
+    outbox.add_argument(
+        "action",
+        nargs="?",
+        default="list",
+        choices=("list", "show", "flush", "hold", "release", "cancel", "retry"),
+        help="list (default); flush: try everything that waits now; show, hold, release, cancel, retry: one message",
+    )
+    outbox.add_argument("id", metavar="ID", nargs="*", help="of a message, or how it begins")
+    outbox.add_argument("--json", action="store_true", help="print one JSON document on standard output")
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -34,25 +34,49 @@ EVENTS = {
     "account.started": "an account's pass over its mailboxes begins",
     "account.finished": "it ended; the counts are those of all its mailboxes",
     "account.failed": "it could not go on; the other accounts do",
+    "account.stalled": "an account gives no sign of life; systemd's watchdog ends the daemon, and starts it again",
+    "config.refused": "the config could not be read again; the one in use stays",
+    "config.reloaded": "the config was read again; `changed` names the accounts that were started anew",
+    "daemon.started": "`maild run` begins",
+    "daemon.stopped": "it ended as it was told to",
+    "hook.failed": "a program of [hooks] could not be run, failed, or was killed because it took too long",
     "mailbox.failed": "one mailbox could not be synchronised; the others are",
+    "mailbox.created": "a mailbox that only this disk had was made on the server",
+    "mailbox.renamed": "a mailbox got, on one side, the new name that it has on the other",
+    "mailbox.deleted": "a mailbox that is gone on one side, and had nothing left in it, is gone on the other too",
     "mailbox.rebuilt": "uidvalidity changed or the state was lost: the pairs were made anew by content",
     "mailbox.refused": "the deletion guard refused the plan",
+    "maildrop.renumbered": "all messages of a POP3 server have other unique-ids than before; it may be another server",
+    "maildrop.unconfirmed": "a POP3 server did not say that it carried out the deletions; the next poll looks",
     "mailbox.skipped": "a mailbox that cannot be used",
     "message.pulled": "one message is durable in the Maildir",
+    "message.refused": "the server did not take one message; it stays here and is tried again",
     "message.skipped": "one message was left on the server",
     "session.opened": "connected and logged in",
     "session.lost": "the connection ended before the work did",
     "session.refused": "one more session was not to be had; the work goes on over those there are",
     "session.retried": "a lost session is opened again",
+    "network.changed": "an address came or went, or the machine slept: every connection is tried at once",
+    "push.started": "the server tells of changes from now on, by `method`",
+    "secret.refused": "a secret cannot be read, so it is not seen whether it has been replaced",
+    "task.failed": "a fault in maild, with its traceback; the task is begun again",
+    "task.retried": "a part of the daemon failed, and is begun again after a while",
+    "outbox.drained": "what was due was tried; the counts are recipients by what came of it",
+    "outbox.stopped": "an account could not submit, or not keep what it had to; it is tried again",
+    "message.failed": "a recipient will not get a message; a report is in the INBOX",
+    "message.confirmed": "a message of which it was not known whether it was sent is in the server's Sent mailbox",
     "login.rejected": "the server refused the credentials",
+    "login.needed": "the refresh token of an OAuth login dies soon: `maild login` has to be run before then",
+    "token.refreshed": "an access token was renewed ahead of its end, or after a refusal",
     "server.alerted": "the server wants the user to read something (RFC 9051 §7.1, ALERT)",
     "server.corrected": "the server broke the protocol in a way that could be read all the same",
 }
 
-_WHERE = "account mailbox uid protocol host port user path"
-_WHAT = "messages mailboxes pulled adopted flags deleted skipped refused octets size_octets sessions round_trips"
-_WHY = "reason hint error code command capability version attempt delay_s duration_s limit"
-KEYS = frozenset(f"{_WHERE} {_WHAT} {_WHY}".split())
+_WHERE = "account accounts mailbox to uid item protocol host port user path task hook"
+_OUTGOING = "sent deferred failed uncertain"
+_WHAT = "messages mailboxes pulled pushed adopted moved flags deleted skipped refused octets size_octets sessions"
+_WHY = "reason hint error code command capability version attempt delay_s duration_s limit method changed round_trips"
+KEYS = frozenset(f"{_WHERE} {_WHAT} {_OUTGOING} {_WHY}".split())
 
 _MASK = "***"
 _MASKED_WORDS = frozenset(("password", "passwd", "secret", "token", "authorization"))

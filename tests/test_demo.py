@@ -333,7 +333,7 @@ def test_a_third_sync_that_opens_a_mailbox_is_a_failure(capsys: pytest.CaptureFi
     assert main(["demo"]) == 1
     out, err = capsys.readouterr()
     assert "Verified again" in out
-    assert "nothing had changed, and yet the third sync opened a mailbox: EXAMINE" in err
+    assert "nothing had changed, and yet the third sync opened a mailbox: SELECT" in err
 
 
 # what comes next

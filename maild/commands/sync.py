@@ -15,20 +15,32 @@ from dataclasses import dataclass
 from typing import cast
 
 import anyio
+import anyio.to_thread
 
 from maild import log
 from maild.commands import printable
 from maild.commands.progress import shown
 from maild.config import Account, Config, load
 from maild.config.values import LogLevel
+from maild.control import Conversation, NoDaemon, note_progress
 from maild.engine.account import sync_account
 from maild.engine.limits import settle_in
+from maild.engine.poll import INBOX, poll_account
 from maild.engine.report import AccountReport, MailboxReport
 from maild.local.lock import InstanceLock
 
 OK, FAILED, USAGE = 0, 1, 64
 NO_LOG = cast("LogLevel", "critical")  # no event has this level
-COUNTERS = ("pulled", "adopted", "flags", "deleted", "refused", "skipped")
+COUNTERS = {  # in JSON → those of the report that it sums up
+    "pulled": ("pulled",),
+    "pushed": ("pushed",),
+    "flags": ("flags", "flags_there"),
+    "deleted": ("deleted", "deleted_there"),
+    "moved": ("moved", "moved_there"),
+    "refused": ("refused",),
+    "skipped": ("skipped", "held_back"),
+    "adopted": ("adopted",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +60,14 @@ def run(args: argparse.Namespace) -> int:
     except LookupError as exc:
         print(f"maild: {exc.args[0]}", file=sys.stderr)
         return USAGE
-    settle_in()
     reports = {target.account.name: AccountReport(target.account.name) for target in targets}
-    if args.dry_run and not config.state_dir.exists():
+    if _by_daemon(config, targets, reports, args):
+        pass
+    elif args.dry_run and not config.state_dir.exists():
+        settle_in()
         anyio.run(_sync_all, config, targets, reports, args)
     else:
+        settle_in()
         with InstanceLock(config.state_dir, "maild sync"):
             anyio.run(_sync_all, config, targets, reports, args)
     if args.json:
@@ -70,23 +85,57 @@ def _log_level(config: Config, args: argparse.Namespace) -> LogLevel:
 
 
 def _targets(config: Config, words: Sequence[str]) -> list[_Target]:
-    """What was asked for; all IMAP accounts by default. Raises LookupError with a text for the user."""
+    """What was asked for; by default all that have mail on a server. Raises LookupError with a text for the user."""
     wanted: dict[str, set[str]] = defaultdict(set)
     whole: set[str] = set()
     for word in words:
         name, slash, mailbox = word.partition("/")
         if name not in config.accounts:
             raise LookupError(f"no account is called {name!r}; there are: {', '.join(config.accounts)}")
-        if config.accounts[name].imap is None:
-            raise LookupError(f"account {name!r} has no imap section, and this version pulls IMAP accounts only")
+        if not _is_pulled(config.accounts[name]):
+            raise LookupError(f"account {name!r} has neither an imap nor a pop3 section: it has nothing to pull")
+        if mailbox not in ("", INBOX) and config.accounts[name].pop3 is not None:
+            raise LookupError(f"account {name!r} is a POP3 account: its one mailbox on the server is INBOX")
         whole.update([name] if not slash else [])
         wanted[name].update([mailbox] if slash else [])
     if not words:
-        whole.update(name for name, account in config.accounts.items() if account.imap is not None)
-        for name in config.accounts.keys() - whole:
-            print(f"maild: account {name!r} is left out: it has no imap section", file=sys.stderr)
+        whole.update(name for name, account in config.accounts.items() if _is_pulled(account))
     chosen = [name for name in config.accounts if name in whole or name in wanted]
     return [_Target(config.accounts[n], () if n in whole else tuple(sorted(wanted[n]))) for n in chosen]
+
+
+def _by_daemon(
+    config: Config, targets: Sequence[_Target], reports: Mapping[str, AccountReport], args: argparse.Namespace
+) -> bool:
+    """Have the daemon do it, and show how far it is; False where none runs. Raises Refused."""
+    wanted = {target.account.name: list(target.mailboxes) for target in targets}
+    try:
+        talk = Conversation(config.state_dir, {"ask": "sync", "targets": wanted, "dry_run": args.dry_run}, None)
+    except NoDaemon:
+        return False
+    anyio.run(_listen, talk, reports, not args.json)
+    return True
+
+
+async def _listen(talk: Conversation, reports: Mapping[str, AccountReport], is_shown: bool) -> None:
+    """Bring the reports up to date with what the daemon says until it is done."""
+
+    def listen() -> None:
+        for message in talk:
+            _note(reports, message["progress"])
+
+    async with shown(reports.values(), is_wanted=is_shown):
+        await anyio.to_thread.run_sync(listen, abandon_on_cancel=True)
+    _note(reports, talk.result)
+
+
+def _note(reports: Mapping[str, AccountReport], told: Mapping[str, Mapping[str, object]]) -> None:
+    for name, progress in told.items():
+        note_progress(reports[name], progress)
+
+
+def _is_pulled(account: Account) -> bool:
+    return account.imap is not None or account.pop3 is not None
 
 
 async def _sync_all(
@@ -100,6 +149,9 @@ async def _sync_all(
 
 
 async def _sync_one(target: _Target, config: Config, report: AccountReport, dry_run: bool) -> None:
+    if target.account.pop3 is not None:
+        await poll_account(target.account, config.state_dir, report, dry_run=dry_run)
+        return
     await sync_account(target.account, config.state_dir, report, only=target.mailboxes, dry_run=dry_run)
 
 
@@ -115,25 +167,23 @@ def _json_account(report: AccountReport) -> dict[str, object]:
     return {
         "ok": report.ok,
         "error": report.first_error(),
-        "pulled": report.total("pulled"),
-        "pushed": 0,
-        "flags": report.total("flags"),
-        "deleted": report.total("deleted"),
-        "moved": 0,
-        "refused": report.total("refused"),
-        "skipped": report.total("skipped"),
-        "adopted": report.total("adopted"),
+        **{name: sum(report.total(one) for one in summed) for name, summed in COUNTERS.items()},
         "duration_s": round(report.duration_s, 3),
+        **({"plan": report.plan} if report.plan else {}),
         "mailboxes": {name: _json_mailbox(mailbox) for name, mailbox in report.mailboxes.items()},
     }
 
 
 def _json_mailbox(mailbox: MailboxReport) -> dict[str, object]:
-    return {"state": mailbox.state, "error": mailbox.error, **{name: getattr(mailbox, name) for name in COUNTERS}}
+    sums = {name: sum(getattr(mailbox, one) for one in summed) for name, summed in COUNTERS.items()}
+    sides = {name: getattr(mailbox, name) for name in ("flags_there", "deleted_there", "moved_there", "held_back")}
+    return {"state": mailbox.state, "error": mailbox.error, **sums, **sides}
 
 
 def _print_results(reports: Mapping[str, AccountReport], *, is_plan: bool) -> None:
     for report in reports.values():
+        for line in report.plan:
+            print(f"{report.name}/{printable(line)}")
         for mailbox in report.mailboxes.values():
             if is_plan and (counts := _counts(mailbox, is_plan=True)):
                 print(f"{report.name}/{printable(mailbox.name)}: {counts}")
@@ -147,7 +197,7 @@ def _print_results(reports: Mapping[str, AccountReport], *, is_plan: bool) -> No
 
 def _summary(report: AccountReport, *, is_plan: bool) -> str:
     total = MailboxReport(report.name)
-    for name in COUNTERS:
+    for name in (one for summed in COUNTERS.values() for one in summed):
         setattr(total, name, report.total(name))
     nothing = "nothing would change" if is_plan else "nothing new"
     return f"{_counts(total, is_plan=is_plan) or nothing} ({report.duration_s:.1f} s)"
@@ -157,10 +207,16 @@ def _counts(mailbox: MailboxReport, *, is_plan: bool) -> str:
     """For example `12 new, 3 flag changes`."""
     told = (
         (mailbox.pulled, "{} to pull" if is_plan else "{} new"),
-        (mailbox.adopted, "{} already here"),
-        (mailbox.flags, "{} flag changes"),
+        (mailbox.pushed, "{} to send" if is_plan else "{} sent to the server"),
+        (mailbox.adopted, "{} on both sides already"),
+        (mailbox.flags, "{} flag changes here"),
+        (mailbox.flags_there, "{} flag changes on the server"),
+        (mailbox.moved, "{} to move here" if is_plan else "{} moved here"),
+        (mailbox.moved_there, "{} to move on the server" if is_plan else "{} moved on the server"),
         (mailbox.deleted, "{} to delete here" if is_plan else "{} deleted here"),
+        (mailbox.deleted_there, "{} to delete on the server" if is_plan else "{} deleted on the server"),
         (mailbox.refused, "{} deletions refused"),
         (mailbox.skipped, "{} left on the server"),
+        (mailbox.held_back, "{} not taken by the server"),
     )
     return ", ".join(text.format(f"{count:,}") for count, text in told if count)

@@ -5,26 +5,30 @@ In reading order: `values` is what the rest of maild sees; `schema` is every key
 judges the files; `build` makes the values.
 """
 
-from maild.config.files import Report, examine, load
-from maild.config.problems import Problem
-from maild.config.values import (
-    Account,
-    Config,
-    DeletionLimit,
-    Endpoint,
-    Hooks,
-    Imap,
-    OAuth2,
-    Password,
-    PasswordCommand,
-    PasswordCredential,
-    PasswordFile,
-    PasswordKeyring,
-    Pop3,
-    Secret,
-    Smtp,
-    TokenCommand,
-)
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maild.config.files import Report, examine, load
+    from maild.config.problems import Problem
+    from maild.config.values import (
+        Account,
+        Config,
+        DeletionLimit,
+        Endpoint,
+        Hooks,
+        Imap,
+        NoSecret,
+        OAuth2,
+        Password,
+        PasswordCommand,
+        PasswordCredential,
+        PasswordFile,
+        PasswordKeyring,
+        Pop3,
+        Secret,
+        Smtp,
+        TokenCommand,
+    )
 
 __all__ = [
     "Account",
@@ -33,6 +37,7 @@ __all__ = [
     "Endpoint",
     "Hooks",
     "Imap",
+    "NoSecret",
     "OAuth2",
     "Password",
     "PasswordCommand",
@@ -48,3 +53,14 @@ __all__ = [
     "examine",
     "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when first asked for: `maild sendmail` waits neither for pydantic nor for values it does not need."""
+    if name in ("Problem", "Report", "examine", "load"):
+        from maild.config import files as module
+    elif name in __all__:
+        from maild.config import values as module  # type: ignore[no-redef]
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(module, name)

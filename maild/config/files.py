@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from maild.config import build, rules, schema, unbuilt, units
 from maild.config.locate import Lines
+from maild.config.places import standard_places
 from maild.config.problems import Problem, findings
 from maild.config.rules import Source
 from maild.config.values import Config
 from maild.core.errors import ConfigError
 
-SYSTEM_CONFIG = Path("/etc/maild/maild.toml")
 _START = (
     "to start, write one: [accounts.NAME] with address, and [accounts.NAME.imap] with host and password_command "
     "(config/maild.toml of the sources shows every key)"
@@ -72,7 +72,6 @@ def _judge(main: Path, sources: list[Source], unreadable: list[Problem], environ
     errors = unreadable.copy()
     models = [_validate(source, environ, errors) for source in sources]
     errors += rules.broken_rules(sources, _default_maildir(sources[0], environ), environ)
-    errors += unbuilt.without_login(sources)
     if not unreadable:
         errors += rules.missing_accounts(sources)
     notes = _in_order(main, unbuilt.without_effect(sources))
@@ -93,9 +92,7 @@ def _find(path: Path | None, environ: Mapping[str, str]) -> Path | Problem:
         return path
     if named := environ.get("MAILD_CONFIG"):
         return Path(named)
-    user = environ.get("XDG_CONFIG_HOME", "")
-    directory = Path(user) if user.startswith("/") else Path(units.home(environ)) / ".config"
-    standard = [directory / "maild/maild.toml", SYSTEM_CONFIG]
+    standard = standard_places(environ)
     for candidate in standard:
         if os.path.lexists(candidate):
             return candidate

@@ -20,7 +20,14 @@ from maild.config.schema import PROTOCOLS, SECRET_SOURCES
 Table = Mapping[str, object]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-OFFERED_SECRETS = ("password_command", "password_file", "password_credential", "password")  # this version can use them
+_OFFERED_SECRETS = (
+    "oauth2",
+    "password_command",
+    "password_file",
+    "password_keyring",
+    "password_credential",
+    "password",
+)
 _ENDPOINTS = ("authorization_endpoint", "token_endpoint", "device_authorization_endpoint", "scopes")
 _KNOWN_PROVIDERS = ("google", "microsoft")
 
@@ -86,6 +93,7 @@ def broken_rules(sources: list[Source], maildir: Path | None, environ: Mapping[s
         yield from _protocols(place)
         for protocol, section in place.sections():
             yield from _secret(place, protocol, section)
+            yield from _certificate(place, protocol, section)
             yield from _oauth_endpoints(place, protocol, section)
             yield from _plaintext(place, protocol, section)
             yield from _readable_password(place, protocol, section)
@@ -128,13 +136,20 @@ def _protocols(place: Place) -> Iterator[Problem]:
 def _secret(place: Place, protocol: str, section: Table) -> Iterator[Problem]:
     given = [source for source in SECRET_SOURCES if source in section]
     borrows = protocol == "smtp" and ("imap" in place.table or "pop3" in place.table)
-    if not given and not borrows:
-        yield place.problem((protocol,), f"has no secret; give exactly one of {one_of(OFFERED_SECRETS)}")
+    if not given and not borrows and section.get("auth") != "external":
+        yield place.problem((protocol,), f"has no secret; give exactly one of {one_of(_OFFERED_SECRETS)}")
     if len(given) > 1:
         first, *others = sorted(given, key=lambda source: place.line((protocol, source)))
         line = place.line((protocol, first))
         for source in others:
             yield place.problem((protocol, source), f"is a second secret beside {first} (line {line}); keep one")
+
+
+def _certificate(place: Place, protocol: str, section: Table) -> Iterator[Problem]:
+    if section.get("auth") == "external" and "client_cert" not in section:
+        yield place.problem((protocol, "auth"), '"external" logs in by client_cert, which is missing')
+    if "client_key" in section and "client_cert" not in section:
+        yield place.problem((protocol, "client_key"), "is of no use without client_cert")
 
 
 def _oauth_endpoints(place: Place, protocol: str, section: Table) -> Iterator[Problem]:

@@ -75,10 +75,12 @@ class OAuth2Section(Section):
 
     provider: Line = Field(examples=["google"])
     client_id: Line = Field(examples=["1234.apps.example"])
+    client_secret: Line | None = Field(default=None, repr=False)
     authorization_endpoint: HttpsUrl | None = None
     token_endpoint: HttpsUrl | None = None
     device_authorization_endpoint: HttpsUrl | None = None
     scopes: list[Line] | None = None
+    tokens: Literal["file", "keyring"] = "file"
 
 
 class EndpointSection(Section):
@@ -99,6 +101,8 @@ class EndpointSection(Section):
     token_command: Argv | None = None
     ca_file: DiskPath | None = None
     tls_fingerprint: Fingerprint | None = None
+    client_cert: DiskPath | None = None
+    client_key: DiskPath | None = None
 
 
 class ImapSection(EndpointSection):
@@ -122,6 +126,7 @@ class Pop3Section(EndpointSection):
     poll: SomeDuration = _written("5m")
     leave_on_server: Keeping = True
     delete_with_local: bool = False
+    max_message_size: Size = _written("100M")
 
 
 class SmtpSection(EndpointSection):

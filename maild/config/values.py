@@ -56,14 +56,21 @@ class PasswordKeyring:
 
 @dataclass(frozen=True, slots=True)
 class OAuth2:
-    """Tokens from an OAuth 2.0 provider; the end points are "" where the provider's name implies them."""
+    """Tokens from an OAuth 2.0 provider; the end points are "" where the provider's name implies them.
+
+    `owner` is whose tokens they are: the account, or "<account>/smtp" where that section has a provider of its own.
+    They are kept in `token_file`, or in the desktop's secret service where that is None.
+    """
 
     provider: str
     client_id: str
-    authorization_endpoint: str
-    token_endpoint: str
-    device_authorization_endpoint: str
-    scopes: tuple[str, ...]
+    client_secret: str = field(default="", repr=False)
+    authorization_endpoint: str = ""
+    token_endpoint: str = ""
+    device_authorization_endpoint: str = ""
+    scopes: tuple[str, ...] = ()
+    owner: str = ""
+    token_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,14 @@ class TokenCommand:
     argv: tuple[str, ...]
 
 
-Secret = Password | PasswordCommand | PasswordFile | PasswordCredential | PasswordKeyring | OAuth2 | TokenCommand
+@dataclass(frozen=True, slots=True)
+class NoSecret:
+    """None is needed: the client certificate says who we are (`auth = "external"`)."""
+
+
+Secret = (
+    Password | PasswordCommand | PasswordFile | PasswordCredential | PasswordKeyring | OAuth2 | TokenCommand | NoSecret
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +107,8 @@ class Endpoint:
     """How to reach a server and log in there; the same for every protocol.
 
     `host` is a name or an address without brackets. `tls_fingerprint` is "sha256:" and 64 lower-case hex digits of
-    the DER certificate. `ca_file` replaces the system's store.
+    the DER certificate. `ca_file` replaces the system's store. `client_cert` and `client_key` are PEM files to show to
+    the server; the key may stand in the certificate's file.
     """
 
     host: str
@@ -105,6 +120,8 @@ class Endpoint:
     auth: Auth = "auto"
     ca_file: Path | None = None
     tls_fingerprint: str | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +147,7 @@ class Pop3(Endpoint):
     poll_s: int = 300
     leave_on_server: bool | int = True
     delete_with_local: bool = False
+    max_message_size_octets: int = 100 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ Cursor = NewType("Cursor", str)  # where the last complete remote scan of a mail
 Epoch = NewType("Epoch", str)  # while it stays the same, a Uid means the same message (IMAP: UIDVALIDITY)
 Flags = frozenset[str]
 Only = Literal["", "local", "remote"]
+Push = Literal["auto", "notify", "idle", "poll"]  # how the server is to tell of changes; "auto" is the best it can
 
 NO_FLAGS: Flags = frozenset()
 
@@ -217,7 +218,8 @@ class Pair:
 
     `size_octets` and `digest` (first 16 octets of SHA-256) are those of the disk form with LF line ends. `only` is ""
     as long as it is on both sides; "local" or "remote" where it is left on that side alone because its deletion on the
-    other is not to travel. Such a message is neither changed nor fetched nor sent.
+    other is not to travel. Such a message is neither changed nor fetched nor sent. `info` is what followed the key in
+    the file's name (":2," and letters, or "") when its flags were those of the base, None where that is not known.
     """
 
     uid: Uid
@@ -226,18 +228,21 @@ class Pair:
     size_octets: int
     digest: bytes
     only: Only = ""
+    info: str | None = None
 
 
-# Operations: what reconcile wants done with local files. What is to be pulled stays a ScanTable.
+# Operations: what reconcile wants done about messages that are pairs. What is to be pulled stays a ScanTable.
 
 
 @dataclass(frozen=True, slots=True)
-class SetLocalFlags:
-    """Bring a local file's flags to `flags` (the merged result); `base` becomes the new common state."""
+class MergeFlags:
+    """Bring a file's flags to `flags`, set `add` and clear `remove` on the server; `base` is then the common state."""
 
     uid: Uid
     key: Key
     flags: Flags
+    add: Flags
+    remove: Flags
     base: Flags
 
 
@@ -250,13 +255,29 @@ class DeleteLocal:
 
 
 @dataclass(frozen=True, slots=True)
+class DeleteRemote:
+    """This disk no longer has it and the pair proves that it had: remove it on the server."""
+
+    uid: Uid
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Its deletion does not travel: from now on it is on one side only, and no concern of the other."""
+
+    uid: Uid
+    only: Only
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """Gone on both sides: drop the pair."""
 
     uid: Uid
 
 
-Operation = SetLocalFlags | DeleteLocal | Forget
+Operation = MergeFlags | DeleteLocal | DeleteRemote | Keep | Forget
 
 
 # What the engine hands to the server's side, and what it hears back.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Literal, Protocol
 
 from maild.core.model import (
     Appended,
@@ -21,6 +21,7 @@ from maild.core.model import (
     Listing,
     MailboxName,
     Outgoing,
+    Push,
     RemoteMailbox,
     Scan,
     Uid,
@@ -78,6 +79,29 @@ class RemoteBox(Protocol):
         """Remove exactly these messages for good; those that are gone now, by whomever."""
 
 
+class Watch(Protocol):
+    """The server tells by itself that something changed. Hints carry no facts: whoever hears one looks."""
+
+    @property
+    def method(self) -> Literal["notify", "idle", "poll"]:
+        """What is really in use; "poll": nothing is told, and only a timer of the owner's makes up for it."""
+
+    @property
+    def mailboxes(self) -> frozenset[MailboxName]:
+        """Those whose changes are told; of the others only the owner's timer knows."""
+
+    async def hint(self) -> frozenset[MailboxName] | None:
+        """Wait until something changed: in these mailboxes, or None: look at everything.
+
+        What comes while nobody waits is merged, and told at once. Raises what ended the watch (ConnectionLost,
+        Unavailable, ProtocolViolation), then and ever after; with the method "poll" it waits for ever, or raises
+        Unavailable when the server may by now allow more connections.
+        """
+
+    def probe(self) -> None:
+        """Ask for a sign of life now, as after a suspend; a watch that gives none within seconds ends."""
+
+
 class Remote(Protocol):
     """One account's mailboxes on the other machine."""
 
@@ -105,6 +129,15 @@ class Remote(Protocol):
 
     async def delete(self, mailbox: MailboxName) -> None:
         """Remove a mailbox with whatever is in it; one that is gone already will do. Raises Rejected."""
+
+    def watch(
+        self, mailboxes: Sequence[MailboxName], idle: Sequence[MailboxName], method: Push
+    ) -> AbstractAsyncContextManager[Watch]:
+        """Have the server tell of changes: of all `mailboxes` where it can, else of those in `idle`.
+
+        It is established when the context is entered: what changes from then on is told, so a pass that begins
+        afterwards misses nothing. It takes sessions away from those for work, but never the last one.
+        """
 
     async def prepare(self) -> None:
         """Open one more session ahead of need, so that work that is about to be found does not wait for it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -13,11 +14,13 @@ import structlog
 
 from maild.config import Account, Imap
 from maild.core.errors import MaildError
-from maild.core.model import Epoch, Fetched, MailboxName, ScanTable, Uid
+from maild.core.model import Epoch, Fetched, Key, MailboxName, MergeFlags, Permitted, ScanTable, Uid
+from maild.core.moves import Content
 from maild.core.ports import BodyWriter, Remote, RemoteBox
-from maild.engine.propagate import Deliverer, Delivery, StateThread, Unpaired, adopt_content, fetched_content
+from maild.engine.adopt import Adopted, Unpaired, adopt, fetched_content
+from maild.engine.propagate import Deliverer, Delivery, StateThread
 from maild.engine.report import AccountReport
-from maild.local.maildir import Incoming
+from maild.local.delivery import Incoming
 from maild.local.marker import mark_root
 from maild.local.spool import Spool
 
@@ -42,7 +45,12 @@ class Doubts:
 
 @dataclass(slots=True)
 class Work:
-    """What the mailboxes of one account's pass share."""
+    """What the mailboxes of one account's pass share.
+
+    `remote_delta`: by mailbox id, by how many messages with a pair the server has more than it had when it was looked
+    at. `awaited`: files that a move is to give a pair. `doomed`: contents that are gone on both sides from a mailbox,
+    so that the server's having moved one elsewhere does not bring it back.
+    """
 
     account: Account
     imap: Imap
@@ -55,6 +63,16 @@ class Work:
     is_announced: bool = False
     listed: frozenset[MailboxName] = frozenset()  # what the server has
     doubts: dict[MailboxName, Doubts] = field(default_factory=dict)
+    trash: MailboxName | None = None  # where deleted messages go on the server
+    is_trash_filled: bool = False  # in this pass
+    failed: set[MailboxName] = field(default_factory=set)  # mailboxes
+    remote_delta: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    awaited: defaultdict[MailboxName, set[Key]] = field(default_factory=lambda: defaultdict(set))
+    doomed: defaultdict[Content, list[MailboxName]] = field(default_factory=lambda: defaultdict(list))
+
+    def trash_for(self, mailbox: MailboxName) -> MailboxName | None:
+        """Where messages deleted in a mailbox go, None where they are to be expunged."""
+        return None if self.imap.remote_delete == "expunge" or mailbox == self.trash else self.trash
 
     async def announce_change(self) -> None:
         """Let the Maildir's generation rise before the first change of a pass; at its end it rises once more.
@@ -70,7 +88,13 @@ class Pull:
     """One mailbox being pulled. Sessions share its batches; what one of them took and lost, the next pass fetches."""
 
     def __init__(
-        self, name: MailboxName, epoch: Epoch, wanted: ScanTable, delivery: Delivery, unpaired: Unpaired | None
+        self,
+        name: MailboxName,
+        epoch: Epoch,
+        wanted: ScanTable,
+        delivery: Delivery,
+        unpaired: Unpaired,
+        permitted: Permitted | None,
     ) -> None:
         self.name = name
         self.epoch = epoch
@@ -80,6 +104,9 @@ class Pull:
         self._one_by_one = False
         self._delivery = delivery
         self._unpaired = unpaired
+        self._permitted = permitted
+        self.merges: list[MergeFlags] = []  # flags that the server needs of what was adopted
+        self.doomed: list[Uid] = []  # messages that are to be deleted there
         self.left_messages = len(wanted)
         self.left_octets = wanted.octets
         self._batches = self._handed_out(wanted)
@@ -183,7 +210,7 @@ class Pull:
             self.left_messages -= 1
             self.left_octets -= octets
             work.report.done_octets += octets
-            if self._unpaired is None or not await self._is_adopted(work, self._unpaired, fetched):
+            if not await self._is_settled(work, fetched):
                 incoming.append(Incoming(self._delivery.maildir, fetched.uid, fetched.flags, fetched.date_s, raw))
             elif isinstance(raw, Spool):
                 raw.discard()
@@ -194,19 +221,46 @@ class Pull:
     def _size_told(self, uid: Uid) -> int:
         return next((size for other, _, size in self._wanted if other == uid), 0)
 
-    async def _is_adopted(self, work: Work, unpaired: Unpaired, fetched: Fetched) -> bool:
-        """Whether a file without a pair holds just this message: then the pair is all that was missing."""
-        if not unpaired.entries:
+    async def _is_settled(self, work: Work, fetched: Fetched) -> bool:
+        """Whether no file is needed: one without a pair holds just this message, or it is to be deleted."""
+        unpaired = self._unpaired
+        if not unpaired.entries and not work.doomed:
             return False
         content = await anyio.to_thread.run_sync(fetched_content, fetched)
-        if content not in unpaired.by_content:
-            return False
-        mailbox = self._delivery.mailbox
-        applied = await work.state.run(adopt_content, work.state.state, mailbox, unpaired, fetched, content)
-        if applied is None:
-            return False
+        if content in unpaired.by_content:
+            adopted = await work.state.run(self._adopt_content, work, fetched, content)
+            if adopted is not None:
+                self._count_adopted(work, adopted)
+                return True
+        elsewhere = [name for name in work.doomed.get(content, ()) if name != self.name]
+        if elsewhere and self._permitted is not None and self.name != work.trash:
+            work.doomed[content].remove(elsewhere[0])
+            self.doomed.append(fetched.uid)
+            return True
+        return False
+
+    def _adopt_content(self, work: Work, fetched: Fetched, content: Content) -> Adopted | None:
+        """Adopt a file that holds exactly what has just been fetched, None if there is none. Blocks.
+
+        Looking and taking are one step of the state's thread: several sessions may bring equal messages at once.
+        """
+        key = self._unpaired.with_content(content)
+        if key is None:
+            return None
+        delivery = self._delivery
+        return adopt(
+            work.state.state,
+            delivery.mailbox,
+            delivery.maildir,
+            self._unpaired,
+            {fetched.uid: key},
+            {fetched.uid: fetched.flags},
+            self._permitted,
+        )
+
+    def _count_adopted(self, work: Work, adopted: Adopted) -> None:
         report = work.report.mailbox(self.name)
         report.adopted += 1
-        report.flags += applied.flags
+        report.flags += adopted.flags
+        self.merges.extend(adopted.merges)
         work.report.done_messages += 1
-        return True

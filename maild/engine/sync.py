@@ -1,200 +1,595 @@
-"""One pass over one mailbox: scan the server's side, reconcile, guard, propagate, and only then move the cursor.
+"""One mailbox's pass: look at both sides, reconcile, guard, propagate, and only then move the cursor.
 
-Whatever interrupts a pass, the cursor stays where it was: the next pass sees the same changes again, finds in the state
-what is done, and on the disk what was done without being noted.
+Whatever interrupts a pass, cursor and stamp stay where they were: the next pass sees the same changes again, finds in
+the state what is done, and on both sides what was done without being noted.
+
+The steps, in the order in which `engine.account` calls them: `scan` and `compare` (what is new on either side), then,
+with all mailboxes of the account known so far, `engine.moves`, then `plan` (the decision, and the guard), `propagate`
+(everything that needs the server) and `finish` (wait until all is durable, note where we are).
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import anyio
 import structlog
 
-from maild.core.errors import PlanRefused
-from maild.core.guard import check_deletions
-from maild.core.model import NO_FLAGS, DeleteLocal, Key, Operation, RemoteMailbox, Scan, Skipped, Uid
-from maild.core.names import MailboxUnusable, directory
+from maild.core.errors import PlanRefused, Rejected
+from maild.core.flags import same_flags
+from maild.core.guard import HERE, THERE, is_too_many, refusal
+from maild.core.identity import LocalIdentity
+from maild.core.mailboxes import INBOX
+from maild.core.model import (
+    NO_FLAGS,
+    DeleteLocal,
+    DeleteRemote,
+    Flags,
+    Forget,
+    Keep,
+    Key,
+    MailboxName,
+    MergeFlags,
+    Operation,
+    Pair,
+    Permitted,
+    RemoteMailbox,
+    Scan,
+    Skipped,
+    Uid,
+)
 from maild.core.ports import RemoteBox
-from maild.core.reconcile import News, proven_gone, reconcile
-from maild.engine.propagate import Delivery, Unpaired, adopt, apply_local, find_unpaired, local_flags, match_facts
+from maild.core.reconcile import RemoteNews, Rules, merge_flags, proven_gone, reconcile
+from maild.engine.adopt import Adopted, Unpaired, adopt, match_facts, read_unpaired
+from maild.engine.apply import Relocation, merge_files, relocate, remove_files
+from maild.engine.look import Look, flags_here, open_mailbox
+from maild.engine.propagate import Delivery
 from maild.engine.pull import Doubts, Pull, Work
-from maild.local.maildir import Delivered, Maildir
-from maild.local.state import MailboxState, SkippedMessage
+from maild.engine.push import append_files, delete_there, store_flags
+from maild.local.delivery import Delivered
+from maild.local.maildir import Maildir
+from maild.local.scan import Entry
+from maild.local.state import Changes, MailboxState, SkippedMessage
+from maild.local.withheld import Refusal
 
 NOT_DELIVERED = "the server did not deliver it"
+ANY_FLAGS = Permitted(frozenset({"\\Answered", "\\Deleted", "\\Draft", "\\Flagged", "\\Seen", "$Forwarded"}))
 LOOKED_UP = 1000  # pairs looked up at a time
 
 log = structlog.get_logger()
 
 
-async def sync_mailbox(work: Work, remote: RemoteMailbox, finishing: Callable[[MailboxPass], object]) -> None:
-    """One pass over one mailbox. `finishing` gets the rest of it, which needs no session any more (`finish`)."""
-    report = work.report.mailbox(remote.name)
-    report.state = "syncing"
-    mailbox = await work.state.run(_known_mailbox, work, remote)
-    async with work.remote.visit(remote.name) as box:
-        scan = await box.scan(mailbox.cursor if mailbox.epoch is not None else None)
-        this = MailboxPass(work, mailbox, scan, await work.state.run(_open_maildir, work, mailbox))
-        try:
-            await this.decide(box)
-            if not work.dry_run:
-                await this.propagate(box)
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await this.close()
-            this.withdraw()
-            raise
-    finishing(this)
+class Move(NamedTuple):
+    """A message that a reader moved: its pair, the key of its file now, and its flags on the server."""
+
+    pair: Pair
+    key: Key
+    flags: Flags
 
 
 class MailboxPass:
-    """A scan, what was decided about it, and how far that is. The directory is missing only in a dry run."""
+    """A scan of both sides, what was decided about it, and how far that is. Only `engine` touches its attributes.
 
-    def __init__(self, work: Work, mailbox: MailboxState, scan: Scan, maildir: Maildir | None) -> None:
-        self.report = work.report.mailbox(mailbox.name)
+    `local` and `remote` are the news about pairs, `unpaired` files without one. `engine.moves` takes from these what
+    has only moved, and leaves `relocations` (files to come here), `moves_there` (messages to go to another mailbox),
+    `rekeyed` (files with another unique name) and `doomed_files`. `awaited` are keys that somebody has to deal with
+    before the directory may count as looked at.
+    """
+
+    def __init__(self, work: Work, remote: RemoteMailbox, mailbox: MailboxState, look: Look) -> None:
+        self.name = remote.name
+        self.report = work.report.mailbox(remote.name)
+        self.mailbox = mailbox
+        self.local = look.news
+        self.remote = RemoteNews()
+        self.unpaired = Unpaired()
+        self.rules = Rules(deletes_here=False, deletes_there=False, permitted=None)
+        self.retried: frozenset[Uid] = frozenset()
+        self.relocations: list[Relocation] = []
+        self.moves_there: dict[MailboxName, list[Move]] = defaultdict(list)
+        self.rekeyed: list[tuple[Pair, Entry]] = []
+        self.doomed_files: list[Entry] = []
+        self.awaited = work.awaited[remote.name]
+        self.is_leaving = not remote.levels  # the server has it no longer
+        self.operations: list[Operation] = []
         self._work = work
-        self._log = log.bind(account=work.account.name, mailbox=mailbox.name)  # bound once: it is called per message
-        self._mailbox = mailbox
-        self._scan = scan
-        self._maildir = maildir
-        self._delivery = None if maildir is None else Delivery(mailbox, maildir, self._count_durable)
-        self._same_epoch = mailbox.epoch == scan.epoch
-        self._news = News()
+        self._listed = remote
+        self._look = look
+        self._log = log.bind(account=work.account.name, mailbox=remote.name)  # bound once: it is called per message
+        self._same_epoch = False
+        self._scan: Scan | None = None
+        self._here: dict[Uid, Flags] = {}
         self._left_out: list[Skipped] = []
-        self._retried: set[Uid] = set()
-        self._deletions = 0
-        self._pulled = 0
-        self._pull: Pull | None = None
-        self._operations: list[Operation] = []
-        self._unpaired: Unpaired | None = None
         self._matched: dict[Uid, Key] = {}
         self._refusal: PlanRefused | None = None
+        self._maildir: Maildir | None = None
+        self._delivery: Delivery | None = None
+        self._pull: Pull | None = None
+        self._pulled = 0
+        self._is_undone = False  # something was not carried out, and has to be looked for again here
+        self._is_missed = False  # the same, of what the server said: it has to be asked for everything
 
-    # -- decide
+    # -- look
 
-    async def decide(self, box: RemoteBox) -> None:
-        """Compare, guard and match by content; writes nothing anywhere."""
+    @property
+    def found(self) -> Scan:
+        """The scan, which there is from `scan` on."""
+        if self._scan is None:
+            raise RuntimeError("a pass is scanned before anything else")
+        return self._scan
+
+    async def scan(self, box: RemoteBox) -> None:
+        """Look at the server's side, and sort both sides' news."""
+        cursor = self.mailbox.cursor if self.mailbox.epoch is not None else None
+        await self.compare(await box.scan(cursor))
+
+    async def compare(self, scan: Scan) -> None:
+        self._scan = scan
+        self._same_epoch = self.mailbox.epoch == scan.epoch
+        deletions = self._work.imap.deletions
+        self.rules = Rules(
+            deletes_here=deletions in {"both", "to_local"},
+            deletes_there=deletions in {"both", "to_remote"},
+            permitted=ANY_FLAGS if self._work.dry_run else scan.permitted,  # a look is for reading only
+        )
         await self._work.state.run(self._compare)
-        if len(self._news.fresh) and self._maildir is not None:
-            await self._work.state.run(self._find_unpaired, self._maildir)
-            await self._match(box)
-        self.report.wanted = len(self._news.fresh) - len(self._matched)
-        self.report.refused = self._deletions if self._refusal else 0
-        self.report.error = str(self._refusal) if self._refusal else None
-        if self._work.dry_run:
-            self._foretell()
 
     def _compare(self) -> None:
-        """What the scan says against what the state knows."""
-        state, mailbox, news = self._work.state.state, self._mailbox, self._news
+        scan, state, mailbox, news = self.found, self._work.state.state, self.mailbox, self.remote
         limit = self._work.imap.max_message_size_octets
         skipped = state.skipped(mailbox.id) if self._same_epoch else {}
         too_big = {uid for uid, message in skipped.items() if message.size_octets > limit}
         self.report.skipped = len(too_big)
         if self._same_epoch:
-            items = iter(self._scan.items)
+            items = iter(scan.items)
             while part := list(islice(items, LOOKED_UP)):
                 news.sort(part, state.pairs_of(mailbox.id, [uid for uid, _, _ in part]), too_big)
         else:
-            news.fresh = self._scan.items  # the whole mailbox is new
-        if not self._scan.full:
+            news.fresh = scan.items  # the whole mailbox is new
+            self.local.gone.clear()
+            self.local.changed.clear()
+        if not scan.full:
             self._add_skipped({uid: message for uid, message in skipped.items() if uid not in too_big})
         self._leave_out(limit)
-        if self._same_epoch and (self._scan.full or self._scan.vanished):
-            news.gone.extend(state.pairs_of(mailbox.id, self._gone(state.uids(mailbox.id))).values())
-        self._settle_operations()
+        if self._same_epoch and (scan.full or scan.vanished):
+            news.gone = state.pairs_of(mailbox.id, self._gone(state.uids(mailbox.id)))
+        self._look_closer()
 
     def _gone(self, known: set[Uid]) -> set[Uid]:
         """Which of these the scan proves to be gone."""
-        listed = {uid for uid, _, _ in self._scan.items} if self._scan.full else set()
-        return proven_gone(self._scan, known, listed)
+        scan = self.found
+        listed = {uid for uid, _, _ in scan.items} if scan.full else set()
+        return proven_gone(scan, known, listed)
 
     def _add_skipped(self, retry: Mapping[Uid, SkippedMessage]) -> None:
         """Messages that did not come before are asked for again, though nothing about them changed."""
-        fresh = {uid for uid, _, _ in self._news.fresh}
-        self._retried = retry.keys() - fresh - self._scan.vanished
-        for uid in self._retried:
-            self._news.fresh.add(uid, NO_FLAGS, retry[uid].size_octets)
+        fresh = {uid for uid, _, _ in self.remote.fresh}
+        self.retried = frozenset(retry.keys() - fresh - self._gone(set(retry)))
+        for uid in sorted(self.retried):
+            self.remote.fresh.add(uid, NO_FLAGS, retry[uid].size_octets)
 
     def _leave_out(self, limit: int) -> None:
-        given_up = self._work.doubts.get(self._mailbox.name, Doubts()).given_up
-        for uid, _, size in self._news.fresh:
+        given_up = self._work.doubts.get(self.name, Doubts()).given_up
+        for uid, _, size in self.remote.fresh:
             if size > limit:
                 self._left_out.append(Skipped(uid, f"larger than max_message_size ({size} octets)", size))
             elif uid in given_up:
                 self._left_out.append(Skipped(uid, "the connection ends whenever it is fetched", size))
         if self._left_out:
-            self._news.fresh = self._news.fresh.without({message.uid for message in self._left_out})
+            self.remote.fresh = self.remote.fresh.without({message.uid for message in self._left_out})
         self.report.skipped += len(self._left_out)
 
-    def _settle_operations(self) -> None:
-        news, account = self._news, self._work.account
-        concerned = [*(pair for pair, _ in news.changed), *news.gone]
-        local = local_flags(self._maildir, concerned) if self._maildir is not None else {}
-        deletes = self._work.imap.deletions in {"both", "to_local"}
-        self._deletions = sum(pair.key in local for pair in news.gone)  # what is gone here too deletes nothing
-        if deletes and self._deletions:
-            try:
-                total = self._guarded_total()
-                check_deletions(self._mailbox.name, self._deletions, total, account.max_deletions.of(total))
-            except PlanRefused as exc:
-                self._refusal = exc
-                self._log.error("mailbox.refused", reason=exc.text)
-        allowed = News(news.fresh, news.changed) if self._refusal else news
-        self._operations = reconcile(allowed, local, deletes=deletes)
+    def _look_closer(self) -> None:
+        """The flags of the files that the server changed, and what the files without a pair are."""
+        maildir = self._open(make=False)
+        if maildir is None:
+            return
+        pairs = {uid: pair for uid, (pair, _) in self.remote.changed.items() if uid not in self.local.changed}
+        found = maildir.locate({pair.key: pair.flags for pair in pairs.values()}) if pairs else {}
+        self._here = {
+            uid: flags_here(maildir, found[pair.key], pair.flags) for uid, pair in pairs.items() if pair.key in found
+        }
+        is_known = self._same_epoch or self.mailbox.epoch is None
+        entries = self._look.unpaired if is_known else maildir.entries()
+        state = self._work.state.state
+        if entries:
+            self.unpaired = read_unpaired(state, self.mailbox, maildir, entries)
+        unsent = state.unsent(self.mailbox.id)
+        if not self._work.dry_run and unsent.keys() - entries.keys():
+            state.unsent_done(self.mailbox.id, unsent.keys() - entries.keys())
+        self.report.held_back = len(unsent.keys() & entries.keys())
 
-    def _guarded_total(self) -> int:
+    def look_without_server(self) -> None:
+        """Only this disk: what the files without a pair are. Blocks."""
+        maildir = self._open(make=False)
+        if maildir is not None:
+            self.unpaired = read_unpaired(self._work.state.state, self.mailbox, maildir, self._look.unpaired)
+
+    def identities_of(self, pairs: Sequence[Pair]) -> dict[Key, LocalIdentity]:
+        """What the files of these pairs are. Blocks."""
+        maildir = self._open(make=False)
+        entries = {} if maildir is None else maildir.locate({pair.key: pair.flags for pair in pairs})
+        found: dict[Key, LocalIdentity] = {}
+        for key, entry in entries.items():
+            if maildir is not None and (identity := maildir.identity(entry)) is not None:
+                found[key] = identity
+        return found
+
+    def remote_flags(self, uids: Collection[Uid]) -> dict[Uid, Flags]:
+        """The flags of these new messages."""
+        return {uid: flags for uid, flags, _ in self.remote.fresh if uid in uids}
+
+    # -- decide
+
+    async def plan(self) -> None:
+        """Decide, and let the guard look at the deletions. Writes nothing on either side."""
+        await self._work.state.run(self._plan)
+
+    def _plan(self) -> None:
+        self._take_new_names()
+        self.operations = reconcile(self.remote, self.local, self._here_of_changed(), self.rules)
+        delete_here = [o for o in self.operations if isinstance(o, DeleteLocal)]
+        delete_there = [o for o in self.operations if isinstance(o, DeleteRemote)]
+        self._guard([o.key for o in delete_here] + [e.key for e in self.doomed_files], [o.uid for o in delete_there])
+        if self._refusal is not None:
+            self.operations = [o for o in self.operations if not isinstance(o, DeleteLocal | DeleteRemote)]
+            self.doomed_files.clear()
+
+    def _take_new_names(self) -> None:
+        """Files with another unique name: their pairs count with that name, and may have other flags too."""
+        maildir = self._open(make=False) if self.rekeyed else None
+        for pair, entry in self.rekeyed:
+            if maildir is None:
+                break
+            known = replace(pair, key=entry.key)
+            self._here[pair.uid] = flags_here(maildir, entry, pair.flags)
+            if pair.uid in self.remote.changed:
+                self.remote.changed[pair.uid] = known, self.remote.changed[pair.uid][1]
+            elif not same_flags(self._here[pair.uid], pair.flags):
+                self.local.changed[pair.uid] = known, self._here[pair.uid]
+
+    def _here_of_changed(self) -> dict[Uid, Flags]:
+        """Of the pairs that the server changed those whose file is there; the others are gone, and found so later."""
+        for uid in [uid for uid in self.remote.changed if uid not in self._here and uid not in self.local.changed]:
+            if uid not in self.local.gone:
+                del self.remote.changed[uid]
+                self._is_undone = self._is_missed = True
+        return self._here
+
+    def _guard(self, delete_here: list[Key], delete_there: list[Uid]) -> None:
+        state, mailbox, account = self._work.state.state, self.mailbox, self._work.account
+        stored = state.refusal(mailbox.id)
+        if stored is not None and stored.approved and _is_part_of(stored, delete_here, delete_there):
+            return
+        total = self._guarded_total(max(len(delete_here), len(delete_there)))
+        allowed = account.max_deletions.of(total)
+        if not self._look.is_here and delete_there:
+            self._refusal = PlanRefused(
+                f"mailbox {self.name}: its directory {account.maildir / mailbox.directory} is gone, with"
+                f" {len(delete_there)} messages; nothing was deleted on the server",
+                f"mount or restore it; if it was removed on purpose: maild approve {account.name}/{self.name}",
+            )
+        elif is_too_many(len(delete_here), total, allowed):
+            self._refusal = refusal(account.name, self.name, len(delete_here), total, HERE)
+        elif is_too_many(len(delete_there), total, allowed):
+            self._refusal = refusal(account.name, self.name, len(delete_there), total, THERE)
+        if self._refusal is not None:
+            self.report.refused = len(delete_here) + len(delete_there)
+            self.report.error = str(self._refusal)
+            self._log.error("mailbox.refused", reason=self._refusal.text)
+            if not self._work.dry_run:
+                state.refuse(mailbox.id, self._refusal.text, remote=delete_there, local=delete_here)
+
+    def _guarded_total(self, deletions: int) -> int:
         """How many messages the deletions are measured against: those that were here when the last pass was complete.
 
         What came in while a plan stands refused must not make it look smaller.
         """
-        total = self._work.state.state.count(self._mailbox.id) - len(self._news.gone) + self._deletions
-        return total if self._mailbox.messages is None else min(total, self._mailbox.messages)
+        forgotten = sum(isinstance(operation, Forget) for operation in self.operations)
+        total = self._work.state.state.count(self.mailbox.id) - forgotten
+        if self.mailbox.messages is not None:
+            total = min(total, self.mailbox.messages)
+        return max(total, deletions)
 
-    def _find_unpaired(self, maildir: Maildir) -> None:
-        state = self._work.state.state
-        found = find_unpaired(state, self._mailbox, maildir, pairs_count=self._same_epoch)
-        self._unpaired = found if found.entries else None
-
-    async def _match(self, box: RemoteBox) -> None:
+    async def match(self, box: RemoteBox) -> None:
         """Find out which new messages are on this disk already, without fetching them."""
-        if self._unpaired is None:
-            return
-        sizes = self._unpaired.sizes()
-        # Of those asked for once more the flags are not known; they are matched when they have come.
-        likely = [uid for uid, _, size in self._news.fresh if size in sizes and uid not in self._retried]
-        facts = await box.facts(likely) if likely else {}
-        self._matched = match_facts(self._unpaired, facts)
+        if len(self.remote.fresh) and self.unpaired.entries:
+            sizes = self.unpaired.sizes()
+            # Of those asked for once more the flags are not known; they are matched when they have come.
+            likely = [uid for uid, _, size in self.remote.fresh if size in sizes and uid not in self.retried]
+            facts = await box.facts(likely) if likely else {}
+            self._matched = match_facts(self.unpaired, facts)
+        self.report.wanted = len(self.remote.fresh) - len(self._matched)
+        if self._work.dry_run:
+            self.foretell()
 
-    def _foretell(self) -> None:
+    @property
+    def listed(self) -> RemoteMailbox:
+        return self._listed
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the guard refused the deletions of this pass."""
+        return self._refusal is not None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing at all is to be done: its directory is gone, and that is not approved."""
+        return self._refusal is not None and not self._look.is_here
+
+    @property
+    def is_to_be_deleted_there(self) -> bool:
+        """Whether the mailbox was removed here, for good, and nothing is left of it on the server."""
+        if self._look.is_here or not self._is_removed or self._is_undone or self._work.dry_run:
+            return False
+        return self.found.complete and self.found.messages + self._work.remote_delta[self.mailbox.id] == 0
+
+    @property
+    def _is_removed(self) -> bool:
+        """Whether the mailbox has no directory and is to have none: gone on the server, or removed here on purpose."""
+        if self.is_leaving:
+            return True
+        is_furniture = self.name == INBOX or self._listed.role
+        may_go = self.rules.deletes_there and self.rules.permitted is not None and not is_furniture
+        return not self._look.is_here and may_go and not len(self.remote.fresh)
+
+    @property
+    def needs_server(self) -> bool:
+        """Whether anything is left that cannot be done without a session."""
+        merges = any(isinstance(o, MergeFlags) and (o.add or o.remove) for o in self.operations)
+        deletes = any(isinstance(o, DeleteRemote) for o in self.operations)
+        to_send = self.unpaired.entries and self.rules.permitted is not None
+        return bool(merges or deletes or len(self.remote.fresh) or to_send or self.moves_there or self.relocations)
+
+    def foretell(self) -> None:
+        """Fill the report with what a pass would do."""
         report = self.report
         report.pulled, report.adopted = report.wanted, len(self._matched)
-        report.wanted_octets = self._news.fresh.without(self._matched).octets
-        report.flags = len(self._news.changed)
-        report.deleted = sum(isinstance(operation, DeleteLocal) for operation in self._operations)
+        report.wanted_octets = self.remote.fresh.without(self._matched).octets
+        writable = self.rules.permitted is not None and self.found.complete
+        report.pushed = len(self.unpaired.entries) - len(self._matched) if writable else 0
+        report.moved = len(self.relocations)
+        report.moved_there = sum(len(moves) for moves in self.moves_there.values())
+        for operation in self.operations:
+            self._foretell_one(operation)
+        report.deleted += len(self.doomed_files)
+
+    def _foretell_one(self, operation: Operation) -> None:
+        match operation:
+            case DeleteLocal():
+                self.report.deleted += 1
+            case DeleteRemote():
+                self.report.deleted_there += 1
+            case MergeFlags():
+                self.report.flags += not same_flags(operation.flags, self._flags_before(operation))
+                self.report.flags_there += bool(operation.add or operation.remove)
+            case Keep() | Forget():
+                pass
+
+    def _has_effect_here(self, operation: Operation) -> bool:
+        """Whether it changes a file, or what is known of one."""
+        if isinstance(operation, MergeFlags):
+            return not same_flags(operation.flags, self._flags_before(operation))
+        return True
+
+    def _flags_before(self, operation: MergeFlags) -> Flags:
+        if operation.uid in self.local.changed:
+            return self.local.changed[operation.uid][1]
+        return self._here.get(operation.uid, operation.flags)
 
     # -- propagate
 
-    async def propagate(self, box: RemoteBox) -> None:
-        """Local flags and deletions, adoption, then the messages: everything that needs the session."""
-        work, delivery = self._work, self._delivery
-        if delivery is None:
-            return
-        if self._operations or len(self._news.fresh):
+    async def propagate(self, box: RemoteBox | None) -> None:
+        """Carry it out; without a box only what this disk needs. Quick things first, then messages both ways."""
+        work = self._work
+        if self.needs_server or any(map(self._has_effect_here, self.operations)) or self.doomed_files or self.rekeyed:
             await work.announce_change()
-        await work.state.run(self._apply, delivery.maildir)
-        fresh = self._news.fresh.without(self._matched) if self._matched else self._news.fresh
-        self._news.fresh = fresh
+        maildir = await work.state.run(self._open, not self._is_removed)
+        if maildir is not None:
+            self._delivery = Delivery(self.mailbox, maildir, self._count_durable)
+        adopted = await work.state.run(self._change_files)
+        if box is None:
+            await self._merge_flags(None, [])
+            return
+        await self._merge_flags(box, adopted.merges)
+        await self._move_there(box)
+        await self._delete_there(box)
+        await self._pull_messages(box)
+        await self._append(box)
+
+    def _change_files(self) -> Adopted:
+        """Whatever concerns this disk alone, and pairs of what is on both sides already."""
+        state, mailbox, scan = self._work.state.state, self.mailbox, self.found
+        if mailbox.epoch is None:
+            state.set_epoch(mailbox.id, scan.epoch)
+        elif not self._same_epoch:
+            state.rebuild(mailbox.id, scan.epoch)
+            self._log.info("mailbox.rebuilt")
+            self.unpaired.orphans = state.orphans(mailbox.id)
+        self._change_names()
+        maildir, report = self._maildir, self.report
+        removed = remove_files(state, mailbox, maildir, self.operations)
+        self._is_undone |= bool(removed.left)
+        report.deleted += removed.count
+        if maildir is not None and self.doomed_files:
+            report.deleted += len(maildir.remove(self.doomed_files))
+        adopted = Adopted()
+        if self._matched and maildir is not None:
+            flags = self.remote_flags(self._matched)
+            adopted = adopt(state, mailbox, maildir, self.unpaired, self._matched, flags, self.rules.permitted)
+            report.adopted += len(self._matched)
+            report.flags += adopted.flags
+            self._is_undone |= adopted.has_escaped
+            self._is_missed |= adopted.has_escaped
+        if self.relocations and maildir is not None:
+            adopted.merges += self._relocate(maildir)
+        self.remote.fresh = self.remote.fresh.without(self._matched) if self._matched else self.remote.fresh
+        if self._left_out:
+            state.skip(mailbox.id, self._left_out)
+        return adopted
+
+    def _change_names(self) -> None:
+        """Files that only got another unique name keep their pair."""
+        if self.rekeyed:
+            pairs = [replace(pair, key=entry.key, info=None) for pair, entry in self.rekeyed]
+            self._work.state.state.apply([Changes(self.mailbox.id, add=pairs)])
+            self.awaited.difference_update(pair.key for pair in pairs)
+
+    def _relocate(self, maildir: Maildir) -> list[MergeFlags]:
+        sources: dict[int, Maildir] = {self.mailbox.id: maildir}
+        try:
+            for move in self.relocations:
+                if move.source.id not in sources:
+                    source = open_mailbox(self._work.account.maildir, move.source)
+                    if source is not None:
+                        sources[move.source.id] = source
+            moves = [move for move in self.relocations if move.source.id in sources]
+            result = relocate(self._work.state.state, sources, maildir, moves, self.rules.permitted)
+        finally:
+            for mailbox_id, source in sources.items():
+                if mailbox_id != self.mailbox.id:
+                    source.close()
+        self.report.moved += len(result.done)
+        self.report.flags += result.flags
+        self._is_undone |= len(result.done) < len(self.relocations)
+        for move in result.done:
+            self._work.awaited[move.source.name].discard(move.key)
+        return result.merges
+
+    async def _merge_flags(self, box: RemoteBox | None, adopted: Sequence[MergeFlags]) -> None:
+        """Flags: the server first, then the files, then the base."""
+        merges = [o for o in self.operations if isinstance(o, MergeFlags)] + list(adopted)
+        if not merges:
+            return
+        done = merges if box is None else await store_flags(box, merges)
+        there = sum(bool(m.add or m.remove) for m in done)
+        changed, is_all = await self._work.state.run(
+            merge_files, self._work.state.state, self.mailbox, self._maildir, done, self._look.seen
+        )
+        self._is_undone |= not is_all or len(done) < len(merges)
+        self._is_missed |= not is_all or len(done) < len(merges)
+        self.report.flags += changed
+        self.report.flags_there += there
+
+    async def _move_there(self, box: RemoteBox) -> None:
+        """What a reader moved to another mailbox here; its flags first, for they travel with it."""
+        for target, moves in self.moves_there.items():
+            merges = await self._work.state.run(self._flags_of_moved, target, moves)
+            stored = await store_flags(box, list(merges.values()))
+            try:
+                done = await box.move([move.pair.uid for move in moves], target)
+            except Rejected as exc:
+                self._is_undone = True
+                self.report.error = f"cannot move messages to {target} on the server: {exc.text}"
+                continue
+            await self._work.state.run(self._note_moves, target, moves, done, {m.uid: m for m in stored})
+            self._is_undone |= len(done) < len(moves)
+
+    def _flags_of_moved(self, target: MailboxName, moves: Sequence[Move]) -> dict[Uid, MergeFlags]:
+        """How to bring the flags of moved files and of their messages, which are still here, together."""
+        maildir = open_mailbox(self._work.account.maildir, self._work.state.state.mailboxes()[target])
+        if maildir is None:
+            return {}
+        with maildir:
+            entries = maildir.locate({move.key: move.pair.flags for move in moves})
+            merges: dict[Uid, MergeFlags] = {}
+            for pair, key, there in moves:
+                if key in entries:
+                    mine = flags_here(maildir, entries[key], pair.flags)
+                    merges[pair.uid] = replace(merge_flags(pair, mine, there, self.rules.permitted), key=key)
+            return merges
+
+    def _note_moves(
+        self,
+        target: MailboxName,
+        moves: Sequence[Move],
+        done: Mapping[Uid, Uid | None],
+        merged: Mapping[Uid, MergeFlags],
+    ) -> None:
+        state = self._work.state.state
+        row = state.mailboxes()[target]
+        drop: list[Uid] = []
+        add: list[Pair] = []
+        merges: list[MergeFlags] = []
+        for pair, key, _ in moves:
+            if pair.uid not in done:
+                continue
+            drop.append(pair.uid)
+            if (new := done[pair.uid]) is not None:
+                add.append(replace(pair, uid=new, key=key, info=None))
+                self._work.awaited[target].discard(key)
+                if pair.uid in merged:
+                    merges.append(replace(merged[pair.uid], uid=new))
+        state.apply([Changes(self.mailbox.id, drop=drop), Changes(row.id, add=add)])
+        self._work.remote_delta[self.mailbox.id] -= len(drop)
+        self._work.remote_delta[row.id] += len(add)
+        self.report.moved_there += len(drop)
+        maildir = open_mailbox(self._work.account.maildir, row)
+        if maildir is not None:
+            with maildir:
+                self.report.flags += merge_files(state, row, maildir, merges, {})[0]
+        self.report.flags_there += sum(bool(m.add or m.remove) for m in merges)
+
+    async def _delete_there(self, box: RemoteBox) -> None:
+        uids = [o.uid for o in self.operations if isinstance(o, DeleteRemote)]
+        if not uids:
+            return
+        trash = self._work.trash_for(self.name)
+        try:
+            gone = await delete_there(self._work, box, self.mailbox, uids, trash)
+        except Rejected as exc:
+            gone = set()
+            self.report.error = f"cannot delete messages on the server: {exc.text}"
+        self._note_deleted(gone, uids, trash)
+
+    def _note_deleted(self, gone: Collection[Uid], uids: Collection[Uid], trash: MailboxName | None) -> None:
+        self._work.remote_delta[self.mailbox.id] -= len(gone)
+        self._work.is_trash_filled |= trash is not None and bool(gone)
+        self.report.deleted_there += len(gone)
+        self._is_undone |= len(gone) < len(uids)
+
+    async def _pull_messages(self, box: RemoteBox) -> None:
+        fresh, report = self.remote.fresh, self._work.report
         self.report.wanted_octets = fresh.octets
-        work.report.wanted_messages += len(fresh)
-        work.report.wanted_octets += fresh.octets
-        if len(fresh):
-            self._pull = Pull(self._mailbox.name, self._scan.epoch, fresh, delivery, self._unpaired)
-            await self._pull.run(work, box)
+        report.wanted_messages += len(fresh)
+        report.wanted_octets += fresh.octets
+        if len(fresh) and self._delivery is not None:
+            self._pull = Pull(self.name, self.found.epoch, fresh, self._delivery, self.unpaired, self.rules.permitted)
+            await self._pull.run(self._work, box)
+            await self._merge_flags_of(box, self._pull.merges)
+            await self._delete_doomed(box, self._pull.doomed)
+
+    async def _merge_flags_of(self, box: RemoteBox, merges: Sequence[MergeFlags]) -> None:
+        self.operations = [o for o in self.operations if not isinstance(o, MergeFlags)]
+        await self._merge_flags(box, merges)
+
+    async def _delete_doomed(self, box: RemoteBox, uids: Sequence[Uid]) -> None:
+        """Messages that were deleted here and moved there: the deletion counts. They never had a pair here."""
+        if uids:
+            trash = self._work.trash_for(self.name)
+            gone = set(await box.move(uids, trash)) if trash is not None else await box.expunge(uids)
+            self._note_deleted(gone, uids, trash)
+
+    async def _append(self, box: RemoteBox) -> None:
+        """What is still unpaired once everything has come is new here: the server gets it."""
+        permitted, maildir = self.rules.permitted, self._maildir
+        if not self.unpaired.entries or maildir is None:
+            return
+        if permitted is None or not self.found.complete:
+            self._is_undone |= permitted is not None
+            return
+        report = await append_files(self._work, box, self.mailbox, maildir, self.unpaired, permitted)
+        self.report.pushed += report.appended
+        self.report.held_back = report.refused
+        self._work.remote_delta[self.mailbox.id] += report.paired
+        self._is_undone |= not report.is_complete or report.refused > 0
 
     def withdraw(self) -> None:
         """This attempt has failed: what did not come is no longer expected, the next attempt counts it anew."""
@@ -203,29 +598,11 @@ class MailboxPass:
             self._work.report.wanted_octets -= self._pull.left_octets
             self._pull.doubt(self._work)
 
-    def _apply(self, maildir: Maildir) -> None:
-        state, mailbox = self._work.state.state, self._mailbox
-        if mailbox.epoch is None:
-            state.set_epoch(mailbox.id, self._scan.epoch)
-        elif not self._same_epoch:
-            state.rebuild(mailbox.id, self._scan.epoch)
-            self._log.info("mailbox.rebuilt")
-            if self._unpaired is not None:
-                self._unpaired.orphans = state.orphans(mailbox.id)
-        applied = apply_local(state, mailbox, maildir, self._operations)
-        if self._matched and self._unpaired is not None:
-            flags = {uid: flags for uid, flags, _ in self._news.fresh if uid in self._matched}
-            applied.flags += adopt(state, mailbox, self._unpaired, self._matched, flags).flags
-        self.report.flags += applied.flags
-        self.report.deleted += applied.deleted
-        self.report.adopted += len(self._matched)
-        if self._left_out:
-            state.skip(mailbox.id, self._left_out)
-
     def _count_durable(self, delivered: Delivered) -> None:
         self.report.pulled += 1
         self._pulled += 1
         self._work.report.done_messages += 1
+        self._work.report.note_delivered(delivered.path)
         self._log.debug("message.pulled", uid=delivered.incoming.uid)
 
     # -- finish
@@ -243,9 +620,8 @@ class MailboxPass:
                 await self.close()
 
     def _conclude(self) -> None:
-        state, mailbox, scan = self._work.state.state, self._mailbox, self._scan
+        state, mailbox, scan = self._work.state.state, self.mailbox, self.found
         self._note_missing()
-        state.set_refused(mailbox.id, None if self._refusal is None else self._refusal.text)
         if self._refusal is not None:
             return
         if not scan.complete:
@@ -255,62 +631,79 @@ class MailboxPass:
             state.set_error(mailbox.id, self.report.error)
             self._log.warning("mailbox.failed", error=self.report.error)
             return
+        forget = [o.uid for o in self.operations if isinstance(o, Forget)]
+        if forget and not self._work.failed:  # else it may have moved to where nobody could look
+            state.apply([Changes(mailbox.id, drop=forget)])
+        state.clear_refusal(mailbox.id)
         state.drop_orphans(mailbox.id, list(state.orphans(mailbox.id)))
-        if state.count(mailbox.id) + len(state.skipped(mailbox.id)) == scan.messages:
-            state.finish(mailbox.id, scan.cursor, scan.mark, scan.messages, time.time())
-        else:  # something was missed, whoever's fault it is: the next pass compares everything
-            state.finish(mailbox.id, None, None, scan.messages, time.time())
+        messages = scan.messages + self._work.remote_delta[mailbox.id]
+        is_counted = state.count_there(mailbox.id) + len(state.skipped(mailbox.id)) == messages
+        is_right = is_counted and not self._is_missed
+        is_undone = self._is_undone or bool(self.awaited)
+        state.finish(
+            mailbox.id,
+            scan.cursor if is_right else None,  # something was missed, whoever's fault it is: compare everything
+            scan.mark if is_right else None,
+            messages,
+            time.time(),
+            stamp=None if is_undone else self._look.stamp,
+            undone=is_undone,
+            object_id=self._listed.object_id,
+            identity=self._identity() or mailbox.identity,
+            next_uid=self._listed.next_uid,
+        )
+        if self.report.error:
+            state.set_error(mailbox.id, self.report.error)
+
+    def _identity(self) -> str:
+        maildir = self._open(make=False)
+        if maildir is None:
+            return ""
+        status = os.fstat(maildir.directory.cur)
+        return f"{status.st_dev}:{status.st_ino}"
 
     def _note_missing(self) -> None:
         """What was asked for and did not come is gone, or the server cannot deliver it: asked for again next time."""
-        state, mailbox = self._work.state.state, self._mailbox
-        have = state.uids(mailbox.id) if self._pulled < len(self._news.fresh) else None
+        state, mailbox = self._work.state.state, self.mailbox
+        doomed = set(self._pull.doomed) if self._pull is not None else set()
+        have = state.uids(mailbox.id) | doomed if self._pulled < len(self.remote.fresh) else None
         if have is not None:
-            missing = [(uid, size) for uid, _, size in self._news.fresh if uid not in have]
+            missing = [(uid, size) for uid, _, size in self.remote.fresh if uid not in have]
             state.skip(mailbox.id, [Skipped(uid, NOT_DELIVERED, size) for uid, size in missing])
             for uid, _ in missing:
                 self._log.warning("message.skipped", uid=uid, reason=NOT_DELIVERED)
         if skipped := state.skipped(mailbox.id):
             settled = set(state.pairs_of(mailbox.id, list(skipped)))
-            past = settled | self._gone(set(skipped))
+            past = settled | self._gone(set(skipped)) | doomed
             state.unskip(mailbox.id, past)
             self.report.skipped = len(skipped.keys() - past)
+
+    # -- the directory
+
+    def _open(self, make: bool) -> Maildir | None:
+        """The mailbox's directory, kept open until `rest`; with `make` it is made where it is missing."""
+        if self._maildir is None:
+            self._maildir = open_mailbox(self._work.account.maildir, self.mailbox)
+            if self._maildir is None and make and not self._work.dry_run:
+                self._maildir = Maildir.create(self._work.account.maildir, PurePosixPath(self.mailbox.directory))
+            if self._maildir is not None and make and not self._work.dry_run:
+                self._maildir.delete_stale_tmp(time.time())
+        return self._maildir
+
+    def rest(self) -> None:
+        """Let go of the directory until it is needed again: there may be thousands of mailboxes."""
+        if self._maildir is not None and self._delivery is None:
+            self._maildir.close()
+            self._maildir = None
 
     async def close(self) -> None:
         """Close the directory, once nothing writes to it any more."""
         if self._delivery is not None:
             await self._delivery.drained()
-        if self._maildir is not None:
-            self._maildir.close()
+            self._delivery = None
+        self.rest()
 
 
-def _known_mailbox(work: Work, remote: RemoteMailbox) -> MailboxState:
-    state = work.state.state
-    rows = state.mailboxes()
-    if (known := rows.get(remote.name)) is not None:
-        return known
-    where = str(directory(remote.levels, work.account.layout))
-    if (other := next((row for row in rows.values() if row.directory == where), None)) is not None:
-        if other.name in work.listed:
-            raise MailboxUnusable(
-                f"mailbox {remote.name} would have the directory {where}, as {other.name} has already"
-            )
-        if not work.dry_run:
-            state.drop_mailbox(other.id)  # the server's separator or name changed: its files are matched by content
-    return MailboxState(0, remote.name, where) if work.dry_run else state.add_mailbox(remote.name, where)
-
-
-def _open_maildir(work: Work, mailbox: MailboxState) -> Maildir | None:
-    """The mailbox's directory, made if this disk never had it. One that is gone is not made again behind one's back."""
-    root, relative = work.account.maildir, PurePosixPath(mailbox.directory)
-    maildir = Maildir.open(root, relative)
-    if maildir is None and mailbox.id and work.state.state.count(mailbox.id):
-        raise PlanRefused(
-            f"mailbox {mailbox.name}: its directory {root / relative} is gone, and it was not maild that removed it",
-            "mount or restore it; to fetch it all again, remove the account's file in state_dir",
-        )
-    if work.dry_run:
-        return maildir
-    maildir = maildir or Maildir.create(root, relative)
-    maildir.delete_stale_tmp(time.time())
-    return maildir
+def _is_part_of(approved: Refusal, delete_here: Collection[Key], delete_there: Collection[Uid]) -> bool:
+    """Whether these deletions are those of an approved plan, or some of them."""
+    return approved.delete_remote >= set(delete_there) and approved.delete_local >= set(delete_here)

@@ -35,6 +35,7 @@ _ONE_MAILBOX = frozenset(
         errno.EISDIR,
         errno.ELOOP,
         errno.ENAMETOOLONG,
+        errno.EXDEV,
     }
 )
 
@@ -67,7 +68,7 @@ class MailboxDirectory:
         """Open it, making what is missing with mode 0700, durable on return. Raises LocalError."""
         make_directory(root)
         with translated("create", root / relative), ExitStack() as opened:
-            top = _descend(root, relative, make=True)
+            top = descend(root, relative, make=True)
             opened.callback(os.close, top)
             made = [_made(name, top) for name in ("tmp", "new", "cur")]
             if relative.name.startswith("."):
@@ -82,7 +83,7 @@ class MailboxDirectory:
         """Open it as it is, None where there is no `cur` or no `new`. Raises LocalError where it cannot be used."""
         with translated("open", root / relative), ExitStack() as opened:
             try:
-                top = _descend(root, relative, make=False)
+                top = descend(root, relative, make=False)
                 opened.callback(os.close, top)
                 for name in ("cur", "new"):
                     os.close(os.open(name, _INSIDE, dir_fd=top))
@@ -116,7 +117,7 @@ def mailbox_error(exc: OSError, what: str, path: Path) -> LocalError:
     return disk_error(exc, what, path)
 
 
-def _descend(root: Path, relative: PurePosixPath, *, make: bool) -> int:
+def descend(root: Path, relative: PurePosixPath, *, make: bool) -> int:
     """Open `relative` below the account's Maildir, level by level; with `make`, durably make the missing levels."""
     if relative.is_absolute() or ".." in relative.parts:
         raise MailboxUnusable(f"{relative} is no directory below the account's Maildir")

@@ -11,16 +11,18 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maild.core.errors import LocalError
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 # Eight threads let the file system merge many fsyncs into one journal commit: 7,300 files/s against 3,600 one after
 # the other (3,000 files of 8 KB median, batches of 200, ext4); sixteen cost more CPU and gain nothing.
 _FSYNC_THREADS = 8
-_FSYNC_POOL = ThreadPoolExecutor(_FSYNC_THREADS, thread_name_prefix="fsync")
 
 _TEMPORARY_NUMBERS = itertools.count()
 
@@ -40,6 +42,7 @@ _REMEDIES = {
     errno.ENOENT: "is its disk mounted, or was it removed meanwhile?",
     errno.EEXIST: "something else has that name, perhaps a symlink to a disk that is not mounted",
     errno.ENOTDIR: "a file or a symlink stands where a directory should be; inside a Maildir maild follows no symlinks",
+    errno.EXDEV: "the mailboxes are on different file systems: keep an account's Maildir on one, without mounts in it",
     errno.ELOOP: "inside a Maildir maild follows no symlinks: put a directory there, or a bind mount",
 }
 
@@ -70,11 +73,19 @@ def fsync_many(descriptors: Sequence[int]) -> None:
             except OSError as exc:
                 errors.append(exc)
 
-    threads = [_FSYNC_POOL.submit(drain) for _ in range(min(_FSYNC_THREADS, len(descriptors)))]
+    pool = _fsync_pool()
+    threads = [pool.submit(drain) for _ in range(min(_FSYNC_THREADS, len(descriptors)))]
     for thread in threads:
         thread.result()
     if errors:
         raise errors[0]
+
+
+@functools.cache
+def _fsync_pool() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # 8 ms that `maild sendmail` never needs
+
+    return ThreadPoolExecutor(_FSYNC_THREADS, thread_name_prefix="fsync")
 
 
 def fsync_dir(descriptor: int) -> None:

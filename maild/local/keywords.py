@@ -19,7 +19,7 @@ from maild.core.flags import keywords_of
 from maild.core.model import Flags
 from maild.local.durable import replace_file
 
-_FILE = "dovecot-keywords"
+KEYWORDS_FILE = "dovecot-keywords"
 _MAX_FILE_OCTETS = 1 << 20
 _MAX_KEYWORD_OCTETS = 255
 
@@ -75,7 +75,7 @@ class Keywords:
 
     def _refresh(self) -> None:
         try:
-            status = os.stat(_FILE, dir_fd=self._top, follow_symlinks=False)
+            status = os.stat(KEYWORDS_FILE, dir_fd=self._top, follow_symlinks=False)
         except FileNotFoundError:
             stamp, content = None, b""
         else:
@@ -87,7 +87,9 @@ class Keywords:
         self._parse()
 
     def _read(self) -> bytes:
-        descriptor = os.open(_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._top)
+        descriptor = os.open(
+            KEYWORDS_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._top
+        )
         try:
             return os.read(descriptor, _MAX_FILE_OCTETS)
         finally:
@@ -114,7 +116,7 @@ class Keywords:
         mtime_s = int(time.time())
         if self._stamp is not None:
             mtime_s = max(mtime_s, self._stamp[1] // 1_000_000_000 + 1)
-        replace_file(self._top, _FILE, content + lines, mtime_s=mtime_s)
+        replace_file(self._top, KEYWORDS_FILE, content + lines, mtime_s=mtime_s)
         self._refresh()
 
 

@@ -1,4 +1,4 @@
-"""A mailbox on disk: what is in it, and delivering, reflagging and removing messages so that a crash harms nothing.
+"""A mailbox on disk: what is in it, and reflagging, moving and removing messages so that a crash harms nothing.
 
 Invariants:
 - A file is in `new` or `cur` only when it is complete and durable; it was written and fsynced in `tmp` before.
@@ -15,28 +15,27 @@ from __future__ import annotations
 
 import os
 import stat
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
 
-from maild.core.errors import LocalError
-from maild.core.flags import from_letters, join_info, replace_letters, to_letters
-from maild.core.identity import LocalIdentity, disk_and_content, fingerprint, identify
-from maild.core.model import Flags, Key, Uid
-from maild.local.directory import MailboxDirectory, translated
-from maild.local.durable import disk_error_texts, fsync_many, rename_new, write_all
+from maild.core.flags import from_letters, replace_letters, to_letters
+from maild.core.identity import LocalIdentity, identify
+from maild.core.model import Flags, Key, Outgoing
+from maild.local.directory import MailboxDirectory, translated, unique_key
+from maild.local.durable import fsync_many, rename_new
 from maild.local.keywords import Keywords
-from maild.local.scan import Entry, find, scan
-from maild.local.spool import Spool, TemporaryFile
+from maild.local.outgoing import open_message, outgoing, pieces_of
+from maild.local.scan import Entry, differences, find, keys, scan
+from maild.local.spool import Spool
 
-_READ_OCTETS = 1 << 20
 _REMOVE_TRIES = 3
-_LATEST_S = 253_402_300_799  # the year 9999; what a server calls a date may be beyond any file system
 _STALE_S = 36 * 3600
+
+
+NOTHING: Mapping[Key, Entry] = {}
 
 
 class Maildir:
@@ -88,14 +87,23 @@ class Maildir:
         with translated("read", self.path):
             return self._scanned()
 
-    def locate(self, keys: Mapping[Key, Flags]) -> dict[Key, Entry]:
+    def differences(self, expected: Set[str]) -> tuple[dict[Key, Entry], set[Key]]:
+        """Messages under other names than these, and the keys of expected names of which there is no file at all."""
+        with translated("read", self.path):
+            found = differences(self.directory, expected)
+            self.keywords.refresh()
+            return found
+
+    def locate(self, keys: Mapping[Key, Flags], seen: Mapping[Key, Entry] = NOTHING) -> dict[Key, Entry]:
         """Where a few messages are, given the flags they are thought to have; those that are gone are missing.
+
+        `seen`: where some were seen before.
 
         Names are guessed first; the whole directory is read only if a guess fails.
         """
         with translated("read", self.path):
             self.keywords.refresh()
-            found = find(self.directory, self._guesses(keys))
+            found = find(self.directory, [*(seen[key] for key in keys if key in seen), *self._guesses(keys)])
             if len(found) < len(keys):
                 entries = self._scanned()
                 found.update((key, entries[key]) for key in keys if key not in found and key in entries)
@@ -124,7 +132,7 @@ class Maildir:
         with translated("change flags in", self.path):
             self.keywords.assign(flags for _, flags in changes)
             for entry, flags in changes:
-                wanted = self._reflagged(entry, flags)
+                wanted = self._reflagged(entry, flags, self.keywords)
                 if wanted == entry:
                     done[entry.key] = entry
                 elif self._renamed(entry, wanted):
@@ -152,19 +160,45 @@ class Maildir:
             fsync_many((self.directory.cur, self.directory.new))
         return gone
 
+    def move_to(self, moves: Sequence[tuple[Entry, Flags]], target: Maildir) -> dict[Key, Entry]:
+        """Move messages to another mailbox of the account, one rename each; they have these flags there. Durable.
+
+        The result holds where each went, under the key it had; the key is another where the target had that one.
+        A file that is no longer where its entry says is left out, as in `set_flags`.
+        """
+        done: dict[Key, Entry] = {}
+        with translated("move messages to", target.path):
+            target.keywords.assign(flags for _, flags in moves)
+            taken = keys(target.directory) if moves else set()
+            for entry, flags in moves:
+                wanted = self._reflagged(entry, flags, target.keywords)
+                placed = self._moved(entry, wanted, target.directory, taken)
+                if placed is not None:
+                    done[entry.key] = placed
+                    taken.add(placed.key)
+            if done:  # the names that are new first: a crash may leave a message twice, never nowhere
+                fsync_many((target.directory.cur, target.directory.new))
+                fsync_many((self.directory.cur, self.directory.new))
+        return done
+
     def identity(self, entry: Entry) -> LocalIdentity | None:
         """What a message is by its content; None when the file is not there any more, or no plain file."""
         with translated(f"read {entry.name} in", self.path):
-            try:
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not block us
-                descriptor = os.open(entry.name, flags, dir_fd=self.directory.descriptor(entry.subdir))
-            except FileNotFoundError:
+            descriptor = open_message(self.directory, entry)
+            if descriptor is None:
                 return None
             try:
-                status = os.fstat(descriptor)
-                return identify(_pieces(descriptor, status.st_size)) if stat.S_ISREG(status.st_mode) else None
+                return identify(pieces_of(descriptor))
             finally:
                 os.close(descriptor)
+
+    def outgoing(self, entry: Entry, flags: Flags) -> Outgoing | None:
+        """A message as the server is to have it; None when it is not there any more, or no plain file.
+
+        Its file is read here, for the size on the wire, and again by each call of `pieces`, which needs this mailbox
+        to be open still. Readers may rename it meanwhile.
+        """
+        return outgoing(self.directory, entry, flags, self._find)
 
     def spool(self, size_octets: int) -> Spool:
         """Where a big message of this announced size on the wire goes while it arrives."""
@@ -198,12 +232,30 @@ class Maildir:
                 yield Entry(key, "new", None)
             yield Entry(key, "cur", letters)
 
-    def _reflagged(self, entry: Entry, flags: Flags) -> Entry:
+    def _find(self, entry: Entry) -> Entry | None:
+        """Where a message is now that is not where `entry` says."""
+        return self.locate({entry.key: self.flags(entry)}).get(entry.key)
+
+    def _reflagged(self, entry: Entry, flags: Flags, keywords: Keywords) -> Entry:
+        """The entry with these flags by that list of keywords; a letter that means something in either list goes."""
         old = entry.letters or ""
-        letters = replace_letters(old, flags, self.keywords.letters, self.keywords.by_letter)
-        if sorted(letters) == sorted(old) or (entry.subdir == "new" and not letters):
-            return entry
-        return Entry(entry.key, "cur", letters)
+        known = {**self.keywords.by_letter, **keywords.by_letter}
+        letters = replace_letters(old, flags, keywords.letters, known)
+        return entry if sorted(letters) == sorted(old) else Entry(entry.key, "cur", letters)
+
+    def _moved(self, entry: Entry, wanted: Entry, target: MailboxDirectory, taken: set[Key]) -> Entry | None:
+        """None when the file is not there."""
+        placed = wanted._replace(key=unique_key()) if wanted.key in taken else wanted
+        source = self.directory.descriptor(entry.subdir)
+        while True:
+            try:
+                rename_new(entry.name, placed.name, source, target.descriptor(placed.subdir))
+            except FileNotFoundError:
+                return None
+            except FileExistsError:  # it came after the target was read
+                placed = wanted._replace(key=unique_key())
+            else:
+                return placed
 
     def _renamed(self, entry: Entry, wanted: Entry) -> bool:
         """False when the file is not there. A file that has the wanted name already, a duplicate, is as good."""
@@ -221,164 +273,3 @@ class Maildir:
         except FileNotFoundError:
             return False
         return True
-
-
-def _pieces(descriptor: int, size_octets: int) -> Iterator[bytes]:
-    wanted = min(size_octets + 1, _READ_OCTETS)  # a buffer of a MiB for each small file would cost more than reading it
-    while piece := os.read(descriptor, wanted):
-        yield piece
-
-
-@dataclass(slots=True, eq=False)
-class Incoming:
-    """A message to deliver. `raw` is its wire form, or the spool of this mailbox that took it.
-
-    `date_s` becomes the file's mtime, in seconds since 1970 UTC; None leaves the time of delivery. `stage` lets go of
-    the octets once they are written: many batches are under way, and the disk has them now.
-    """
-
-    maildir: Maildir
-    uid: Uid
-    flags: Flags
-    date_s: int | None
-    raw: bytes | bytearray | Spool
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """A message that is durably in its mailbox; size and digest are those of its content, as a `Pair` keeps them."""
-
-    incoming: Incoming
-    key: Key
-    size_octets: int
-    digest: bytes
-
-
-class DeliveryFailed(LocalError):
-    """A batch could not be delivered; `delivered` is the part of it that is durably in place all the same."""
-
-    def __init__(self, text: str, hint: str, delivered: list[Delivered]) -> None:
-        super().__init__(text, hint)
-        self.delivered = delivered
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    file: TemporaryFile
-    subdir: str
-    name: str
-    delivered: Delivered
-
-
-def stage(batch: Sequence[Incoming]) -> Staged:
-    """First half of a delivery: write every message into its mailbox's `tmp`. Nothing is durable or visible yet.
-
-    The second half, `Staged.commit`, may run in another thread while the next batch is staged. When this raises
-    LocalError nothing of the batch is left, its spools included.
-    """
-    staged = Staged(batch)
-    with ExitStack() as undo:
-        undo.callback(staged.discard)
-        staged.write()
-        undo.pop_all()
-    return staged
-
-
-class Staged:
-    """A batch that is written and not yet delivered: `commit` it or `discard` it, once."""
-
-    __slots__ = ("_batch", "_files", "_written")
-
-    def __init__(self, batch: Sequence[Incoming]) -> None:
-        self._batch = batch
-        self._files = [incoming.raw.file for incoming in batch if isinstance(incoming.raw, Spool)]
-        self._written: list[_Written] = []
-
-    def write(self) -> None:
-        """Write the batch into `tmp`; `stage` does this, once."""
-        _list_keywords(self._batch)
-        for incoming in self._batch:
-            with translated("write a message to", incoming.maildir.path):
-                self._written.append(_write(incoming, self._file(incoming)))
-
-    def commit(self) -> list[Delivered]:
-        """Second half: make the files durable, give them their names, make those durable.
-
-        The fsyncs of a batch run together, one barrier before the first rename and one after the last. Raises
-        DeliveryFailed; whatever has not got its name by then is removed from `tmp`.
-        """
-        try:
-            fsync_many([written.file.descriptor for written in self._written])
-            for written in self._written:
-                written.file.close()
-        except OSError as exc:
-            self.discard()
-            raise self._failure(exc, []) from exc
-        placed, failure = self._place()
-        try:
-            fsync_many(sorted({written.file.directory.descriptor(written.subdir) for written in placed}))
-        except OSError as exc:
-            raise self._failure(exc, []) from exc
-        delivered = [written.delivered for written in placed]
-        if failure is not None:
-            raise self._failure(failure, delivered) from failure
-        return delivered
-
-    def discard(self) -> None:
-        """Remove from `tmp` whatever of the batch is there; what cannot be removed now, `delete_stale_tmp` will."""
-        for file in self._files:
-            with suppress(OSError):
-                file.discard()
-
-    def _file(self, incoming: Incoming) -> TemporaryFile:
-        if isinstance(incoming.raw, Spool):
-            return incoming.raw.file
-        file = TemporaryFile(incoming.maildir.directory)
-        self._files.append(file)
-        return file
-
-    def _place(self) -> tuple[list[_Written], OSError | None]:
-        """Rename into `new` or `cur`; each that fails is removed, and the others go on."""
-        placed: list[_Written] = []
-        failure: OSError | None = None
-        for written in self._written:
-            try:
-                written.file.move_to(written.subdir, written.name)
-                placed.append(written)
-            except OSError as exc:
-                failure = failure or exc
-                with suppress(OSError):  # as in `discard`
-                    written.file.discard()
-        return placed, failure
-
-    def _failure(self, exc: OSError, delivered: list[Delivered]) -> DeliveryFailed:
-        mailboxes = sorted({incoming.maildir.label for incoming in self._batch})
-        where = mailboxes[0] if len(mailboxes) == 1 else f"{mailboxes[0]} and {len(mailboxes) - 1} other mailboxes"
-        return DeliveryFailed(*disk_error_texts(exc, "deliver messages to", where), delivered)
-
-
-def _list_keywords(batch: Sequence[Incoming]) -> None:
-    """Have a letter for every keyword before a file name needs it."""
-    wanted: dict[Maildir, set[Flags]] = {}
-    for incoming in batch:
-        wanted.setdefault(incoming.maildir, set()).add(incoming.flags)
-    for maildir, flags in wanted.items():
-        with translated("list keywords in", maildir.path):
-            maildir.keywords.assign(flags)
-
-
-def _write(incoming: Incoming, file: TemporaryFile) -> _Written:
-    if isinstance(incoming.raw, Spool):
-        size_octets, of_content = incoming.raw.finish()
-    else:
-        octets, content = disk_and_content(incoming.raw)
-        size_octets, of_content = fingerprint(content)
-        write_all(file.descriptor, octets)
-        incoming.raw = b""
-    if incoming.date_s is not None:
-        os.utime(file.descriptor, (time.time(), min(max(incoming.date_s, 0), _LATEST_S)))
-    letters = to_letters(incoming.flags, incoming.maildir.keywords.letters)
-    delivered = Delivered(incoming, file.key, size_octets, of_content)
-    if letters:
-        return _Written(file, "cur", join_info(file.key, letters), delivered)
-    return _Written(file, "new", file.key, delivered)

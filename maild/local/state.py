@@ -7,22 +7,29 @@ thread at a time may use a `State`, which one does not matter.
 
 from __future__ import annotations
 
-import functools
-import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
-from maild.core.model import Cursor, Epoch, Flags, Key, MailboxName, Pair, Skipped, Uid
+from maild.core.model import Cursor, Epoch, Flags, Key, MailboxName, Only, Pair, Skipped, Uid
+from maild.local import pairs as pair_rows
+from maild.local import withheld
 from maild.local.schema import Row, open_database, translated
+from maild.local.withheld import Refusal, Unsent, UnsentMessage, printable
 
 _PAGE_ROWS = 2000
 _IN_VALUES = 500
-_MAILBOXES = "SELECT id, name, directory, epoch, cursor, mark, messages, error, refused, last_pass_s FROM mailboxes"
-_PAIRS = "SELECT uid, key, flags, size_octets, digest FROM pairs WHERE mailbox = ?"
+_IN_KEYS = 20_000  # each round reads all pairs of the mailbox: an index by key costs a first pass 25% more in `apply`
+_MAILBOXES = (
+    "SELECT id, name, directory, epoch, cursor, mark, messages, error, refused, last_pass_s,"
+    " object_id, identity, stamp, undone, next_uid, approved FROM mailboxes"
+)
+
+UNCHANGED: Final = "="  # instead of a stamp: the column stays as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,11 @@ class MailboxState:
 
     `directory` is relative to the account's Maildir. `cursor`, `mark` and `messages` are those of the last complete
     pass, `last_pass_s` when it ended (seconds since 1970 UTC); `error` and `refused` say why a later one was not.
+
+    `object_id` is the server's name for the mailbox that a rename leaves as it is, `identity` that of the local
+    directory (`survey.LocalMailbox`). While the directory has this `stamp` (`survey.Stamp.text`) nothing changed in it;
+    None proves nothing. `undone`: a local change could not be carried out, so look again whatever the stamp says.
+    `next_uid` is UIDNEXT as listed when the pass began. `approved`: the refused plan was released.
     """
 
     id: int
@@ -43,16 +55,23 @@ class MailboxState:
     error: str | None = None
     refused: str | None = None
     last_pass_s: float | None = None
+    object_id: str = ""
+    identity: str = ""
+    stamp: str | None = None
+    undone: bool = False
+    next_uid: str = ""
+    approved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changed in one mailbox: pairs made, base flags that are new, pairs that are no more."""
+    """What changed in one mailbox: pairs made, base flags that are new, pairs that are no more, or on one side only."""
 
     mailbox_id: int
     add: Sequence[Pair] = ()
-    flags: Sequence[tuple[Uid, Flags]] = ()
+    flags: Sequence[tuple[Uid, Flags, str | None]] = ()
     drop: Sequence[Uid] = ()
+    only: Sequence[tuple[Uid, Only]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +113,7 @@ class State:
 
     def mailboxes(self) -> dict[MailboxName, MailboxState]:
         """Every mailbox there is a state for."""
-        return {row[1]: MailboxState(*row) for row in self._rows(_MAILBOXES)}
+        return {row[1]: _mailbox(row) for row in self._rows(_MAILBOXES)}
 
     def add_mailbox(self, name: MailboxName, directory: str) -> MailboxState:
         """Begin with a mailbox; one that is known by this name gets the directory and keeps the rest."""
@@ -103,105 +122,176 @@ class State:
             " ON CONFLICT (name) DO UPDATE SET directory = excluded.directory",
             (name, directory),
         )
-        return MailboxState(*self._rows(_MAILBOXES + " WHERE name = ?", (name,))[0])
+        return _mailbox(self._rows(_MAILBOXES + " WHERE name = ?", (name,))[0])
 
     def set_epoch(self, mailbox_id: int, epoch: Epoch) -> None:
         self._write("UPDATE mailboxes SET epoch = ? WHERE id = ?", (epoch, mailbox_id))
 
     def finish(
-        self, mailbox_id: int, cursor: Cursor | None, mark: str | None, messages: int | None, last_pass_s: float
+        self,
+        mailbox_id: int,
+        cursor: Cursor | None,
+        mark: str | None,
+        messages: int | None,
+        last_pass_s: float,
+        *,
+        stamp: str | None = UNCHANGED,
+        undone: bool | None = None,
+        object_id: str | None = None,
+        identity: str | None = None,
+        next_uid: str | None = None,
     ) -> None:
-        """A pass is complete: everything up to `cursor` is applied. The last error is past."""
+        """A pass is complete: everything up to `cursor` is applied. The last error is past.
+
+        `stamp` None: nothing proves what the directory looked like. The other keywords, left out or None, leave what
+        is stored.
+        """
         self._write(
-            "UPDATE mailboxes SET cursor = ?, mark = ?, messages = ?, last_pass_s = ?, error = NULL WHERE id = ?",
-            (cursor, mark, messages, last_pass_s, mailbox_id),
+            "UPDATE mailboxes SET cursor = ?, mark = ?, messages = ?, last_pass_s = ?, error = NULL,"
+            " stamp = iif(? = ?, stamp, ?), undone = coalesce(?, undone), object_id = coalesce(?, object_id),"
+            " identity = coalesce(?, identity), next_uid = coalesce(?, next_uid) WHERE id = ?",
+            (
+                *(cursor, mark, messages, last_pass_s),
+                *(stamp, UNCHANGED, stamp, undone, object_id, identity, next_uid, mailbox_id),
+            ),
         )
 
+    def set_stamp(self, mailbox_id: int, stamp: str | None) -> None:
+        """What the directory looked like when everything in it was known; None: look at it again."""
+        self._write("UPDATE mailboxes SET stamp = ? WHERE id = ?", (stamp, mailbox_id))
+
+    def rename_mailbox(self, mailbox_id: int, name: MailboxName, directory: str) -> None:
+        """The mailbox has another name and directory on both sides. No other row may have either."""
+        self._write("UPDATE mailboxes SET name = ?, directory = ? WHERE id = ?", (name, directory, mailbox_id))
+
     def set_error(self, mailbox_id: int, text: str | None) -> None:
-        self._write("UPDATE mailboxes SET error = ? WHERE id = ?", (_printable(text), mailbox_id))
+        self._write("UPDATE mailboxes SET error = ? WHERE id = ?", (printable(text), mailbox_id))
 
     def set_refused(self, mailbox_id: int, text: str | None) -> None:
-        self._write("UPDATE mailboxes SET refused = ? WHERE id = ?", (_printable(text), mailbox_id))
+        """Say why nothing is deleted, without a plan that could be approved by its ids; None is `clear_refusal`."""
+        if text is None:
+            self.clear_refusal(mailbox_id)
+        else:
+            self.refuse(mailbox_id, text, (), ())
+
+    def refuse(self, mailbox_id: int, text: str, remote: Iterable[Uid], local: Iterable[Key]) -> None:
+        """The guard refused a plan that deletes these on the server and these on this disk; it replaces the last one.
+
+        An approval stays if it was for this plan or one that holds all of this; never from some ids to none.
+        """
+        with self._transaction() as database:
+            withheld.refuse(database, mailbox_id, text, Refusal(frozenset(remote), frozenset(local)))
+
+    def refusal(self, mailbox_id: int) -> Refusal | None:
+        """The refused plan, None where nothing is refused."""
+        with translated(self.path):
+            return withheld.refusal(self._database, mailbox_id)
+
+    def approve(self, mailbox_id: int) -> bool:
+        """Release the refused plan, that one only. False where nothing is refused."""
+        with self._transaction() as database:
+            done = database.execute(
+                "UPDATE mailboxes SET approved = 1 WHERE id = ? AND refused IS NOT NULL", (mailbox_id,)
+            )
+            return done.rowcount > 0
+
+    def clear_refusal(self, mailbox_id: int) -> None:
+        """Nothing is refused any more."""
+        with self._transaction() as database:
+            withheld.clear(database, mailbox_id)
 
     def drop_mailbox(self, mailbox_id: int) -> None:
-        """Forget a mailbox with its pairs, orphans and skipped messages."""
+        """Forget a mailbox with its pairs, orphans, skipped and unsent messages, and its refused plan."""
         self._write("DELETE FROM mailboxes WHERE id = ?", (mailbox_id,))
 
     def rebuild(self, mailbox_id: int, epoch: Epoch) -> None:
         """The Uids mean other messages now: what is known of the local ones becomes orphans, for a match by content."""
         with self._transaction() as database:
-            database.execute(
-                "INSERT OR REPLACE INTO orphans (mailbox, key, flags, size_octets, digest)"
-                " SELECT mailbox, key, flags, size_octets, digest FROM pairs WHERE mailbox = ?",
-                (mailbox_id,),
-            )
-            database.execute("DELETE FROM pairs WHERE mailbox = ?", (mailbox_id,))
+            pair_rows.make_orphans(database, mailbox_id)
             database.execute("DELETE FROM skipped WHERE mailbox = ?", (mailbox_id,))
+            database.execute("DELETE FROM unsent WHERE mailbox = ?", (mailbox_id,))
+            withheld.clear(database, mailbox_id)
             database.execute(
-                "UPDATE mailboxes SET epoch = ?, cursor = NULL, mark = NULL, messages = NULL WHERE id = ?",
+                "UPDATE mailboxes SET epoch = ?, cursor = NULL, mark = NULL, messages = NULL, stamp = NULL,"
+                " next_uid = '' WHERE id = ?",
                 (epoch, mailbox_id),
             )
 
     def apply(self, changes: Iterable[Changes]) -> None:
         """Commit what is durable on both sides, for several mailboxes at once: all of it or nothing.
 
-        In each mailbox pairs are dropped, then added, then flags set. A key that gets a pair is an orphan no longer.
+        In each mailbox pairs are dropped, then added, then flags and sides set. A key that gets a pair is an orphan no
+        longer. A message that moved is dropped from one mailbox and added to another.
         """
         with self._transaction() as database:
             for change in changes:
-                _apply(database, change)
+                pair_rows.drop(database, change.mailbox_id, change.drop)
+                if change.add:
+                    pair_rows.add(database, change.mailbox_id, change.add)
+                pair_rows.set_flags(database, change.mailbox_id, change.flags)
+                pair_rows.set_only(database, change.mailbox_id, change.only)
 
     def pairs(self, mailbox_id: int) -> Iterator[Pair]:
         """Every pair, in bounded memory; changes made while iterating may or may not be seen."""
-        last = ""
-        while True:
-            rows = self._rows(
-                _PAIRS + " AND uid > ? ORDER BY uid LIMIT ?",
-                (mailbox_id, last, _PAGE_ROWS),
-            )
-            yield from map(_pair, rows)
-            if len(rows) < _PAGE_ROWS:
-                return
-            last = rows[-1][0]
+        yield from map(pair_rows.pair_from, self._paged(pair_rows.PAIRS, mailbox_id))
+
+    def base(self, mailbox_id: int) -> Iterator[tuple[Uid, Key, Flags, Only]]:
+        """The same, no more of it than a comparison with both sides needs: for whole mailboxes, quickly."""
+        yield from pair_rows.base_from(self._paged(pair_rows.BASE, mailbox_id))
+
+    def names(self, mailbox_id: int) -> tuple[set[str], int]:
+        """The names that files of pairs have as long as nobody changes anything; and how many may have any name."""
+        text, others = self._rows(pair_rows.NAMES, (mailbox_id,))[0]
+        return set(text.split("\n")) if text else set(), others
+
+    def nameless(self, mailbox_id: int, most: int) -> list[Key]:
+        """The keys of pairs whose file may have any name, at most so many."""
+        return [pair_rows.key_from(row[0]) for row in self._rows(pair_rows.NAMELESS, (mailbox_id, most))]
 
     def pairs_of(self, mailbox_id: int, uids: Collection[Uid]) -> dict[Uid, Pair]:
         """The pairs of these messages; those that have none are missing."""
-        wanted = list(uids)
-        found: dict[Uid, Pair] = {}
-        for start in range(0, len(wanted), _IN_VALUES):
-            some = wanted[start : start + _IN_VALUES]
-            marks = ", ".join("?" * len(some))
-            rows = self._rows(
-                _PAIRS + f" AND uid IN ({marks})",
-                (mailbox_id, *some),
-            )
-            found.update((pair.uid, pair) for pair in map(_pair, rows))
-        return found
+        return {pair.uid: pair for pair in self._pairs_where("uid", mailbox_id, list(uids), _IN_VALUES)}
+
+    def pairs_by_key(self, mailbox_id: int, keys: Collection[Key]) -> dict[Key, Pair]:
+        """The pairs of these local messages, those that are on the server only included."""
+        stored = [pair_rows.to_row(key) for key in keys]
+        return {pair.key: pair for pair in self._pairs_where("key", mailbox_id, stored, _IN_KEYS)}
 
     def uids(self, mailbox_id: int) -> set[Uid]:
-        return {row[0] for row in self._rows("SELECT uid FROM pairs WHERE mailbox = ?", (mailbox_id,))}
+        """Of all messages that are on the server, as far as is known."""
+        return {
+            row[0] for row in self._rows("SELECT uid FROM pairs WHERE mailbox = ? AND only <> 'local'", (mailbox_id,))
+        }
 
     def keys(self, mailbox_id: int) -> set[Key]:
-        return {_key(row[0]) for row in self._rows("SELECT key FROM pairs WHERE mailbox = ?", (mailbox_id,))}
+        """Of all messages that are on this disk, as far as is known."""
+        rows = self._rows("SELECT key FROM pairs WHERE mailbox = ? AND only <> 'remote'", (mailbox_id,))
+        return {pair_rows.key_from(row[0]) for row in rows}
 
     def count(self, mailbox_id: int) -> int:
-        return self._number("SELECT count(*) FROM pairs WHERE mailbox = ?", mailbox_id)
+        """How many messages are on both sides."""
+        return self._number("SELECT count(*) FROM pairs WHERE mailbox = ? AND only = ''", mailbox_id)
+
+    def count_there(self, mailbox_id: int) -> int:
+        """How many messages of the mailbox are on the server, as far as the pairs know."""
+        return self._number("SELECT count(*) FROM pairs WHERE mailbox = ? AND only <> 'local'", mailbox_id)
 
     def unseen(self, mailbox_id: int) -> int:
-        """How many messages have no `\\Seen`, by the last common state."""
+        """How many of those have no `\\Seen`, by the last common state."""
         return self._number(
-            r"SELECT count(*) FROM pairs WHERE mailbox = ? AND instr(' ' || flags || ' ', ' \Seen ') = 0", mailbox_id
+            r"SELECT count(*) FROM pairs WHERE mailbox = ? AND only = '' AND instr(' ' || flags || ' ', ' \Seen ') = 0",
+            mailbox_id,
         )
 
     def orphans(self, mailbox_id: int) -> dict[Key, Orphan]:
         """What `rebuild` left and no pair has taken up since."""
         rows = self._rows("SELECT key, flags, size_octets, digest FROM orphans WHERE mailbox = ?", (mailbox_id,))
-        found = (Orphan(_key(key), _flags(flags), size, digest) for key, flags, size, digest in rows)
+        found = (Orphan(pair_rows.key_from(key), pair_rows.flags_from(flags), *rest) for key, flags, *rest in rows)
         return {orphan.key: orphan for orphan in found}
 
     def drop_orphans(self, mailbox_id: int, keys: Iterable[Key]) -> None:
         with self._transaction() as database:
-            _drop_orphans(database, mailbox_id, keys)
+            pair_rows.drop_orphans(database, mailbox_id, keys)
 
     def skip(self, mailbox_id: int, messages: Iterable[Skipped], now_s: float | None = None) -> None:
         """Remember messages that were left on the server; one that was before is counted once more."""
@@ -211,7 +301,7 @@ class State:
                 "INSERT INTO skipped (mailbox, uid, reason, size_octets, count, first_s, last_s)"
                 " VALUES (?, ?, ?, ?, 1, ?, ?) ON CONFLICT (mailbox, uid) DO UPDATE SET reason = excluded.reason,"
                 " size_octets = excluded.size_octets, count = count + 1, last_s = excluded.last_s",
-                [(mailbox_id, item.uid, _printable(item.reason), item.size_octets, when, when) for item in messages],
+                [(mailbox_id, item.uid, printable(item.reason), item.size_octets, when, when) for item in messages],
             )
 
     def skipped(self, mailbox_id: int) -> dict[Uid, SkippedMessage]:
@@ -224,6 +314,26 @@ class State:
         with self._transaction() as database:
             database.executemany(
                 "DELETE FROM skipped WHERE mailbox = ? AND uid = ?", [(mailbox_id, uid) for uid in uids]
+            )
+
+    def hold_back(self, mailbox_id: int, items: Iterable[Unsent], now_s: float | None = None) -> None:
+        """Remember local messages that the server did not take; one that was there before is counted once more."""
+        when = time.time() if now_s is None else now_s
+        with self._transaction() as database:
+            withheld.hold_back(database, mailbox_id, items, when)
+
+    def unsent(self, mailbox_id: int) -> dict[Key, UnsentMessage]:
+        rows = self._rows(
+            "SELECT key, reason, size_octets, count, first_s, last_s FROM unsent WHERE mailbox = ?", (mailbox_id,)
+        )
+        return {item.key: item for item in map(withheld.unsent_from, rows)}
+
+    def unsent_done(self, mailbox_id: int, keys: Iterable[Key]) -> None:
+        """These are on the server by now, or are gone."""
+        with self._transaction() as database:
+            database.executemany(
+                "DELETE FROM unsent WHERE mailbox = ? AND key = ?",
+                [(mailbox_id, pair_rows.to_row(key)) for key in keys],
             )
 
     def meta(self, name: str) -> str | None:
@@ -241,6 +351,23 @@ class State:
         with translated(self.path):
             return self._database.execute(query, values).fetchall()
 
+    def _paged(self, query: str, mailbox_id: int) -> Iterator[Row]:
+        """All rows of a mailbox's pairs; `uid` is the first column."""
+        last = ""
+        while True:
+            rows = self._rows(query + " AND uid > ? ORDER BY uid LIMIT ?", (mailbox_id, last, _PAGE_ROWS))
+            yield from rows
+            if len(rows) < _PAGE_ROWS:
+                return
+            last = rows[-1][0]
+
+    def _pairs_where(self, column: str, mailbox_id: int, values: Sequence[str | bytes], at_once: int) -> Iterator[Pair]:
+        for start in range(0, len(values), at_once):
+            some = values[start : start + at_once]
+            marks = ", ".join("?" * len(some))
+            rows = self._rows(f"{pair_rows.PAIRS} AND {column} IN ({marks})", (mailbox_id, *some))
+            yield from map(pair_rows.pair_from, rows)
+
     def _number(self, query: str, *values: object) -> int:
         return int(self._rows(query, values)[0][0])
 
@@ -255,60 +382,6 @@ class State:
             yield database
 
 
-def _apply(database: sqlite3.Connection, changes: Changes) -> None:
-    mailbox = changes.mailbox_id
-    if changes.drop:
-        database.executemany(
-            "DELETE FROM pairs WHERE mailbox = ? AND uid = ?", [(mailbox, uid) for uid in changes.drop]
-        )
-    if changes.add:
-        database.executemany(
-            "INSERT OR REPLACE INTO pairs (mailbox, uid, key, flags, size_octets, digest) VALUES (?, ?, ?, ?, ?, ?)",
-            [
-                (mailbox, pair.uid, _stored_key(pair.key), _flags_text(pair.flags), pair.size_octets, pair.digest)
-                for pair in changes.add
-            ],
-        )
-        if database.execute("SELECT 1 FROM orphans WHERE mailbox = ? LIMIT 1", (mailbox,)).fetchone():
-            _drop_orphans(database, mailbox, [pair.key for pair in changes.add])
-    if changes.flags:
-        database.executemany(
-            "UPDATE pairs SET flags = ? WHERE mailbox = ? AND uid = ?",
-            [(_flags_text(flags), mailbox, uid) for uid, flags in changes.flags],
-        )
-
-
-def _drop_orphans(database: sqlite3.Connection, mailbox_id: int, keys: Iterable[Key]) -> None:
-    database.executemany(
-        "DELETE FROM orphans WHERE mailbox = ? AND key = ?", [(mailbox_id, _stored_key(key)) for key in keys]
-    )
-
-
-def _pair(row: Row) -> Pair:
-    uid, key, flags, size_octets, digest = row
-    return Pair(uid, _key(key), _flags(flags), size_octets, digest)
-
-
-def _stored_key(key: Key) -> str | bytes:
-    """File names are octets; those that are not plain ASCII, and perhaps no UTF-8, are stored as such."""
-    return key if key.isascii() else os.fsencode(key)
-
-
-def _key(stored: str | bytes) -> Key:
-    return Key(stored if isinstance(stored, str) else os.fsdecode(stored))
-
-
-@functools.lru_cache(maxsize=1024)
-def _flags(text: str) -> Flags:
-    """Few combinations stand for many messages; they share one set."""
-    return frozenset(text.split(" ")) if text else frozenset()
-
-
-@functools.lru_cache(maxsize=1024)
-def _flags_text(flags: Flags) -> str:
-    return " ".join(sorted(flags))
-
-
-def _printable(text: str | None) -> str | None:
-    """Text that SQLite takes: paths in error messages may hold octets that are no UTF-8."""
-    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+def _mailbox(row: Row) -> MailboxState:
+    stored = MailboxState(*row)
+    return replace(stored, undone=bool(stored.undone), approved=bool(stored.approved))  # SQLite has no truth values

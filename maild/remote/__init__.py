@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from maild.config import Account
 from maild.core.errors import ConfigError
 from maild.core.ports import Remote
+
+if TYPE_CHECKING:
+    from maild.remote.pop3.remote import Pop3Remote
 
 
 def open_remote(account: Account) -> Remote:
@@ -16,3 +21,12 @@ def open_remote(account: Account) -> Remote:
             return ImapRemote(imap, account.name)
         case _:
             raise ConfigError([f'account "{account.name}" has no mailboxes on a server that this version can read'])
+
+
+def open_maildrop(account: Account) -> Pop3Remote:
+    """The account's maildrop on its POP3 server; connects when it is opened."""
+    if account.pop3 is None:
+        raise ConfigError([f'account "{account.name}" has no pop3 section'])
+    from maild.remote.pop3.remote import Pop3Remote
+
+    return Pop3Remote(account.pop3, account.name)

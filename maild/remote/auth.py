@@ -1,4 +1,9 @@
-"""Where a secret comes from. Every secret this process has read is kept, so that the log can leave it out."""
+"""Where a secret comes from, and when to stop trying it.
+
+Every secret this process has read is kept, so that the log can leave it out. `Credentials` is what all protocols log in
+with: it reads the secret when it is needed, once more after a refusal, and then no server hears of it again until it
+has changed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import errno
 import os
 import signal
 import stat
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL
@@ -13,9 +19,12 @@ from typing import assert_never
 
 import anyio
 import anyio.to_thread
+import structlog
 from anyio.abc import ByteReceiveStream, Process
 
 from maild.config import (
+    Endpoint,
+    NoSecret,
     OAuth2,
     Password,
     PasswordCommand,
@@ -25,12 +34,14 @@ from maild.config import (
     Secret,
     TokenCommand,
 )
-from maild.core.errors import SecretUnavailable
+from maild.core.errors import AuthRejected, SecretUnavailable, Unavailable
 
 COMMAND_TIMEOUT_S = 30.0
+KEYRING_TIMEOUT_S = 60.0  # the user may have to unlock it
 _LINGER_S = 1.0  # for output still in the pipes when the command has ended
 _LIMIT_OCTETS = 64 * 1024
 
+log = structlog.get_logger()
 _read_so_far: set[str] = set()
 
 
@@ -40,13 +51,21 @@ def keep_out_of_log(text: str) -> None:
         _read_so_far.add(text)
 
 
+def no_longer_secret(text: str) -> None:
+    """A token that was replaced: it opens nothing any more, and the log need not look for it for ever."""
+    _read_so_far.discard(text)
+
+
 def kept_out_of_log() -> list[str]:
     """All that must not be logged, longest first, so that no rest of a longer one stays."""
     return sorted(_read_so_far, key=len, reverse=True)
 
 
 async def read_secret(secret: Secret, account: str) -> str:
-    """The password from its source, read anew at each call; raises SecretUnavailable with what to do about it."""
+    """The password or token from its source, read anew at each call, "" where none is needed.
+
+    Raises SecretUnavailable with what to do about it; for OAuth also what `oauth.access_token` raises.
+    """
     match secret:
         case Password(text):
             found = text
@@ -57,15 +76,126 @@ async def read_secret(secret: Secret, account: str) -> str:
             found = await anyio.to_thread.run_sync(_from_file, path, where, 0o077, "create it with mode 0600")
         case PasswordCredential(name):
             found = await _from_credential(name, f'account "{account}": password_credential {name!r}')
-        case PasswordKeyring() | OAuth2() | TokenCommand():
-            raise SecretUnavailable(
-                f'account "{account}": this version cannot use this kind of secret',
-                "use password_command, password_file, password_credential or password",
-            )
+        case PasswordKeyring():
+            found = await _from_keyring(account)
+        case TokenCommand(argv):
+            found = await _from_command(argv, f'account "{account}": token_command {argv[0]!r}')
+        case OAuth2():
+            from maild.remote import oauth  # here, because few accounts have use for it
+
+            found = await oauth.access_token(secret)
+        case NoSecret():
+            found = ""
         case _:
             assert_never(secret)
     keep_out_of_log(found)
     return found
+
+
+class Credentials:
+    """The secret of one endpoint, for all of its sessions. Keep it as long as the account: it knows of a refusal."""
+
+    def __init__(self, endpoint: Endpoint, account: str) -> None:
+        self.refused: AuthRejected | None = None  # the server's last word; nothing is tried until `has_changed`
+        self._secret = endpoint.secret
+        self._host = endpoint.host
+        self._account = account
+        self._known: str | None = None  # a password that the server took
+        self._refused_mark = ""
+        self._first = anyio.Lock()  # the secret is tried first, and refused, once and not by several at a time
+
+    async def log_in(self, attempt: Callable[[str], Awaitable[None]], can_go_on: Callable[[], bool]) -> None:
+        """Log in by `attempt(secret)`. Refused, the secret is read once more, and tried again only if it has changed.
+
+        `can_go_on` tells whether the connection is still good for another attempt. Raises AuthRejected, from then on at
+        once; Unavailable where the secret has changed but only a new connection can show it; and SecretUnavailable.
+        """
+        async with self._first:
+            secret = await self._current()
+            if self._known is None:
+                try:
+                    await attempt(secret)
+                except AuthRejected as exc:
+                    secret = await self._again(secret, exc, attempt, can_go_on)
+                self._known = secret
+                return
+        try:
+            await attempt(secret)
+        except AuthRejected as exc:
+            async with self._first:
+                if self.refused is not None:
+                    raise self.refused from exc
+                self._known = await self._again(secret, exc, attempt, can_go_on)
+
+    async def has_changed(self) -> bool:
+        """Whether there is another secret than the refused one; then it may be tried. Reads the source once."""
+        if self.refused is not None and await self._mark() != self._refused_mark:
+            self.refused = None
+        return self.refused is None
+
+    async def _current(self) -> str:
+        """A password that is known to be good is not read again; a token has an end."""
+        if self.refused is not None:
+            raise self.refused
+        if self._known is not None and not isinstance(self._secret, OAuth2 | TokenCommand):
+            return self._known
+        return await read_secret(self._secret, self._account)
+
+    async def _again(
+        self,
+        secret: str,
+        refusal: AuthRejected,
+        attempt: Callable[[str], Awaitable[None]],
+        can_go_on: Callable[[], bool],
+    ) -> str:
+        """The secret that was taken at the second attempt."""
+        log.warning("login.rejected", account=self._account, host=self._host, reason=refusal.text)
+        self.refused, self._known = refusal, None
+        again = await self._renewed(secret)
+        self._refused_mark = await self._mark(again)
+        if again == secret:
+            raise refusal
+        self.refused = None
+        if not can_go_on():
+            raise Unavailable(f"{refusal.text}; the secret has changed since it was read", "it is tried again")
+        try:
+            await attempt(again)
+        except AuthRejected as exc:
+            self.refused = exc
+            raise
+        return again
+
+    async def _renewed(self, refused: str) -> str:
+        if isinstance(self._secret, OAuth2):
+            from maild.remote import oauth
+
+            return await oauth.access_token(self._secret, refused=refused)
+        return await read_secret(self._secret, self._account)
+
+    async def _mark(self, read: str | None = None) -> str:
+        """What tells one secret from another; `read` saves reading it. Of OAuth it is the stored login, not a token."""
+        if isinstance(self._secret, OAuth2):
+            from maild.remote import oauth
+
+            return await oauth.stored_mark(self._secret)
+        return await read_secret(self._secret, self._account) if read is None else read
+
+
+async def _from_keyring(account: str) -> str:
+    from maild.remote import keyring
+
+    where = f'account "{account}": password_keyring'
+    store = f"secret-tool store --label=maild service {keyring.PASSWORDS} user {account}"
+    try:
+        with anyio.fail_after(KEYRING_TIMEOUT_S):
+            found = await anyio.to_thread.run_sync(
+                keyring.lookup, keyring.PASSWORDS, account, where, abandon_on_cancel=True
+            )
+    except TimeoutError:
+        raise SecretUnavailable(f"{where}: the keyring was not unlocked in time", "unlock it") from None
+    if found is None:
+        raise SecretUnavailable(f"{where}: there is no entry for this account", f"run {store}")
+    return _first_line(found.encode(), where, f"run {store}")
 
 
 async def _from_credential(name: str, where: str) -> str:

@@ -14,6 +14,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from maild.core.errors import ConnectionLost, MaildError, TlsFailed
 # 256 KiB per connection otherwise, allocated whether used or not; records are 16 KiB (measured: no slower).
 asyncio.sslproto.SSLProtocol.max_size = 32 * 1024
 
+_CA_HINT = "it must hold PEM certificates"
+_PAIR_HINT = "client_cert and client_key must be PEM, belong together, be readable, and the key must not be encrypted"
 _REASONS = {
     10: ("its certificate has expired", "the server's operator has to renew it; also check this machine's clock"),
     9: ("its certificate is not valid yet", "check this machine's clock"),
@@ -34,24 +37,65 @@ _REASONS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """A file as it is now: its path, and what changes when somebody renews it."""
+
+    path: Path
+    stamp: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, path: Path) -> _Version:
+        found = path.stat()
+        return cls(path, (found.st_mtime_ns, found.st_size, found.st_ino))
+
+
 @lru_cache(maxsize=64)
-def _context(ca_file: Path | None, is_pinned: bool) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+def _context(
+    ca_file: _Version | None, client_cert: _Version | None, client_key: _Version | None, is_pinned: bool
+) -> ssl.SSLContext:
+    with _usable("ca_file", ca_file.path if ca_file else None, _CA_HINT):
+        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file.path))
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if is_pinned and ca_file is None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE  # check_pin decides, before anything is sent
+    if client_cert is not None:
+        key = client_key or client_cert
+        with _usable("client_cert", client_cert.path, _PAIR_HINT):
+            # The empty password is for an encrypted key: OpenSSL would ask for one on the terminal.
+            context.load_cert_chain(client_cert.path, key.path, password=b"")
     return context
 
 
-def tls_context(endpoint: Endpoint) -> ssl.SSLContext:
-    """The context for an endpoint; one object for all that trust the same. Raises TlsFailed for a bad `ca_file`."""
+@contextmanager
+def _usable(name: str, path: Path | None, hint: str) -> Iterator[None]:
+    """Inside, what is wrong with a file becomes TlsFailed."""
     try:
-        return _context(endpoint.ca_file, endpoint.tls_fingerprint is not None)
-    except (OSError, ssl.SSLError) as exc:
-        raise TlsFailed(
-            f"cannot use ca_file {endpoint.ca_file}: {exc.strerror or exc}", "it must hold PEM certificates"
-        ) from exc
+        yield
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
+        raise TlsFailed(f"cannot use {name} {path}: {reason}", hint) from exc
+
+
+def tls_context(endpoint: Endpoint) -> ssl.SSLContext:
+    """The context for an endpoint; one object for all that trust the same, made anew when one of its files changes.
+
+    Raises TlsFailed for a bad `ca_file`, `client_cert` or `client_key`.
+    """
+    return _context(
+        _version("ca_file", endpoint.ca_file, _CA_HINT),
+        _version("client_cert", endpoint.client_cert, _PAIR_HINT),
+        _version("client_key", endpoint.client_key, _PAIR_HINT),
+        endpoint.tls_fingerprint is not None,
+    )
+
+
+def _version(name: str, path: Path | None, hint: str) -> _Version | None:
+    if path is None:
+        return None
+    with _usable(name, path, hint):
+        return _Version.of(path)
 
 
 def check_pin(endpoint: Endpoint, certificate: bytes | None) -> None:

@@ -44,6 +44,7 @@ class Mailbox:
 
     A new one is subscribed. `permanent_flags` are those that can be stored; `\\*` among them lets clients invent
     keywords. `modseqs` False makes it a mailbox without mod-sequences (NOMODSEQ, RFC 7162 §3.1.2.2).
+    `append_limit` is the most octets an appended message may have (APPENDLIMIT, RFC 7889).
     """
 
     def __init__(self, name: str, mailbox_id: str, uidvalidity: int, special_use: str, changed: Listener) -> None:
@@ -59,6 +60,7 @@ class Mailbox:
         self.subscribed = True
         self.read_only = False
         self.modseqs = True
+        self.append_limit: int | None = None
         self.deleted = False
         self.permanent_flags: frozenset[str] = frozenset((*SYSTEM_FLAGS, "\\*"))
         self._keywords: dict[str, str] = {}

@@ -148,6 +148,9 @@ class Wire:
         protocol = _LateProtocol(reader, None, self._latency_s)
         try:
             secured = await loop.start_tls(transport, protocol, context, server_side=True)
+        except asyncio.CancelledError:
+            self._handshake_failed = True  # the outcome will not be heard
+            raise
         except OSError as error:
             self._handshake_failed = True
             raise ConnectionEnded(f"the TLS handshake failed: {error}") from error

@@ -145,6 +145,10 @@ class Arena:
         """An account with that many of `small` in INBOX."""
         return self._filled(f"small{count}", {"INBOX": corpus.small(count)})
 
+    def own(self, name: str, count: int) -> Account:
+        """The same for one contender alone, which changes it."""
+        return self._filled(f"{name}{count}", {"INBOX": corpus.small(count)})
+
     def big(self, octets: int) -> Account:
         """An account with one message of that size."""
         return self._filled(f"big{octets}", {"INBOX": corpus.big(octets)})

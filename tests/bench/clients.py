@@ -95,10 +95,11 @@ class Maild:
 
 @dataclass(frozen=True, slots=True)
 class Mbsync:
-    """isync's mbsync, pulling only. It uses COMPRESS where the server offers it."""
+    """isync's mbsync, pulling only or both ways. It uses COMPRESS where the server offers it."""
 
     name: str = "mbsync"
     fsync: bool = True
+    both_ways: bool = False
 
     def missing(self) -> str | None:
         """Debian has it."""
@@ -135,8 +136,9 @@ Channel bench
 Far :far:
 Near :near:
 Patterns *
-Create Near
-Sync Pull
+Create {"Both" if self.both_ways else "Near"}
+Sync {"All" if self.both_ways else "Pull"}
+Expunge {"Both" if self.both_ways else "None"}
 CopyArrivalDate yes
 """
         return ["mbsync", "-c", _private(directory / "mbsyncrc", text), "-a"]

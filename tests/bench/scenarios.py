@@ -5,7 +5,9 @@ The bounds are those that the project set itself; both sides are durable unless 
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,8 +16,9 @@ from pathlib import Path
 
 import tomli_w
 
+from tests.bench import passes
 from tests.bench.arena import RUN_TIMEOUT_S, Account, Arena, Contender
-from tests.bench.clients import Client, Least, Maild, Mbsync, OfflineImap, Server, maild_program
+from tests.bench.clients import Client, Least, Maild, Mbsync, OfflineImap, Server, mail_directory, maild_program
 from tests.bench.measure import RunFailed, Sample, timed
 from tests.bench.report import Row, Scenario, Target
 from tests.servers.proxy import DelayProxy
@@ -171,6 +174,45 @@ def unchanged(arena: Arena) -> Scenario:
     return scenario
 
 
+def changes(arena: Arena) -> Scenario:
+    """What a change costs in a very big mailbox: maild's work after login beside whole runs of mbsync."""
+    count = arena.sizes.small
+    scenario = Scenario("changes", f"INBOX of {count:,}: a pass of maild after login, a whole run of mbsync")
+    both = Mbsync(both_ways=True)
+    ours, theirs = arena.own("maild", count), arena.own("mbsync", count)
+    mbsync_directory = arena.directory()
+    timed(both.command(arena.server(theirs), mbsync_directory), mbsync_directory, timeout_s=RUN_TIMEOUT_S)
+    with ExitStack() as stack:
+        for rtt_ms in (0, 100):
+            found = _maild_passes(arena, ours, stack, rtt_ms)
+            server = arena.distant(theirs, stack, rtt_ms / 1000) if rtt_ms else arena.server(theirs)
+            sides = passes.Sides(mail_directory(mbsync_directory) / "INBOX", arena.server(theirs))
+            peers = passes.mbsync_passes(both.command(server, mbsync_directory), sides)
+            for one, other in zip(found, peers, strict=True):
+                share = other.wall_s / one.wall_s
+                scenario.notes.append(
+                    f"RTT {rtt_ms} ms, {one.what}: maild {one.wall_s:.3f} s (CPU {one.cpu_s:.3f}),"
+                    f" mbsync {other.wall_s:.3f} s, {share:.1f}×"
+                )
+                arena.log(f"changes: {scenario.notes[-1]}")
+                if one.what == "nothing changed":
+                    text = f"nothing changed at {rtt_ms} ms: maild's CPU"
+                    scenario.targets.append(Target(text, one.cpu_s * 1000, 30, " ms", at_most=True))
+                else:
+                    text = f"{one.what} at {rtt_ms} ms: mbsync's whole run to maild's work"
+                    scenario.targets.append(Target(text, share, 5, "×"))
+    return scenario
+
+
+def _maild_passes(arena: Arena, account: Account, stack: ExitStack, rtt_ms: int) -> list[passes.Pass]:
+    near = arena.server(account)
+    port = arena.distant(account, stack, rtt_ms / 1000).port if rtt_ms else near.port
+    command = [sys.executable, "-m", "tests.bench.passes", "--port", str(port), "--near", str(near.port)]
+    where = ["--user", account.user, "--password", near.password, "--directory", str(arena.directory())]
+    said = subprocess.run([*command, *where], capture_output=True, text=True, check=True, timeout=RUN_TIMEOUT_S)
+    return [passes.Pass(**json.loads(line)) for line in said.stdout.splitlines()]
+
+
 @dataclass(slots=True)
 class _Again:
     """A client in a directory where it has already fetched everything."""
@@ -292,5 +334,18 @@ def faithful(scenarios: Sequence[Scenario]) -> list[Target]:
 
 SCENARIOS: dict[str, Callable[[Arena], Scenario]] = {
     function.__name__: function
-    for function in (initial, compress, distant, mailboxes, tls, small, big, unchanged, setup, start, offlineimap)
+    for function in (
+        initial,
+        compress,
+        distant,
+        mailboxes,
+        tls,
+        small,
+        big,
+        unchanged,
+        changes,
+        setup,
+        start,
+        offlineimap,
+    )
 }

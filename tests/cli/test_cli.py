@@ -25,7 +25,7 @@ address = "me@example.org"
 [accounts.work.imap]
 host = "imap.example.org"
 password_command = ["pass", "mail/work"]
-push = "idle"
+compress = "on"
 
 [accounts.isp]
 address = "me@isp.example"
@@ -230,11 +230,7 @@ def test_check_of_a_good_config(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "Maildir /srv/isp\n"
         "config ok\n"
     )
-    assert err == (
-        "maild.toml:6: accounts.work.imap.push: has no effect in this version\n"
-        "maild.toml:12: accounts.isp.pop3: has no effect in this version\n"
-        "maild.toml:17: accounts.isp.smtp: has no effect in this version\n"
-    )
+    assert err == ("maild.toml:6: accounts.work.imap.compress: has no effect in this version\n")
 
 
 def test_check_of_a_bad_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,7 +256,7 @@ def test_check_json_of_a_good_config(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert document["notes"][0] == {
         "file": "maild.toml",
         "line": 6,
-        "key": "accounts.work.imap.push",
+        "key": "accounts.work.imap.compress",
         "message": "has no effect in this version",
     }
     assert document["accounts"] == [
@@ -300,7 +296,7 @@ def test_check_json_of_a_bad_config(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_check_json_without_a_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("maild.config.files.SYSTEM_CONFIG", tmp_path / "none.toml")
+    monkeypatch.setattr("maild.config.places.SYSTEM_CONFIG", tmp_path / "none.toml")
     assert main(["check", "--json"]) == 78
     document = json.loads(capsys.readouterr().out)
     assert (document["ok"], document["file"]) == (False, None)

@@ -13,12 +13,14 @@ from maild.config import (
     Config,
     DeletionLimit,
     Hooks,
+    NoSecret,
     OAuth2,
     Password,
     PasswordCommand,
     PasswordCredential,
     PasswordFile,
     PasswordKeyring,
+    Secret,
     TokenCommand,
     examine,
     load,
@@ -172,23 +174,79 @@ def test_every_key_of_a_pop3_account_arrives(tmp_path: Path) -> None:
     [
         ('password_credential = "work"', PasswordCredential("work")),
         ("password_keyring = true", PasswordKeyring()),
-        ('oauth2 = { provider = "google", client_id = "1" }', OAuth2("google", "1", "", "", "", ())),
+        (
+            'oauth2 = { provider = "google", client_id = "1", client_secret = "2", tokens = "keyring" }',
+            OAuth2("google", "1", "2", owner="a"),
+        ),
         (
             'oauth2 = { provider = "x", client_id = "1", authorization_endpoint = "https://x.example", '
             'token_endpoint = "https://x.example/t", device_authorization_endpoint = "https://x.example/d", '
             'scopes = ["mail"] }',
-            OAuth2("x", "1", "https://x.example", "https://x.example/t", "https://x.example/d", ("mail",)),
+            OAuth2(
+                "x",
+                "1",
+                "",
+                "https://x.example",
+                "https://x.example/t",
+                "https://x.example/d",
+                ("mail",),
+                owner="a",
+                token_file=Path("/home/me/.local/state/maild/tokens/a.json"),
+            ),
         ),
         ('token_command = ["~/bin/token"]', TokenCommand(("/home/me/bin/token",))),
+        ('auth = "external"\nclient_cert = "~/me.pem"', NoSecret()),
     ],
 )
-def test_other_secrets_are_accepted_where_this_version_does_not_log_in(
-    tmp_path: Path, key: str, secret: object
-) -> None:
+def test_other_secrets(tmp_path: Path, key: str, secret: object) -> None:
     text = f'[accounts.a]\naddress = "me@a.example"\n[accounts.a.smtp]\nhost = "a.example"\n{key}\n'
     smtp = loaded(tmp_path, text).accounts["a"].smtp
     assert smtp is not None
     assert smtp.secret == secret
+
+
+IMAP_AND_SMTP = """
+[accounts.a]
+address = "me@a.example"
+[accounts.a.imap]
+host = "a.example"
+{imap}
+[accounts.a.smtp]
+host = "b.example"
+{smtp}
+"""
+
+
+def secrets_of(tmp_path: Path, imap: str, smtp: str) -> tuple[Secret, Secret]:
+    account = loaded(tmp_path, IMAP_AND_SMTP.format(imap=imap, smtp=smtp)).accounts["a"]
+    assert account.imap is not None
+    assert account.smtp is not None
+    return account.imap.secret, account.smtp.secret
+
+
+@pytest.mark.parametrize("smtp", ["", 'oauth2 = { provider = "google", client_id = "1" }'])
+def test_one_login_serves_both_servers_of_a_provider(tmp_path: Path, smtp: str) -> None:
+    first, second = secrets_of(tmp_path, 'oauth2 = { provider = "google", client_id = "1" }', smtp)
+    assert first == second
+
+
+def test_another_provider_for_sending_has_tokens_of_its_own(tmp_path: Path) -> None:
+    other = 'oauth2 = { provider = "microsoft", client_id = "1" }'
+    first, second = secrets_of(tmp_path, 'oauth2 = { provider = "google", client_id = "1" }', other)
+    assert isinstance(first, OAuth2)
+    assert isinstance(second, OAuth2)
+    assert (first.owner, second.owner) == ("a", "a/smtp")
+    assert second.token_file == Path("/home/me/.local/state/maild/tokens/a/smtp.json")
+    assert first.token_file != second.token_file
+
+
+def test_the_client_certificate_goes_with_the_login(tmp_path: Path) -> None:
+    account = loaded(
+        tmp_path, IMAP_AND_SMTP.format(imap='auth = "external"\nclient_cert = "/c"\nclient_key = "/k"', smtp="")
+    ).accounts["a"]
+    assert account.smtp is not None
+    assert (account.smtp.auth, account.smtp.secret) == ("external", NoSecret())
+    assert (account.smtp.client_cert, account.smtp.client_key) == (Path("/c"), Path("/k"))
 
 
 @pytest.mark.parametrize(
@@ -262,7 +320,7 @@ class Places:
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     found = Places(tmp_path)
-    monkeypatch.setattr("maild.config.files.SYSTEM_CONFIG", found.system)
+    monkeypatch.setattr("maild.config.places.SYSTEM_CONFIG", found.system)
     return found
 
 
@@ -411,26 +469,8 @@ def test_notes_tell_what_has_no_effect(tmp_path: Path) -> None:
     config = loaded(tmp_path, EVERYTHING, {"HOME": "/home/me", "MAIL": "/srv", "STATE": "/var"})
     keys = [note.removeprefix(f"{tmp_path}/maild.toml:") for note in config.notes]
     assert keys == [
-        "7: maild.default_account: has no effect in this version",
-        "9: hooks: has no effect in this version",
-        "16: accounts.work.aliases: has no effect in this version",
-        "31: accounts.work.imap.push: has no effect in this version",
-        "32: accounts.work.imap.idle_mailboxes: has no effect in this version",
-        "33: accounts.work.imap.poll: has no effect in this version",
-        "36: accounts.work.imap.remote_delete: has no effect in this version",
         "38: accounts.work.imap.compress: has no effect in this version",
-        "41: accounts.work.smtp: has no effect in this version",
-        "52: accounts.isp.pop3: has no effect in this version",
     ]
-
-
-@pytest.mark.parametrize(("deletions", "notes"), [("both", 1), ("to_remote", 1), ("to_local", 0), ("none", 0)])
-def test_note_on_deletions_towards_the_server(tmp_path: Path, deletions: str, notes: int) -> None:
-    config = loaded(tmp_path, SMALLEST + f'deletions = "{deletions}"\ncompress = "off"')
-    expected = (
-        f"{tmp_path}/maild.toml:7: accounts.work.imap.deletions: towards the server it has no effect in this version"
-    )
-    assert config.notes == (expected,) * notes
 
 
 def test_reading_twice_gives_equal_values(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ import anyio
 import pytest
 
 from maild.config import (
+    NoSecret,
     OAuth2,
     Password,
     PasswordCommand,
     PasswordCredential,
     PasswordFile,
-    PasswordKeyring,
     Secret,
     TokenCommand,
 )
@@ -277,11 +277,24 @@ async def test_credential_outside_systemd(monkeypatch: pytest.MonkeyPatch) -> No
     )
 
 
-# the others
+# the others; tokens and the keyring have tests of their own in tests/remote
 
 
-@pytest.mark.parametrize(
-    "secret", [PasswordKeyring(), OAuth2("google", "1", "", "", "", ()), TokenCommand(("echo", "swordfish"))]
-)
-async def test_sources_of_later_versions_are_refused_in_words(secret: Secret) -> None:
-    assert "this version cannot use this kind of secret; use password_command" in await failure(secret)
+async def test_token_command_prints_a_token() -> None:
+    assert await auth.read_secret(TokenCommand(("echo", "swordfish")), "work") == "swordfish"
+    assert auth.kept_out_of_log() == ["swordfish"]
+
+
+async def test_token_command_that_fails() -> None:
+    text = await failure(TokenCommand(("sh", "-c", "echo swordfish; exit 3")))
+    assert text.startswith("account \"work\": token_command 'sh': exit status 3;")
+
+
+async def test_oauth_without_a_login(tmp_path: Path) -> None:
+    secret = OAuth2("google", "1", owner="work", token_file=tmp_path / "tokens/work.json")
+    assert await failure(secret) == 'account "work": nobody has logged in yet; run maild login work'
+
+
+async def test_a_certificate_needs_no_secret() -> None:
+    assert await auth.read_secret(NoSecret(), "work") == ""
+    assert auth.kept_out_of_log() == []

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 from maild.engine import account
@@ -12,11 +17,51 @@ from maild.testing.imap import ALL, ImapServer
 from maild.testing.store import Store
 from tests.engine.world import CAPABILITIES, PASSWORD, USER, World
 
+T = TypeVar("T")
+
 
 @pytest.fixture(autouse=True)
 def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lost connection is tried again at once."""
     monkeypatch.setattr(account, "RETRY_DELAY_S", 0.0)
+
+
+@pytest.fixture(scope="session")
+def in_memory() -> Iterator[Path]:
+    """A directory in memory where there is such a file system, for what is no test of the disk."""
+    shared = Path("/dev/shm")  # noqa: S108
+    where = str(shared) if os.access(shared, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="maild-test-", dir=where) as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(scope="module")
+def no_fsync() -> Iterator[None]:
+    """Nobody waits for a disk: what is tested is no power cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+async def _run_inline(function: Callable[..., T], *args: object, **_: object) -> T:
+    """As `anyio.to_thread.run_sync`, without the thread; others get their turn before it."""
+    await anyio.lowlevel.checkpoint()
+    return function(*args)
+
+
+@pytest.fixture
+def no_threads() -> Iterator[None]:
+    """What blocks runs in the event loop's thread: the same steps in the same order, a fraction of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(anyio.to_thread, "run_sync", _run_inline)
+        yield
+
+
+@pytest.fixture
+def quick_path(in_memory: Path, no_fsync: None) -> Iterator[Path]:
+    """As `tmp_path`, in memory and without waiting for a disk."""
+    with tempfile.TemporaryDirectory(dir=in_memory) as directory:
+        yield Path(directory)
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ async def test_one_mailbox_fails_and_the_others_are_done(world: World, command: 
     world.store.create("Archiv")
     world.deliver(2)
     world.deliver(2, "Archiv", start=9)
-    world.server.faults.add("EXAMINE", Answer("NO [NOPERM] \x1b[31mnot for you"), nth=2)
+    world.server.faults.add("SELECT", Answer("NO [NOPERM] \x1b[31mnot for you"), nth=2)
     ran = await command("sync", "work")
     assert ran.status == 1
     assert ran.out.startswith("work: 2 new")

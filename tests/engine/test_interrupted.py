@@ -6,13 +6,14 @@ it do not happen, clean-up included; refused means that this one step fails with
 
 from __future__ import annotations
 
+import copy
 import errno
 import itertools
 import os
 import shutil
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from maild.local import maildir
 from maild.local.state import State
 from maild.testing.imap import ImapServer
 from maild.testing.store import Store
-from tests.engine.world import PASSWORD, START_S, USER, World, message
+from tests.engine.world import PASSWORD, START_S, USER, World, message, touched_times
 
 CALLS = ("write", "fsync", "rename", "unlink", "mkdir", "utime")
 MOST_STEPS = 400
@@ -123,25 +124,29 @@ def assert_nothing_half_written(world: World) -> None:
 
 
 async def at_every_step(
-    steps: Steps, worlds: Iterator[World], *, is_kill: bool, then: Callable[[World], Awaitable[None]]
+    steps: Steps,
+    begin: Callable[[int], AbstractAsyncContextManager[World]],
+    *,
+    is_kill: bool,
+    then: Callable[[World], Awaitable[None]],
 ) -> None:
-    for at, world in zip(itertools.count(1), worlds, strict=False):
-        assert at < MOST_STEPS, steps.seen
-        steps.arm(at, is_kill=is_kill)
-        try:
-            await killed(world)
-        finally:
-            was_reached = steps.disarm()
-        try:
-            assert_nothing_half_written(world)
-            await then(world)
-        except AssertionError as exc:
-            exc.add_note(f"after step {at} of {len(steps.seen)}: {steps.seen[-6:]}")
-            raise
+    for at in range(1, MOST_STEPS):
+        async with begin(at) as world:
+            steps.arm(at, is_kill=is_kill)
+            try:
+                await killed(world)
+            finally:
+                was_reached = steps.disarm()
+            try:
+                assert_nothing_half_written(world)
+                await then(world)
+            except AssertionError as exc:
+                exc.add_note(f"after step {at} of {len(steps.seen)}: {steps.seen[-6:]}")
+                raise
         if not was_reached:
             assert at > 20, "there are that many steps at least"
             return
-    raise AssertionError("no world is left")
+    raise AssertionError(f"more than {MOST_STEPS} steps: {steps.seen}")
 
 
 def fill(store: Store) -> None:
@@ -150,11 +155,6 @@ def fill(store: Store) -> None:
         store.deliver("INBOX", message(n), ["\\Seen", "Wort"] if n % 2 else [], START_S + n)
     store.deliver("Entwürfe", message(4), ["\\Draft"], START_S)
     store.deliver("Entwürfe", message(5, message_id=""), (), START_S)
-
-
-def fresh_worlds(directory: Path, server: ImapServer) -> Iterator[World]:
-    for n in itertools.count():
-        yield World(directory / str(n), server)
 
 
 @pytest.mark.parametrize("is_kill", [True, False], ids=["killed", "refused"])
@@ -166,14 +166,22 @@ async def test_a_first_pass(tmp_path: Path, steps: Steps, is_kill: bool) -> None
 
     async with ImapServer(Store(), {USER: PASSWORD}) as server:
         fill(server.store)
-        await at_every_step(steps, fresh_worlds(tmp_path, server), is_kill=is_kill, then=then)
+
+        @asynccontextmanager
+        async def begin(at: int) -> AsyncIterator[World]:
+            yield World(tmp_path / str(at), server)
+
+        await at_every_step(steps, begin, is_kill=is_kill, then=then)
 
 
 @pytest.mark.parametrize("is_kill", [True, False], ids=["killed", "refused"])
 async def test_a_pass_with_changes(tmp_path: Path, steps: Steps, is_kill: bool) -> None:
-    """New messages, flags, expunges, a message deleted here, and a mailbox with a new UIDVALIDITY."""
+    """Both sides change: messages, flags, deletions, a move on either side, a mailbox with a new UIDVALIDITY."""
     async with ImapServer(Store(), {USER: PASSWORD}) as server:
         fill(server.store)
+        server.store.create("Archiv")
+        for n, mailbox in ((9, "INBOX"), (10, "INBOX"), (11, "Archiv")):
+            server.store.deliver(mailbox, message(n), (), START_S + n)
         first = World(tmp_path / "first", server)
         await first.synced()
         server.store.set_flags("INBOX", 1, add=["\\Flagged", "Neu"], remove=["\\Seen"])
@@ -182,21 +190,37 @@ async def test_a_pass_with_changes(tmp_path: Path, steps: Steps, is_kill: bool) 
             server.store.deliver("INBOX", message(n), ["\\Seen"], START_S + n)
         server.store.bump_uidvalidity("Entwürfe")
         server.store.deliver("Entwürfe", message(8), (), START_S)
+        server.store.move("INBOX", 4, "Archiv")
         first.relabel(first.one(3), "FS")
+        first.one(10).path.unlink()
+        moved = first.one(11, "Archiv")
+        moved.path.rename(first.directory("INBOX") / "cur" / f"{moved.key}:2,S")
+        touched_times(first.write_foreign(12, message(12).replace(b"\r\n", b"\n"), "R"), START_S)
+        changed = server.store
 
-        def copies() -> Iterator[World]:
-            for n in itertools.count():
-                shutil.copytree(tmp_path / "first", tmp_path / str(n), copy_function=shutil.copy2)
-                yield World(tmp_path / str(n), server)
+    @asynccontextmanager
+    async def begin(at: int) -> AsyncIterator[World]:
+        """Each world has a server of its own, for a pass changes that too."""
+        shutil.copytree(tmp_path / "first", tmp_path / str(at), copy_function=shutil.copy2)
+        async with ImapServer(copy.deepcopy(changed), {USER: PASSWORD}) as server:
+            yield World(tmp_path / str(at), server)
 
-        async def then(world: World) -> None:
+    async def then(world: World) -> None:
+        for _ in range(2):
             await world.synced()
-            assert world.one(3).flags == {"\\Seen", "\\Flagged"}, "changed here"
-            world.relabel(world.one(3), "Sa")
-            world.assert_equal(tmp=not is_kill)
-            await world.settled()
+        assert world.one(3).flags == {"\\Seen", "\\Flagged"}, "changed here"
+        world.assert_equal(tmp=not is_kill)
+        assert {mailbox: _numbers(world, mailbox) for mailbox in world.store.names} == RESULT
+        await world.settled()
 
-        await at_every_step(steps, copies(), is_kill=is_kill, then=then)
+    await at_every_step(steps, begin, is_kill=is_kill, then=then)
+
+
+RESULT = {"INBOX": [1, 3, 6, 7, 11, 12], "Entwürfe": [4, 5, 8], "Archiv": [9]}
+
+
+def _numbers(world: World, mailbox: str) -> list[int]:
+    return sorted(int(seen.raw.partition(b"Subject: Nr. ")[2].split(b"\n")[0]) for seen in world.on_server(mailbox))
 
 
 async def test_a_disk_that_refuses_says_so(tmp_path: Path, steps: Steps) -> None:
@@ -204,7 +228,8 @@ async def test_a_disk_that_refuses_says_so(tmp_path: Path, steps: Steps) -> None
     told: set[str] = set()
     async with ImapServer(Store(), {USER: PASSWORD}) as server:
         fill(server.store)
-        for at, world in zip(itertools.count(1), fresh_worlds(tmp_path, server), strict=False):
+        for at in itertools.count(1):
+            world = World(tmp_path / str(at), server)
             world.settings(connections=1)
             steps.arm(at, is_kill=False)
             report = await world.sync()

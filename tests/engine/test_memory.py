@@ -10,8 +10,8 @@ import pytest
 
 from maild.engine import propagate
 from maild.engine.propagate import Deliverer
-from maild.local.maildir import Incoming
-from maild.remote.imap.session import HIGH_WATER_OCTETS
+from maild.local.delivery import Incoming
+from maild.remote.imap.stream import HIGH_WATER_OCTETS
 from tests.engine.world import START_S, World, message
 
 QUEUE = 1 << 20

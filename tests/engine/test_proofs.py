@@ -25,7 +25,7 @@ async def test_what_vanished_from_another_mailbox_deletes_nothing(world: World, 
     await world.sync()
     world.deliver(1, start=9)
     world.deliver(1, "Zzz", start=30)
-    world.server.faults.add("EXAMINE", Inject(extra), times=None)
+    world.server.faults.add("SELECT", Inject(extra), times=None)
     report = await world.sync()
     assert report.total("deleted") == 0
     assert report.total("pulled") == 2
@@ -81,7 +81,11 @@ async def test_another_separator_moves_nothing(world: World) -> None:
         world.settings(port=server.port)
         report = await world.sync()
         assert report.ok, report.first_error()
-        assert report.total("adopted") == 3
+        assert (report.total("pulled"), report.total("pushed"), report.total("deleted")) == (0, 0, 0)
+        assert {path.parent for path in world.root.rglob("cur")} == {
+            world.directory(name) for name in ("INBOX", "Work", "Work/A")
+        }
+        assert server.mutations == []
         assert not any("BODY.PEEK[]" in command for command in server.journal)
     assert {name for name in world.snapshot() if "/A/" in name} == {name for name in before if "/A/" in name}
 

@@ -153,17 +153,35 @@ async def test_mailboxes_are_chosen_by_pattern(world: World) -> None:
     await world.settled()
 
 
-async def test_a_new_mailbox_is_found_and_a_lost_one_stays(any_world: World) -> None:
+async def test_a_new_mailbox_is_found_and_a_lost_one_goes(any_world: World) -> None:
     any_world.store.create("Alt")
     any_world.deliver(2, "Alt")
     await any_world.synced()
     any_world.store.create("Neu")
     any_world.deliver(2, "Neu", start=5)
     any_world.store.delete("Alt")
-    await any_world.synced()
+    report = await any_world.synced()
+    assert report.mailboxes["Alt"].deleted == 2
     any_world.assert_equal("INBOX", "Neu")
-    assert len(any_world.files("Alt")) == 2
+    assert not any_world.directory("Alt").exists()
+    assert "Alt" not in any_world.store.names
     await any_world.settled()
+
+
+async def test_a_lost_mailbox_that_holds_much_stays(any_world: World) -> None:
+    any_world.store.create("Alt")
+    any_world.deliver(10, "Alt")
+    await any_world.synced()
+    any_world.store.delete("Alt")
+    before = any_world.snapshot()
+    for _ in range(2):
+        report = await any_world.sync()
+        assert (report.mailboxes["Alt"].state, report.mailboxes["Alt"].refused) == ("refused", 10)
+        assert "Alt" not in any_world.store.names
+        after = any_world.snapshot()
+        assert {name: after[name] for name in after if "/Alt/" in name} == {
+            name: before[name] for name in before if "/Alt/" in name
+        }
 
 
 async def test_one_mailbox_alone(world: World) -> None:
@@ -187,7 +205,7 @@ async def test_inbox_comes_first(world: World) -> None:
     world.deliver(1)
     world.settings(connections=1)
     await world.synced()
-    opened = [command.split()[1].strip('"') for command in world.commands() if command.startswith("EXAMINE")]
+    opened = [command.split()[1].strip('"') for command in world.commands() if command.startswith("SELECT")]
     assert opened[0] == "INBOX"
     assert len(opened) == 3
 
@@ -297,7 +315,8 @@ async def test_a_skipped_message_that_is_here_meanwhile_gets_the_servers_flags(w
     report = await world.synced()
     assert (report.total("pulled"), report.total("adopted")) == (0, 1)
     assert world.one(2).flags == {"\\Seen", "\\Flagged"}
-    assert world.base_flags()["2"] == {"\\Flagged"}
+    assert world.base_flags()["2"] == {"\\Seen", "\\Flagged"}
+    assert world.store.mailbox("INBOX").message(2).flags == {"\\Seen", "\\Flagged"}
     await world.settled()
 
 

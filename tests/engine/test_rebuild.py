@@ -10,9 +10,9 @@ import pytest
 
 from maild.engine import pull
 from maild.engine.sync import MailboxPass
-from maild.local.maildir import Delivered
+from maild.local.delivery import Delivered
 from maild.testing.faults import Cut, Hold
-from tests.engine.world import START_S, World, bodies, long_body, message
+from tests.engine.world import START_S, World, bodies, long_body, message, touched_times
 
 
 def disk_form(raw: bytes) -> bytes:
@@ -46,15 +46,16 @@ async def test_uidvalidity_changes_and_so_do_flags_on_both_sides(any_world: Worl
     any_world.store.set_flags("INBOX", 2, remove=["\\Seen"], add=["\\Answered"])
     any_world.store.bump_uidvalidity("INBOX")
     report = await any_world.synced()
-    assert (report.total("adopted"), report.total("flags")) == (3, 1)
+    assert (report.total("adopted"), report.total("flags"), report.total("flags_there")) == (3, 1, 1)
     assert any_world.one(1).flags == {"\\Seen"}
     assert any_world.one(2).flags == {"\\Flagged", "\\Answered"}
-    assert any_world.base_flags()["1"] == {"\\Seen", "\\Flagged"}
+    any_world.assert_equal()
+    assert any_world.base_flags()["1"] == {"\\Seen"}
     await any_world.settled()
 
 
 async def test_uidvalidity_changes_and_the_mailbox_is_another(any_world: World) -> None:
-    """Without a pair nothing proves that a message was deleted: what the server lost stays here."""
+    """Without a pair nothing proves that a message was deleted: what the server lost it gets back."""
     any_world.deliver(30)
     await any_world.synced()
     any_world.store.bump_uidvalidity("INBOX", keep=False)
@@ -62,7 +63,10 @@ async def test_uidvalidity_changes_and_the_mailbox_is_another(any_world: World) 
     any_world.deliver(2, start=31)
     report = await any_world.synced()
     assert (report.total("adopted"), report.total("pulled"), report.total("deleted")) == (2, 2, 0)
+    assert (report.total("pushed"), report.total("deleted_there")) == (28, 0)
     assert len(any_world.files()) == 32
+    await any_world.synced()
+    any_world.assert_equal()
     await any_world.settled()
 
 
@@ -99,6 +103,8 @@ async def test_a_rebuilding_that_is_interrupted(any_world: World, monkeypatch: p
     await any_world.synced()
     assert len(any_world.files()) == 12
     assert any_world.one(2).flags == frozenset(), "removed here; the last common state was not forgotten"
+    await any_world.synced()
+    any_world.assert_equal()
     await any_world.settled()
 
 
@@ -112,17 +118,19 @@ async def test_the_state_is_lost(any_world: World) -> None:
 
 
 async def test_the_maildir_of_another_tool(any_world: World) -> None:
-    """Flags are joined: without a common state nothing says that one was removed."""
+    """Flags are joined, on both sides: without a common state nothing says that one was removed."""
     any_world.deliver(3, flags=["\\Seen"])
     for n, letters in ((1, "F"), (2, None), (3, "S")):
-        any_world.write_foreign(n, disk_form(message(n)), letters)
+        path = any_world.write_foreign(n, disk_form(message(n)), letters)
+        touched_times(path, START_S + n * 60)
     any_world.commands()
     report = await any_world.synced()
     assert (report.total("adopted"), report.total("pulled"), report.total("flags")) == (3, 0, 2)
     assert bodies(any_world.commands()) == []
     assert any_world.one(1).flags == {"\\Flagged", "\\Seen"}
     assert any_world.one(2).flags == {"\\Seen"}
-    assert any_world.base_flags() == {n: {"\\Seen"} for n in "123"}, "what is more here stays a difference"
+    any_world.assert_equal()
+    assert any_world.base_flags() == {"1": {"\\Flagged", "\\Seen"}, "2": {"\\Seen"}, "3": {"\\Seen"}}
     await any_world.settled()
     any_world.store.set_flags("INBOX", 1, add=["\\Answered"])
     await any_world.synced()
@@ -164,10 +172,12 @@ async def test_more_copies_here_than_there(any_world: World) -> None:
     raw = message(1)
     any_world.store.deliver("INBOX", raw, (), START_S)
     for n in (1, 2):
-        any_world.write_foreign(n, disk_form(raw))
+        touched_times(any_world.write_foreign(n, disk_form(raw)), START_S)
     report = await any_world.synced()
-    assert (report.total("adopted"), report.total("pulled")) == (1, 0)
+    assert (report.total("adopted"), report.total("pulled"), report.total("pushed")) == (1, 0, 1)
     assert len(any_world.files()) == 2
+    await any_world.synced()
+    any_world.assert_equal()
     await any_world.settled()
 
 
@@ -221,7 +231,7 @@ async def test_equal_messages_over_several_connections(world: World, monkeypatch
 
 
 async def test_an_older_maildir_is_matched_again(any_world: World) -> None:
-    """Restored from a backup: what it lacks is pulled again, what it has too much stays, nothing is deleted."""
+    """Restored from a backup: what it lacks is pulled again, what it has too much is sent, nothing is deleted."""
     any_world.deliver(12)
     await any_world.synced()
     backup = any_world.root.with_name("backup")
@@ -233,7 +243,10 @@ async def test_an_older_maildir_is_matched_again(any_world: World) -> None:
     backup.rename(any_world.root)
     report = await any_world.synced()
     assert (report.total("adopted"), report.total("pulled"), report.total("deleted")) == (10, 5, 0)
+    assert (report.total("pushed"), report.total("deleted_there")) == (2, 0)
     assert len(any_world.files()) == 17
+    await any_world.synced()
+    any_world.assert_equal()
     await any_world.settled()
 
 

@@ -249,7 +249,7 @@ async def test_a_count_that_does_not_fit_deletes_nothing(any_world: World, told:
     def miscounted(response: bytes) -> bytes:
         return re.sub(rb"\* \d+ EXISTS", b"* %d EXISTS" % told, response)
 
-    any_world.server.faults.add("EXAMINE", Rewrite(miscounted), times=None)
+    any_world.server.faults.add("SELECT", Rewrite(miscounted), times=None)
     any_world.store.expunge("INBOX", 2)
     if told == 5:
         any_world.store.expunge("INBOX", 3)

@@ -103,7 +103,7 @@ async def test_a_mailbox_that_cannot_be_opened_stops_no_other(any_world: World) 
         any_world.deliver(2, name)
     any_world.deliver(2)
     any_world.settings(connections=1)
-    any_world.server.faults.add("EXAMINE", Answer("NO [NOPERM] not for you"), nth=2)
+    any_world.server.faults.add("SELECT", Answer("NO [NOPERM] not for you"), nth=2)
     report = await any_world.sync()
     assert not report.ok
     assert report.error is None
@@ -125,7 +125,7 @@ async def test_garbage_in_one_mailbox_stops_no_other(any_world: World) -> None:
         any_world.deliver(2, name)
     any_world.deliver(2)
     any_world.settings(connections=1)
-    any_world.server.faults.add("EXAMINE", Rewrite(lambda _: b"* OK " + b"x" * (20 << 20) + b"\r\n"), nth=2, times=3)
+    any_world.server.faults.add("SELECT", Rewrite(lambda _: b"* OK " + b"x" * (20 << 20) + b"\r\n"), nth=2, times=3)
     report = await any_world.sync()
     assert not report.ok
     assert report.error is None
@@ -152,7 +152,7 @@ async def test_a_connection_lost_on_the_way_is_taken_up_again(any_world: World, 
     await any_world.settled()
 
 
-@pytest.mark.parametrize("command", ["CONNECT", "AUTHENTICATE", "LIST", "EXAMINE"])
+@pytest.mark.parametrize("command", ["CONNECT", "AUTHENTICATE", "LIST", "SELECT"])
 async def test_a_connection_lost_at_a_command(any_world: World, command: str) -> None:
     any_world.deliver(3)
     any_world.server.faults.add(command, Cut(after_octets=5))
@@ -185,7 +185,7 @@ async def test_a_connection_that_never_lasts_is_given_up(any_world: World) -> No
 
 async def test_the_server_says_goodbye(any_world: World) -> None:
     any_world.deliver(3)
-    any_world.server.faults.add("EXAMINE", Bye("Server shutting down"))
+    any_world.server.faults.add("SELECT", Bye("Server shutting down"))
     report = await any_world.sync()
     if not report.ok:
         assert "Server shutting down" in str(report.error)

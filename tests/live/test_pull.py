@@ -130,5 +130,5 @@ def test_uidvalidity_and_lost_state_move_nothing(client: Client, tmp_path: Path)
     before = client.facts()
     for path in client.state_dir.iterdir():
         path.unlink()
-    assert client.sync().startswith("work: 300 already here")
+    assert client.sync().startswith("work: 300 on both sides already")
     assert client.facts() == before

@@ -17,7 +17,8 @@ from maild.core.errors import LocalError, Retry, Scope
 from maild.core.identity import canonical, digest
 from maild.core.model import Flags, Uid
 from maild.core.names import MailboxUnusable
-from maild.local.maildir import Delivered, DeliveryFailed, Incoming, Maildir, stage
+from maild.local.delivery import Delivered, DeliveryFailed, Incoming, stage
+from maild.local.maildir import Maildir
 from maild.local.spool import Spool
 from tests.local.conftest import Fail
 

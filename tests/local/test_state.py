@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from maild.core.errors import LocalError, Retry
 from maild.core.model import Cursor, Epoch, Flags, Key, MailboxName, Pair, Skipped, Uid
 from maild.local import state as state_module
+from maild.local.pairs import flags_from, flags_text
 from maild.local.schema import StateUnusable
 from maild.local.state import Changes, MailboxState, Orphan, SkippedMessage, State
 
@@ -108,7 +109,7 @@ def test_pairs_come_back_as_they_were(state: State, inbox: int) -> None:
 
 @given(st.frozensets(st.text(st.characters(codec="utf-8", exclude_characters=" "), min_size=1, max_size=5), max_size=4))
 def test_flags_of_any_spelling_come_back(flags: Flags) -> None:
-    assert state_module._flags(state_module._flags_text(flags)) == flags
+    assert flags_from(flags_text(flags)) == flags
 
 
 def test_changes_of_several_mailboxes_at_once(state: State, inbox: int) -> None:
@@ -116,8 +117,10 @@ def test_changes_of_several_mailboxes_at_once(state: State, inbox: int) -> None:
     state.apply([Changes(inbox, add=[pair(number) for number in range(1, 6)]), Changes(sent, add=[pair(1, SEEN)])])
     state.apply(
         [
-            Changes(inbox, add=[pair(6)], flags=[(Uid("2"), SEEN), (Uid("6"), SEEN)], drop=[Uid("3"), Uid("4")]),
-            Changes(sent, flags=[(Uid("1"), frozenset())], drop=[Uid("99")]),
+            Changes(
+                inbox, add=[pair(6)], flags=[(Uid("2"), SEEN, None), (Uid("6"), SEEN, None)], drop=[Uid("3"), Uid("4")]
+            ),
+            Changes(sent, flags=[(Uid("1"), frozenset(), None)], drop=[Uid("99")]),
         ]
     )
     assert {one.uid: one.flags for one in state.pairs(inbox)} == {
@@ -279,7 +282,7 @@ def test_the_state_of_a_newer_maild_is_refused(path: Path) -> None:
         database.execute("PRAGMA user_version = 99")
     database.close()
     before = path.read_bytes()
-    with pytest.raises(StateUnusable, match=r"written by a newer maild \(schema 99, this one knows 1\); use that"):
+    with pytest.raises(StateUnusable, match=r"written by a newer maild \(schema 99, this one knows 2\); use that"):
         State.open(path)
     assert path.read_bytes() == before
 

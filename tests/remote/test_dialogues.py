@@ -22,6 +22,7 @@ from maild.core.errors import (
 )
 from maild.remote.imap.parse import Data, FetchData, Numbered, Untagged
 from maild.remote.imap.session import ImapSession, quoted
+from maild.remote.imap.stream import messages as stream_of
 from maild.testing.dialogue import Dialogue
 from tests.remote.conftest import DEADLINE_S, PASSWORD, USER, Connect, imap_endpoint, scripts
 
@@ -97,7 +98,7 @@ async def messages(session: ImapSession) -> tuple[dict[int | None, object], list
     session.set_selected(True)
     found: dict[int | None, object] = {}
     refused: list[int] = []
-    stream = session.messages(iter([[1, 2], [3]]), "(UID BODY.PEEK[])", lambda _size: None, refused)
+    stream = stream_of(session, iter([[1, 2], [3]]), "(UID BODY.PEEK[])", lambda _size: None, refused)
     try:
         async for arrived in stream:
             found.update((message.uid, message.sections[b""]) for message in arrived)
@@ -148,9 +149,17 @@ CASES = {
     "login-unavailable": Case(login, error=(Unavailable, "User database is down; it is tried again later")),
     "login-too-many": Case(login, error=(Unavailable, "Too many simultaneous connections")),
     "login-bye": Case(login, error=(Unavailable, "Maximum number of connections")),
-    "login-disabled": Case(login, error=(AuthRejected, "does not allow LOGIN; mechanisms it offers: AUTH=ANONYMOUS")),
+    "login-disabled": Case(
+        login,
+        error=(
+            AuthRejected,
+            "does not offer to log in by SCRAM-SHA-256 or PLAIN or LOGIN, but by ANONYMOUS NTLM; nothing",
+        ),
+    ),
     "login-plain-not-offered": Case(
-        login, error=(AuthRejected, 'does not offer AUTH=PLAIN; use auth = "auto"'), changes={"auth": "plain"}
+        login,
+        error=(AuthRejected, 'does not offer to log in by PLAIN, but by LOGIN; nothing was sent; auth = "auto"'),
+        changes={"auth": "plain"},
     ),
     "login-again": Case(login_twice),
     "capability-asked": Case(),

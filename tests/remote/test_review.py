@@ -14,12 +14,13 @@ from maild.core.errors import ConnectionLost, Rejected
 from maild.core.model import Flags, MailboxName, Uid
 from maild.remote.imap.parse import FetchData
 from maild.remote.imap.remote import ImapRemote
-from maild.remote.imap.session import MESSAGE_OVERHEAD_OCTETS, SINK_OCTETS, _held_octets
+from maild.remote.imap.stream import MESSAGE_OVERHEAD_OCTETS, SINK_OCTETS, _held_octets
 from maild.testing.faults import Answer, Cut, Hold, Inject, Rewrite
 from maild.testing.imap import ALL
 from maild.testing.store import Store
 from tests.remote.conftest import DEADLINE_S, Serve, imap_endpoint
-from tests.remote.test_imap_remote import INBOX, applied, bodies, refuse_body, scanned, serving, truth
+from tests.remote.contract import INBOX, applied, scanned
+from tests.remote.test_imap_remote import bodies, refuse_body, serving, truth
 
 pytestmark = pytest.mark.usefixtures("quiet_loop")
 
@@ -92,7 +93,7 @@ async def test_news_of_the_mailbox_before_are_not_applied_to_the_next(is_known: 
             b"* VANISHED (EARLIER) 1:3\r\n* VANISHED 2\r\n* 1 FETCH (UID 4 FLAGS (\\Deleted) MODSEQ (99))\r\n"
             b"* 99 EXISTS\r\n* OK [UIDNEXT 99] x\r\n* OK [HIGHESTMODSEQ 9999] x\r\n"
         )
-        fault = server.faults.add("EXAMINE", Inject(old))
+        fault = server.faults.add("SELECT", Inject(old))
         async with remote.visit(MailboxName("next")) as box:
             scan = await box.scan(cursor if is_known else None)
     assert fault.struck.is_set()
@@ -103,13 +104,13 @@ async def test_news_of_the_mailbox_before_are_not_applied_to_the_next(is_known: 
     assert cursor_of(scan.cursor)["m"] == store.mailbox("next").highestmodseq
 
 
-async def test_vanished_of_now_during_an_examine_deletes_nothing() -> None:
+async def test_vanished_of_now_during_an_opening_deletes_nothing() -> None:
     store = store_of(4)
     async with serving(store) as (server, remote):
         await remote.listing()
         cursor = (await scanned(remote, None)).cursor
         store.set_flags("INBOX", 1, add=["\\Flagged"])
-        fault = server.faults.add("EXAMINE", before(b"* OK [UIDVALIDITY", b"* VANISHED 2:3\r\n"))
+        fault = server.faults.add("SELECT", before(b"* OK [UIDVALIDITY", b"* VANISHED 2:3\r\n"))
         scan = await scanned(remote, cursor)
     assert fault.struck.is_set()
     assert scan.vanished == frozenset()
@@ -120,12 +121,12 @@ async def test_vanished_of_now_during_an_examine_deletes_nothing() -> None:
 # -- while a scan runs
 
 
-async def test_a_modseq_told_after_the_examine_does_not_move_the_cursor() -> None:
+async def test_a_modseq_told_after_the_opening_does_not_move_the_cursor() -> None:
     """A change while all is being listed: the next scan from the cursor must see it, the list may not have it."""
     store = store_of(4)
     async with serving(store) as (server, remote):
         await remote.listing()
-        at_examine = store.mailbox("INBOX").highestmodseq
+        at_opening = store.mailbox("INBOX").highestmodseq
 
         def late(response: bytes) -> bytes:
             if response.startswith(b"* 4 FETCH"):
@@ -139,7 +140,7 @@ async def test_a_modseq_told_after_the_examine_does_not_move_the_cursor() -> Non
         first = await scanned(remote, None)
         assert first.complete
         assert len(first.items) == first.messages == 4
-        assert (cursor_of(first.cursor)["m"], cursor_of(first.cursor)["n"]) == (at_examine, 5)
+        assert (cursor_of(first.cursor)["m"], cursor_of(first.cursor)["n"]) == (at_opening, 5)
         server.faults.clear()
         second = await scanned(remote, first.cursor)
     assert applied(applied({}, first), second) == truth(store)
@@ -169,7 +170,7 @@ async def test_flags_told_again_without_the_size_keep_the_size() -> None:
 # -- what a server refuses
 
 
-@pytest.mark.parametrize("refused", ["ENABLE", "EXAMINE"])
+@pytest.mark.parametrize("refused", ["ENABLE", "SELECT"])
 @pytest.mark.parametrize("answer", ["NO not today", "BAD never heard of it"])
 async def test_without_the_qresync_that_it_advertises_all_is_scanned(refused: str, answer: str) -> None:
     store = store_of(4)
@@ -179,8 +180,8 @@ async def test_without_the_qresync_that_it_advertises_all_is_scanned(refused: st
         await remote.listing()
         scan = await scanned(remote, None)
         known = applied({}, scan)
-        if refused == "EXAMINE":
-            server.faults.add("EXAMINE", Answer(answer))
+        if refused == "SELECT":
+            server.faults.add("SELECT", Answer(answer))
         for _ in range(3):
             store.expunge("INBOX", min(truth(store)))
             store.deliver("INBOX", b"new\r\n")
@@ -305,7 +306,7 @@ async def test_a_second_connection_that_is_dropped_without_a_word_leaves_the_fir
 async def test_a_mailbox_without_uidvalidity_is_refused_alone() -> None:
     async with serving(store_of(1)) as (server, remote):
         await remote.listing()
-        server.faults.add("EXAMINE", Rewrite(lambda r: b"" if b"UIDVALIDITY" in r else r))
+        server.faults.add("SELECT", Rewrite(lambda r: b"" if b"UIDVALIDITY" in r else r))
         with pytest.raises(Rejected, match="no UIDVALIDITY"):
             await scanned(remote, None)
         assert (await scanned(remote, None)).complete

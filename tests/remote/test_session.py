@@ -24,8 +24,10 @@ from maild.core.errors import (
     Rejected,
 )
 from maild.remote.imap import session as module
+from maild.remote.imap import stream as streaming
 from maild.remote.imap.parse import Event, FetchData, Numbered
 from maild.remote.imap.session import Command, ImapSession, quoted
+from maild.remote.imap.stream import messages
 from maild.testing.dialogue import Dialogue
 from maild.testing.faults import Cut, Hold
 from maild.testing.imap import ImapServer
@@ -69,7 +71,7 @@ def sets_of(store: Store, size: int) -> Iterator[list[int]]:
 
 
 async def pull(session: ImapSession, sets: Iterator[list[int]], into: dict[int, bytes]) -> None:
-    async for arrived in session.messages(sets, ITEMS, lambda _size: None, []):
+    async for arrived in messages(session, sets, ITEMS, lambda _size: None, []):
         for message in arrived:
             body = message.sections[b""]
             assert message.uid is not None
@@ -279,7 +281,7 @@ async def test_a_stream_that_is_closed_early_ends_the_connection(connect: Connec
     store = filled(100, 5000)
     async with server_of(store) as server, asyncio.timeout(DEADLINE_S):
         session = await open_inbox(connect, server.port)
-        async with aclosing(session.messages(sets_of(store, 10), ITEMS, lambda _size: None, [])) as stream:
+        async with aclosing(messages(session, sets_of(store, 10), ITEMS, lambda _size: None, [])) as stream:
             async for _arrived in stream:
                 break
         assert session.is_lost
@@ -408,14 +410,14 @@ class Slow:
 @pytest.mark.parametrize("octets", [300, 10_000])
 async def test_a_slow_consumer_stops_the_server(octets: int, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     high = 1 << 18
-    monkeypatch.setattr(module, "HIGH_WATER_OCTETS", high)
+    monkeypatch.setattr(streaming, "HIGH_WATER_OCTETS", high)
     store = filled(6_000_000 // (octets + 1000), octets)
     async with server_of(store) as server, asyncio.timeout(4 * DEADLINE_S):
         session = await open_inbox(connect, server.port)
         slow = Slow(session)
         found: dict[int, bytes] = {}
         handed_over = session.protocol.received_octets
-        async for arrived in session.messages(sets_of(store, 1000), ITEMS, lambda _size: None, []):
+        async for arrived in messages(session, sets_of(store, 1000), ITEMS, lambda _size: None, []):
             for message in arrived:
                 body = message.sections[b""]
                 assert message.uid is not None
@@ -445,7 +447,7 @@ async def test_a_sink_that_fails_ends_the_transfer_with_its_own_error(connect: C
     store = filled(1, 6 << 20)
     async with server_of(store) as server, asyncio.timeout(DEADLINE_S):
         session = await open_inbox(connect, server.port)
-        stream = session.messages(iter([[1]]), ITEMS, lambda _size: FullDisk(), [])
+        stream = messages(session, iter([[1]]), ITEMS, lambda _size: FullDisk(), [])
         with pytest.raises(LocalError, match="no space left; make room"):
             await anext(stream)
         assert session.is_lost

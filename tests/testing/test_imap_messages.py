@@ -298,7 +298,7 @@ async def test_expunge_removes_what_is_marked(connect: Connect) -> None:
 
 async def test_append_keeps_octets_flags_and_date(connect: Connect) -> None:
     store = Store(clock=lambda: 5.0)
-    raw = b"Subject: \xc3\xbc\r\n\r\nA\nB\r\x00\r\n{4}\r\n"
+    raw = b"Subject: \xc3\xbc\r\n\r\nA\nB\r\x01\r\n{4}\r\n"
     async with ImapServer(store) as server:
         client = await opened(connect, server)
         date = '"01-Feb-2026 03:04:05 +0100"'
@@ -313,6 +313,20 @@ async def test_append_keeps_octets_flags_and_date(connect: Connect) -> None:
         assert (await client.responses(tag))[-1].startswith(tag + b" OK [APPENDUID")
         assert store.mailbox("INBOX").message(2).date_s == 5
         assert server.journal[-1] == "APPEND INBOX {3}"
+
+
+async def test_what_append_takes_no_literal_of(connect: Connect) -> None:
+    async with ImapServer(Store(), capabilities=ALL | {"BINARY", "APPENDLIMIT"}) as server:
+        client = await connect(server)
+        server.store.mailbox("INBOX").append_limit = 3
+        assert (await client.ask(b"APPEND INBOX {3+}\r\na\0b"))[-1].startswith(b"BAD")
+        assert (await client.ask(b"APPEND INBOX {0+}\r\n"))[-1].startswith(b"NO")
+        assert (await client.ask(b"APPEND INBOX {4+}\r\nabcd"))[-1].startswith(b"NO [TOOBIG]")
+        assert (await client.ask(b"APPEND INBOX ~{3+}\r\na\0b"))[-1].startswith(b"OK")
+        assert await client.ok("STATUS INBOX (APPENDLIMIT MESSAGES)") == [
+            b'* STATUS "INBOX" (APPENDLIMIT 3 MESSAGES 1)'
+        ]
+        assert server.store.mailbox("INBOX").message(1).raw == b"a\0b"
 
 
 async def test_multiappend(connect: Connect) -> None:

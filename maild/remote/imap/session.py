@@ -8,19 +8,16 @@ What this file keeps:
   commands by UID are ever sent side by side;
 - a lost connection, a BYE, garbage or silence reaches every waiter as one of our errors;
 - a command that is cancelled or times out ends the connection: an answer would still be owed;
-- nothing the server said before TLS is believed, nor kept; octets after the STARTTLS answer are an attack;
-- reading pauses while more than a few MiB wait for the caller.
+- a command's literals follow it without anything in between, no faster than the server takes them;
+- nothing the server said before TLS is believed, nor kept; octets after the STARTTLS answer are an attack.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import socket
 import ssl
-from base64 import b64encode
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,37 +35,36 @@ from maild.core.errors import (
     TlsFailed,
     Unavailable,
 )
-from maild.remote.auth import keep_out_of_log
+from maild.core.model import Epoch, Permitted
+from maild.remote.imap.liveness import keep_alive
 from maild.remote.imap.parse import (
     Continuation,
     Data,
     Event,
-    FetchData,
     Ignored,
     Limits,
     Parser,
-    Sink,
     Tagged,
     Untagged,
     printable,
-    uid_set,
 )
 from maild.remote.net import check_pin, tls_context, translated
+from maild.remote.sasl import ChannelBinding, Exchange, choose, refusal_hint
+from maild.remote.scram import NAME as SCRAM
+from maild.remote.scram import server_end_point
 
 CONNECT_TIMEOUT_S = 30.0
 HAPPY_EYEBALLS_S = 0.25  # RFC 8305 §5, between attempts at the addresses of a name
 COMMAND_TIMEOUT_S = 60.0
 STALL_S = 60.0  # within this, a command that is still running must bring `STALL_OCTETS` or its end
 STALL_OCTETS = 4096  # a byte now and then is no proof of life
-HIGH_WATER_OCTETS = 2 << 20
-SINK_OCTETS = 1 << 20  # what a message counts that is on the disk already: it holds a descriptor there
-IN_FLIGHT = 4  # FETCH commands sent ahead, so that the line never waits for us
 REPLY_OCTETS = 64 << 20  # what is kept for one command that has no `collect`
-MESSAGE_OVERHEAD_OCTETS = 1024  # what a message costs in memory besides its octets
 
 _BUFFER = bytearray(256 * 1024)  # one for all connections: get_buffer and buffer_updated are never interleaved
 _VIEW = memoryview(_BUFFER)
 _NOT_NOW = frozenset({"UNAVAILABLE", "INUSE", "LIMIT", "SERVERBUG", "CONTACTADMIN"})  # RFC 5530: not the password
+_IN_DOUBT = frozenset({"CLOSED", "UIDVALIDITY"})  # said of an open mailbox, it is no longer the one that was opened
+_IR_OCTETS = 8192  # of an initial response in its command line (RFC 7162 §4)
 _WITHOUT_STARTTLS = 'nothing was sent; use port 993 with tls = "implicit" if the server offers it'
 _BUSY = ("too many", "maximum number", "connection limit", "try again later")
 
@@ -78,10 +74,16 @@ _STATES: dict[str, tuple[str, ...]] = {
     "UNSELECT": (aioimaplib.SELECTED,),
     "CAPABILITY": _ANY_STATE,
     "ENABLE": (aioimaplib.AUTH, aioimaplib.SELECTED),
+    "IDLE": (aioimaplib.AUTH, aioimaplib.SELECTED),  # RFC 2177 §3
+    "NOTIFY": (aioimaplib.AUTH, aioimaplib.SELECTED),
 }
 
 log = structlog.get_logger()
 Collect = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Takes the untagged responses of a command where they do not matter."""
 
 
 def quoted(text: str) -> str:
@@ -91,6 +93,20 @@ def quoted(text: str) -> str:
             f"a line break or NUL cannot be sent to the server, as in {text!a}", "rename it with another client"
         )
     return str(aioimaplib.quoted(text))
+
+
+@dataclass(slots=True)
+class Opened:
+    """The mailbox that a session has open. `read_only`: by EXAMINE; `permitted` is None where nothing may be changed.
+
+    `next_uid` is above every UID that was there when it was opened, 0 where the server does not tell.
+    """
+
+    wire: str
+    epoch: Epoch
+    read_only: bool
+    permitted: Permitted | None
+    next_uid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +133,7 @@ class Command(aioimaplib.Command):
         self.reply: Tagged | None = None
         self.failure: MaildError | None = None
         self.on_continuation: Callable[[bytes], bytes] | None = None
+        self.needs_go_ahead = False  # its literal may not be sent yet (RFC 9051 §4.3)
         self.progress = asyncio.Event()
         self.sent_at_octets = 0  # what the connection had received by then
 
@@ -166,6 +183,9 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         self.is_private = False  # TLS is up, or the user said that plain text will do
         self._upgrading: Command | None = None
         self._paused = False
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self.opened: Opened | None = None  # the mailbox that is open, None also where that is in doubt
 
     # -- receiving
 
@@ -173,7 +193,7 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         super().connection_made(transport)
         self.wire = transport if isinstance(transport, asyncio.Transport) else None
         if (sock := transport.get_extra_info("socket")) is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            keep_alive(sock)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _VIEW
@@ -223,6 +243,8 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         if isinstance(event, Untagged):
             if event.status == "BYE" and not (oldest is not None and oldest.name == "LOGOUT"):
                 raise _goodbye(self.server, event)
+            if event.code in _IN_DOUBT:
+                self.opened = None
             if event.code == "ALERT" and self.is_private:
                 log.warning("server.alerted", host=self.server, reason=event.text)
         elif isinstance(event, Data) and event.name == "CAPABILITY":
@@ -245,6 +267,10 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         oldest = self._oldest()
         if oldest is not None and oldest is self._upgrading:
             raise _refused_starttls(self.server, printable(b"+ " + event.text))
+        if (waiting := next((c for c in self.pending_async_commands.values() if c.needs_go_ahead), None)) is not None:
+            waiting.needs_go_ahead = False
+            waiting.progress.set()
+            return
         if oldest is None or oldest.on_continuation is None:
             log.debug("server.corrected", host=self.server, reason="a continuation that nobody asked for was ignored")
             return
@@ -306,19 +332,46 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         """aioimaplib logs what it sends; this does not."""
         self._write(line.encode("utf-8", "surrogateescape") + b"\r\n")  # a mailbox name goes back as it came
 
+    def write(self, octets: bytes) -> None:
+        """Send octets that belong to the command launched last."""
+        self._write(octets)
+
     def _write(self, octets: bytes) -> None:
         if self.wire is not None:
             self.wire.write(octets)
 
-    def launch(self, command: Command) -> Command:
-        """Send a command without waiting for those before it."""
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    async def room(self) -> None:
+        """Wait until the line has taken what was sent, but for a little; one that takes nothing is dropped."""
+        while not self._writable.is_set():
+            unsent = self._unsent_octets()
+            with anyio.move_on_after(STALL_S):
+                await self._writable.wait()
+            if not self._writable.is_set() and self._unsent_octets() > unsent - STALL_OCTETS:
+                self.fail(ConnectionLost(f"{self.server} took nothing for {STALL_S:.0f} s"))
+        if self.lost is not None:
+            raise self.lost
+
+    def _unsent_octets(self) -> int:
+        return 0 if self.wire is None else self.wire.get_write_buffer_size()
+
+    def launch(self, command: Command, literal: bytes | None = None) -> Command:
+        """Send a command without waiting for those before it, and all that follows its line in the same write."""
         if self.lost is not None:
             raise self.lost
         if self.state not in _STATES.get(command.name, ()):
             raise ProtocolViolation(f"{command.name} makes no sense now ({self.state.lower()})")
         command.sent_at_octets = self.received_octets
         self.pending_async_commands[command.tag] = command
-        self.send(command.line())
+        if literal is None:
+            self.send(command.line())
+        else:
+            self._write(b"%b\r\n%b" % (command.line().encode("utf-8", "surrogateescape"), literal))
         return command
 
     async def finish(
@@ -373,6 +426,8 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
     def _give_up(self, error: MaildError) -> None:
         lost = self.lost = self.lost or error
         self.state = aioimaplib.LOGOUT
+        self.opened = None
+        self._writable.set()
         pending = list(self.pending_async_commands.values())
         self.pending_async_commands.clear()
         for command in pending:
@@ -479,7 +534,7 @@ class ImapSession:
                 raise TlsFailed(f"{protocol.server} does not offer STARTTLS", _WITHOUT_STARTTLS)
             await protocol.start_tls(tls_context(self.endpoint), self.endpoint.host)
         if self.endpoint.tls != "none":
-            tls = None if protocol.wire is None else protocol.wire.get_extra_info("ssl_object")
+            tls = self._tls()
             check_pin(self.endpoint, tls.getpeercert(binary_form=True) if tls is not None else None)
         protocol.is_private = True
         if not protocol.capabilities:
@@ -515,53 +570,53 @@ class ImapSession:
 
     # -- logging in
 
-    async def login(self, user: str, password: str) -> None:
-        """AUTHENTICATE PLAIN (RFC 4616, with the initial response where SASL-IR is offered) or LOGIN.
+    async def login(self, user: str, secret: str) -> None:
+        """AUTHENTICATE by the strongest mechanism there is (`sasl.choose`), or LOGIN.
 
-        Raises AuthRejected, or Unavailable where the server says that it is not about the password.
+        Raises AuthRejected; Unavailable where the server says that it is not about the secret; TlsFailed for a server
+        that does not prove that it knows the password.
         """
+        binding = None
+        if f"AUTH={SCRAM}-PLUS" not in self.endpoint.disable_extensions and (tls := self._tls()) is not None:
+            binding = server_end_point(tls.getpeercert(binary_form=True))
+        if not await self._log_in(user, secret, binding):
+            await self._log_in(user, secret, None)
+
+    async def _log_in(self, user: str, secret: str, binding: ChannelBinding | None) -> bool:
+        """Whether it is done; if not, the server cannot do this channel binding, and nothing else is wrong yet."""
         protocol = self.protocol
         before = protocol.capabilities
-        use_login = self._mechanism(before) == "login"
-        if any(c in user + password for c in ("\r\n\0" if use_login else "\0")):
-            raise AuthRejected(
-                "user or password holds a line break or NUL, which cannot be sent to a mail server", "correct it"
-            )
-        has_ir = self.has("SASL-IR")
+        offered = {name.removeprefix("AUTH=") for name in before if name.startswith("AUTH=") and self.has(name)}
+        has_login = "LOGINDISABLED" not in before
+        mechanism = choose(self.endpoint, user, secret, offered, binding=binding, has_own_command=has_login)
+        exchange = None
+        if mechanism is not None:
+            exchange = Exchange(mechanism, room_octets=_IR_OCTETS if self.has("SASL-IR") else 0)
         protocol.capabilities = set()
-        tagged = await (self._login(user, password) if use_login else self._plain(user, password, has_ir=has_ir))
+        tagged = await (self._login(user, secret) if exchange is None else self._authenticate(exchange))
+        if exchange is not None:
+            exchange.finish(is_accepted=tagged.status == "OK")
         if tagged.status != "OK":
             protocol.capabilities = before  # for another try
-            raise _refused_login(protocol.server, user, tagged)
+            if exchange is not None and exchange.may_retry_unbound:
+                return False
+            raise _refused_login(self.endpoint, user, tagged, "" if exchange is None else exchange.detail)
         protocol.state = aioimaplib.AUTH
         if not protocol.capabilities:
             await self.ask_capabilities()
-
-    def _mechanism(self, capabilities: set[str]) -> str:
-        wanted = self.endpoint.auth
-        if wanted == "login" or (wanted == "auto" and "AUTH=PLAIN" not in capabilities):
-            if "LOGINDISABLED" in capabilities:
-                offered = " ".join(sorted(c for c in capabilities if c.startswith("AUTH="))) or "none"
-                raise AuthRejected(
-                    f"{self.protocol.server} does not allow LOGIN", f"mechanisms it offers: {offered}; see auth"
-                )
-            return "login"
-        if "AUTH=PLAIN" not in capabilities:
-            raise AuthRejected(f"{self.protocol.server} does not offer AUTH=PLAIN", 'use auth = "auto" or "login"')
-        return "plain"
+        return True
 
     async def _login(self, user: str, password: str) -> Tagged:
         command = self.launch("LOGIN", quoted(user), quoted(password))
         return (await self.protocol.finish(command, may_refuse=True)).tagged
 
-    async def _plain(self, user: str, password: str, *, has_ir: bool) -> Tagged:
-        message = b64encode(b"\0" + user.encode() + b"\0" + password.encode()).decode("ascii")
-        keep_out_of_log(message)
-        command = Command("AUTHENTICATE", self.protocol.new_tag(), "PLAIN", *([message] if has_ir else []))
-        answers = iter([] if has_ir else [message.encode("ascii")])
-        command.on_continuation = lambda _: next(answers, b"*")  # "*" gives up: RFC 9051 §6.2.2
-        reply = await self.protocol.finish(self.protocol.launch(command), may_refuse=True)
-        return reply.tagged
+    async def _authenticate(self, exchange: Exchange) -> Tagged:
+        command = Command("AUTHENTICATE", self.protocol.new_tag(), *exchange.argument.split(" "))
+        command.on_continuation = exchange.answer
+        return (await self.protocol.finish(self.protocol.launch(command), may_refuse=True)).tagged
+
+    def _tls(self) -> ssl.SSLObject | None:
+        return None if self.protocol.wire is None else self.protocol.wire.get_extra_info("ssl_object")
 
     # -- commands
 
@@ -570,6 +625,37 @@ class ImapSession:
         command = Command(name, self.protocol.new_tag(), *args, prefix=prefix, collect=collect)
         return self.protocol.launch(command)
 
+    def launch_with(self, literal: bytes, name: str, *args: str) -> Command:
+        """Send a command whose last argument announces a non-synchronizing literal, with all that follows its line."""
+        command = Command(name, self.protocol.new_tag(), *args, collect=ignore)
+        return self.protocol.launch(command, literal)
+
+    async def launch_asking(self, limit_s: float, name: str, *args: str, collect: Collect = ignore) -> Command:
+        """Send a command that goes on when the server says so: IDLE, or one with a synchronizing literal last.
+
+        Returns when the server has said so, or has ended the command, which is done then (RFC 9051 §4.3, RFC 2177).
+        """
+        command = Command(name, self.protocol.new_tag(), *args, collect=collect)
+        command.needs_go_ahead = True
+        self.protocol.launch(command)
+        with anyio.move_on_after(limit_s):
+            while command.needs_go_ahead and not command.done:
+                command.progress.clear()
+                await command.progress.wait()
+        if command.needs_go_ahead and not command.done:
+            self.protocol.fail(ConnectionLost(f"{self.protocol.server} did not answer {name} within {limit_s:.0f} s"))
+        return command
+
+    async def feed(self, octets: bytes) -> None:
+        """Send more octets of the command that was launched last; returns when there is room for further ones."""
+        if not self.is_lost:
+            self.protocol.write(octets)
+        await self.room()
+
+    async def room(self) -> None:
+        """Wait until the line has taken what was sent, but for a little."""
+        await self.protocol.room()
+
     async def finish(self, command: Command, limit_s: float | None = COMMAND_TIMEOUT_S) -> Reply:
         return await self.protocol.finish(command, limit_s)
 
@@ -577,32 +663,25 @@ class ImapSession:
         """Send a command and wait for it."""
         return await self.finish(self.launch(name, *args, prefix=prefix))
 
+    @property
+    def opened(self) -> Opened | None:
+        """The mailbox that is open, None also where that is in doubt."""
+        return self.protocol.opened
+
     def is_selected(self) -> bool:
         return bool(self.protocol.state == aioimaplib.SELECTED)
 
     def set_selected(self, is_selected: bool) -> None:
         """Tell the session whether a mailbox is open, or will be by the time of what is sent next."""
+        self.protocol.opened = None
         if not self.is_lost:
             self.protocol.state = aioimaplib.SELECTED if is_selected else aioimaplib.AUTH
 
-    async def messages(
-        self,
-        sets: Iterator[list[int]],
-        items: str,
-        open_body: Callable[[int], Sink | None],
-        refused: list[int],
-    ) -> AsyncGenerator[list[FetchData]]:
-        """UID FETCH each set, several in flight, and hand over what has completed whenever the caller is ready for it.
-
-        The next set is taken only when there is room for it. Sets that the server refuses are added to `refused`. An
-        unsolicited flag update has no body and is left out. Leaving early ends the connection.
-        """
-        stream = _Stream(self.protocol, sets, items, open_body, refused)
-        try:
-            while (fetched := await stream.next()) is not None:
-                yield fetched
-        finally:
-            stream.close()
+    def set_opened(self, opened: Opened) -> None:
+        """Remember which mailbox is open, after the server has said so."""
+        if not self.is_lost:
+            self.set_selected(True)
+            self.protocol.opened = opened
 
     async def logout(self) -> None:
         """Say goodbye, without waiting for the answer, and close."""
@@ -612,88 +691,6 @@ class ImapSession:
     def drop(self) -> None:
         """Close at once."""
         self.protocol.fail(ConnectionLost("dropped"))
-
-
-class _Stream:
-    """The messages of several UID FETCH commands, as they come in."""
-
-    def __init__(
-        self,
-        protocol: Protocol,
-        sets: Iterator[list[int]],
-        items: str,
-        open_body: Callable[[int], Sink | None],
-        refused: list[int],
-    ) -> None:
-        self._protocol = protocol
-        self._sets = sets
-        self._items = items
-        self._refused = refused
-        self._running: deque[tuple[Command, list[int]]] = deque()
-        self._arrived: list[FetchData] = []
-        self._octets = 0
-        self._progress = asyncio.Event()
-        protocol.parser.open_body = open_body
-
-    async def next(self) -> list[FetchData] | None:
-        """All that has arrived, at least one message; None after the last."""
-        while True:
-            self._send_ahead()
-            if self._arrived:
-                return self._all_arrived()
-            if not self._running:
-                return None
-            command, numbers = self._running[0]
-            if command.done:
-                self._running.popleft()
-                await self._settle(command, numbers)
-            else:
-                await self._protocol.watched(self._progress, self._is_ready)
-
-    def close(self) -> None:
-        if any(not command.done for command, _ in self._running):
-            self._protocol.fail(ConnectionLost("the transfer was given up"))
-        self._protocol.resume()
-        self._protocol.parser.open_body = None
-
-    def _is_ready(self) -> bool:
-        return bool(self._arrived) or self._running[0][0].done
-
-    async def _settle(self, command: Command, numbers: list[int]) -> None:
-        try:
-            await self._protocol.finish(command)
-        except Rejected as exc:
-            log.debug("server.corrected", host=self._protocol.server, reason=exc.text)
-            self._refused.extend(numbers)
-
-    def _send_ahead(self) -> None:
-        if self._arrived and self._protocol.lost is not None:
-            return  # what has arrived is good
-        while len(self._running) < IN_FLIGHT and (numbers := next(self._sets, None)) is not None:
-            tag = self._protocol.new_tag()
-            command = Command("FETCH", tag, uid_set(numbers), self._items, prefix="UID", collect=self._collect)
-            command.progress = self._progress
-            self._running.append((self._protocol.launch(command), numbers))
-
-    def _collect(self, event: Event) -> None:
-        if isinstance(event, FetchData) and event.uid is not None and b"" in event.sections:
-            self._arrived.append(event)
-            self._octets += _held_octets(event)
-            if self._octets > HIGH_WATER_OCTETS:
-                self._protocol.pause()
-            self._progress.set()
-
-    def _all_arrived(self) -> list[FetchData]:
-        arrived, self._arrived = self._arrived, []
-        self._octets = 0
-        self._protocol.resume()
-        return arrived
-
-
-def _held_octets(fetched: FetchData) -> int:
-    body = fetched.sections[b""]
-    held = len(body) if isinstance(body, bytes | bytearray) else SINK_OCTETS
-    return MESSAGE_OVERHEAD_OCTETS + held
 
 
 def _rejected(command: Command, reply: Tagged) -> Rejected:
@@ -717,8 +714,10 @@ def _refused_starttls(server: str, reply: str) -> TlsFailed:
     return TlsFailed(f"{server} refused STARTTLS: {reply}", _WITHOUT_STARTTLS)
 
 
-def _refused_login(server: str, user: str, reply: Tagged) -> MaildError:
-    text = f"{server} refused to log in {user}: {reply.text or reply.status}"
+def _refused_login(endpoint: Imap, user: str, reply: Tagged, detail: str) -> MaildError:
+    """`detail` is what the challenges before the refusal told."""
+    text = f"{endpoint.host}:{endpoint.port} refused to log in {user}: {reply.text or reply.status}"
+    text += f" ({detail})" if detail else ""
     if _is_not_now(reply):
         return Unavailable(text, "it is tried again later")
-    return AuthRejected(text, "check user and password; many providers want an app password for IMAP")
+    return AuthRejected(text, refusal_hint(endpoint))

@@ -5,9 +5,12 @@ Each returns the text of the tagged OK; it raises `Refused` for NO and `BadSynta
 
 from __future__ import annotations
 
+import base64
+
 from maild.testing.faults import Reply
 from maild.testing.imap.session import Session
 from maild.testing.imap.syntax import Arguments, BadSyntax, decode_base64, string
+from maild.testing.sasl import MECHANISMS, admitted
 from maild.testing.store import Refused
 
 _CAN_BE_ENABLED = ("CONDSTORE", "QRESYNC")
@@ -54,11 +57,12 @@ async def login(session: Session, arguments: Arguments, _reply: Reply) -> str:
     arguments.space()
     password = arguments.astring()
     arguments.end()
-    return _admit(session, user, password)
+    _check_privacy(session)
+    return _admit(session, admitted(session.policy.users, user.decode("utf-8", "replace"), password))
 
 
 async def authenticate(session: Session, arguments: Arguments, reply: Reply) -> str:
-    """AUTHENTICATE PLAIN (RFC 4616), the response in the command where SASL-IR is offered (RFC 4959)."""
+    """AUTHENTICATE, the initial response in the command where SASL-IR is offered (RFC 4959)."""
     arguments.space()
     mechanism = arguments.word()
     initial = None
@@ -67,27 +71,36 @@ async def authenticate(session: Session, arguments: Arguments, reply: Reply) -> 
             raise BadSyntax("SASL-IR is not offered")
         initial = arguments.astring() if arguments else b""
     arguments.end()
-    if f"AUTH={mechanism}" not in session.policy.capabilities or mechanism != "PLAIN":
+    if f"AUTH={mechanism}" not in session.policy.capabilities or mechanism not in MECHANISMS:
         raise Refused("CANNOT", f"Mechanism {mechanism} is not offered")
-    if initial is None:
-        await reply.send(b"+ \r\n")
-        await session.wire.flush()
-        initial = await session.wire.line()
-        if initial == b"*":
-            raise BadSyntax("Authentication cancelled")
-    parts = decode_base64(initial).split(b"\0")
-    if len(parts) != 3:
-        raise BadSyntax("Not a PLAIN response")
-    return _admit(session, parts[1], parts[2])
+    _check_privacy(session)
+    login = MECHANISMS[mechanism](session.policy.users)
+    challenge = next(login)
+    try:
+        while True:
+            response = await _response(session, reply, challenge) if initial is None else decode_base64(initial)
+            initial = None
+            challenge = login.send(response)
+    except StopIteration as end:
+        return _admit(session, end.value)
 
 
-def _admit(session: Session, user: bytes, password: bytes) -> str:
+async def _response(session: Session, reply: Reply, challenge: bytes) -> bytes:
+    await reply.send(b"+ " + base64.b64encode(challenge) + b"\r\n")
+    await session.wire.flush()
+    line = await session.wire.line()
+    if line == b"*":
+        raise BadSyntax("Authentication cancelled")
+    return decode_base64(line)
+
+
+def _check_privacy(session: Session) -> None:
     if not session.login_allowed:
         raise Refused("PRIVACYREQUIRED", "TLS is required first")
-    name = user.decode("utf-8", "replace")
-    if session.policy.users.get(name, "").encode() != password or name not in session.policy.users:
-        raise Refused("AUTHENTICATIONFAILED", "Authentication failed")
-    session.user = name
+
+
+def _admit(session: Session, user: str) -> str:
+    session.user = user
     return f"[CAPABILITY {session.capabilities()}] Logged in"
 
 

@@ -11,26 +11,28 @@ from maild.testing.faults import Reply
 from maild.testing.imap.messages import writable_target
 from maild.testing.imap.session import Session
 from maild.testing.imap.syntax import Arguments, BadSyntax, set_of
-from maild.testing.store import Mailbox
+from maild.testing.store import Mailbox, Refused
 
 
 async def append(session: Session, arguments: Arguments, _reply: Reply) -> str:
     """APPEND of one message, or of several where MULTIAPPEND is offered (RFC 3502); all or none."""
     arguments.space()
     name = arguments.mailbox()
-    messages = [_append_one(arguments)]
+    messages = [_append_one(session, arguments)]
     while arguments:
         if not session.policy.has("MULTIAPPEND"):
             raise BadSyntax("MULTIAPPEND is not offered")
-        messages.append(_append_one(arguments))
+        messages.append(_append_one(session, arguments))
     target = writable_target(session, name)
+    if target.append_limit is not None and any(len(raw) > target.append_limit for _, _, raw in messages):
+        raise Refused("TOOBIG", f"No message here has more than {target.append_limit} octets")
     uids = [session.store.deliver(target.name, raw, flags, date_s) for flags, date_s, raw in messages]
     if not session.policy.has("UIDPLUS"):
         return "Append completed"
     return f"[APPENDUID {target.uidvalidity} {set_of(uids).decode()}] Append completed"
 
 
-def _append_one(arguments: Arguments) -> tuple[list[str], int | None, bytes]:
+def _append_one(session: Session, arguments: Arguments) -> tuple[list[str], int | None, bytes]:
     arguments.space()
     flags: list[str] = []
     date_s = None
@@ -40,9 +42,15 @@ def _append_one(arguments: Arguments) -> tuple[list[str], int | None, bytes]:
     if arguments.starts(b'"'):
         date_s = arguments.date_time()
         arguments.space()
+    is_binary = session.policy.has("BINARY") and arguments.took(b"~")  # literal8, RFC 3516 §4.4
     if not arguments.starts(b"{"):
         raise BadSyntax("APPEND takes a literal")
-    return flags, date_s, arguments.string()
+    raw = arguments.string()
+    if not raw:
+        raise Refused("", "An APPEND of nothing is given up")  # RFC 3502 §6.3.11
+    if b"\0" in raw and not is_binary:
+        raise BadSyntax("A literal holds no NUL")
+    return flags, date_s, raw
 
 
 async def idle(session: Session, arguments: Arguments, reply: Reply) -> str:

@@ -22,6 +22,7 @@ _STATUS: dict[str, tuple[str, Callable[[Mailbox], int | str]]] = {  # item → (
     "UNSEEN": ("", lambda mailbox: sum("\\Seen" not in message.flags for message in mailbox)),
     "HIGHESTMODSEQ": ("CONDSTORE", lambda mailbox: mailbox.highestmodseq if mailbox.modseqs else 0),
     "SIZE": ("STATUS=SIZE", lambda mailbox: sum(len(message.raw) for message in mailbox)),
+    "APPENDLIMIT": ("APPENDLIMIT", lambda mailbox: "NIL" if mailbox.append_limit is None else mailbox.append_limit),
     "MAILBOXID": ("OBJECTID", lambda mailbox: f"({mailbox.mailbox_id})"),
 }
 _SELECTION = {"SUBSCRIBED": "", "REMOTE": "", "RECURSIVEMATCH": "", "SPECIAL-USE": "SPECIAL-USE"}

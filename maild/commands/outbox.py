@@ -1,0 +1,253 @@
+"""`maild outbox`: what is on its way out, for a person or as JSON, and what a person may do about it.
+
+Exit status 0 all well, 1 when something could not be sent or done, 64 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, assert_never, cast
+
+import anyio
+
+from maild import log
+from maild.commands import printable
+from maild.config import Config, load
+from maild.config.values import LogLevel
+from maild.control import NoDaemon, ask, nudge
+from maild.core import outgoing
+from maild.core.errors import LocalError, MaildError, StateBusy
+from maild.core.outgoing import Item, State
+from maild.engine.submit import Drained, submit_all
+from maild.local.outbox import Outbox
+
+OK, FAILED, USAGE = 0, 1, 64
+NO_LOG = cast("LogLevel", "critical")  # no event has this level
+_SHOWN_RECIPIENTS = 3
+_SUBJECT_CHARACTERS = 60
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the command; returns the exit status. Raises ConfigError, LocalError."""
+    wants_id = args.action in ("show", "hold", "release", "cancel", "retry")
+    if wants_id != bool(args.id):
+        what = "needs the ID of a message; `maild outbox list` shows them" if wants_id else "takes no ID"
+        print(f"maild outbox {args.action} {what}", file=sys.stderr)
+        return USAGE
+    config = load(args.config)
+    log.configure(_log_level(config, args), config.log_format)
+    outbox = Outbox(config.state_dir)
+    match args.action:
+        case "list":
+            return _list(outbox, as_json=args.json)
+        case "show":
+            return _each(args, partial(_show, outbox, as_json=args.json))
+        case "flush":
+            return _flush(config, outbox, as_json=args.json)
+        case action:
+            status = _each(args, partial(_change, outbox, action, as_json=args.json))
+            nudge(config.state_dir, {"ask": "outbox"})
+            return status
+
+
+def _log_level(config: Config, args: argparse.Namespace) -> LogLevel:
+    """The results tell all that went wrong; a log is for who asks. `-v` shows every step."""
+    if args.verbose:
+        return "debug"
+    return NO_LOG if config.log_level == "info" and config.log_format == "auto" else config.log_level
+
+
+def _each(args: argparse.Namespace, act: Callable[[str], None]) -> int:
+    """For each id; one that fails stops none of the others."""
+    status = OK
+    for item_id in args.id:
+        try:
+            act(item_id)
+        except LocalError:
+            raise
+        except MaildError as exc:
+            print(f"maild: {printable(str(exc))}", file=sys.stderr)
+            status = FAILED
+    return status
+
+
+# -- what a person may do
+
+
+def _change(outbox: Outbox, action: str, item_id: str, *, as_json: bool) -> None:
+    item = outbox.find(item_id)
+    now_s = time.time()
+    match action:
+        case "hold":
+            item = outbox.edit(item.id, outgoing.held)
+        case "release":
+            item = outbox.edit(item.id, partial(outgoing.released, now_s=now_s))
+        case "retry":
+            item = outbox.edit(item.id, partial(outgoing.retried, now_s=now_s))
+        case _:
+            item = outbox.cancel(item.id)
+    if as_json:
+        print(json.dumps(json_item(item), ensure_ascii=False, indent=2))
+        return
+    sent = len(item.with_state("sent"))
+    note = f" ({sent} of {len(item.recipients)} recipients have got it)" if sent and action == "cancel" else ""
+    print(f"{item.id}: {'cancelled' if action == 'cancel' else item.state}{note}")
+
+
+def _flush(config: Config, outbox: Outbox, *, as_json: bool) -> int:
+    try:
+        results = _flushed(config, outbox)
+    except StateBusy as exc:
+        print(f"maild: {exc}", file=sys.stderr)
+        return FAILED
+    if as_json:
+        print(json.dumps({"accounts": {name: _json_drained(d) for name, d in results.items()}}, indent=2))
+    for name, drained in results.items():
+        if drained.error is not None:
+            print(printable(f"maild: {name}: {drained.error}"), file=sys.stderr)
+        if not as_json:
+            print(f"{name}: {_in_words(drained)}")
+    if not results and not as_json:
+        print("nothing is waiting")
+    is_readable = _tell_unreadable(outbox)
+    return OK if is_readable and all(drained.is_well for drained in results.values()) else FAILED
+
+
+def _flushed(config: Config, outbox: Outbox) -> dict[str, Drained]:
+    """By the daemon, or in this process without one. Raises StateBusy, Refused."""
+    try:
+        told = ask(config.state_dir, {"ask": "flush"}, timeout_s=None)
+    except NoDaemon:
+        return anyio.run(partial(submit_all, config, outbox, everything=True))
+    return {name: _drained(name, facts) for name, facts in told.items()}
+
+
+def _drained(name: str, told: dict[str, Any]) -> Drained:
+    error = None if told["error"] is None else MaildError(told["error"])
+    return Drained(name, Counter(told["counts"]), error)
+
+
+def _in_words(drained: Drained) -> str:
+    """For example `12 sent, 1 deferred`, of recipients."""
+    return ", ".join(f"{count} {state}" for state, count in sorted(drained.counts.items())) or "nothing sent"
+
+
+def _json_drained(drained: Drained) -> dict[str, object]:
+    counts = {state: drained.counts.get(state, 0) for state in ("sent", "deferred", "failed", "uncertain")}
+    return {"ok": drained.is_well, "error": str(drained.error) if drained.error else None, **counts}
+
+
+# -- what a person is shown
+
+
+def _list(outbox: Outbox, *, as_json: bool) -> int:
+    contents = outbox.contents()
+    if as_json:
+        print(json.dumps([json_item(item) for item in contents.items], ensure_ascii=False, indent=2))
+    else:
+        for item in contents.items:
+            print(_line(item, time.time()))
+        if not contents.items and not contents.unreadable:
+            print("the outbox is empty")
+    return OK if _tell_unreadable(outbox) else FAILED
+
+
+def _tell_unreadable(outbox: Outbox) -> bool:
+    """Whether all items could be read; those that could not are told."""
+    unreadable = outbox.contents().unreadable
+    for reason in unreadable.values():
+        print(printable(f"maild: {outbox.path}: cannot read {reason}"), file=sys.stderr)
+    return not unreadable
+
+
+def json_item(item: Item) -> dict[str, object]:
+    """The JSON form of the contract. `next_attempt` is null where none will come by itself."""
+    wakes_at = item.wakes_at()
+    return {
+        "id": item.id,
+        "account": item.account,
+        "sender": item.sender,
+        "state": item.state,
+        "attempts": item.attempts,
+        "next_attempt": None if wakes_at is None else _utc(wakes_at),
+        "size": item.size_octets,
+        "subject": item.subject,
+        "message_id": item.message_id,
+        "accepted": _utc(item.created_s),
+        "recipients": [{"address": r.address, "state": r.state, "reply": r.reply or None} for r in item.recipients],
+    }
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _line(item: Item, now_s: float) -> str:
+    """One message: id, state, when next, to whom and about what; below it what servers said."""
+    people = [recipient.address for recipient in item.recipients]
+    to = ", ".join(people[:_SHOWN_RECIPIENTS])
+    to += f" and {len(people) - _SHOWN_RECIPIENTS} more" if len(people) > _SHOWN_RECIPIENTS else ""
+    subject = item.subject[:_SUBJECT_CHARACTERS] or "(no subject)"
+    head = printable(f"{item.id}  {item.account}  {_state(item, now_s)}  to {to}: {subject}")
+    said = [f"    {r.address}: {r.state}: {r.reply}" for r in item.recipients if r.reply and r.state != "sent"]
+    return "\n".join([head, *map(printable, said)])
+
+
+def _state(item: Item, now_s: float) -> str:
+    state: State = item.state
+    wakes_at = item.wakes_at()
+    match state:
+        case "queued" | "deferred" | "uncertain":
+            if item.phase:
+                return "being sent"
+            after_s = (wakes_at or 0) - now_s
+            return state if after_s <= 0 else f"{state}, next try in {_duration(after_s)}"
+        case "held" | "failed" | "sent":
+            return state
+        case _:
+            assert_never(state)
+
+
+def _duration(seconds: float) -> str:
+    """Roughly, as `45 s`, `12 min`, `3.5 h` or `2 days`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.0f} days"
+
+
+def _show(outbox: Outbox, item_id: str, *, as_json: bool) -> None:
+    item = outbox.find(item_id)
+    text = outbox.text(item.id).decode("utf-8", "replace")
+    if as_json:
+        print(json.dumps({**json_item(item), "message": text}, ensure_ascii=False, indent=2))
+        return
+    for line in _facts(item):
+        print(printable(line))
+    print()
+    for line in text.split("\n"):
+        print(printable(line.replace("\t", "        ")))
+
+
+def _facts(item: Item) -> Iterable[str]:
+    facts: Sequence[tuple[str, str]] = (
+        ("id", item.id),
+        ("account", item.account),
+        ("envelope sender", item.sender or "<> (none)"),
+        ("state", _state(item, time.time())),
+        ("accepted", _utc(item.created_s)),
+        ("tries", str(item.attempts)),
+        ("size", f"{item.size_octets:,} octets"),
+    )
+    yield from (f"{name + ':':<17}{value}" for name, value in facts)
+    for recipient in item.recipients:
+        reply = f" ({recipient.reply})" if recipient.reply else ""
+        yield f"{'to:':<17}{recipient.address}: {recipient.state}{reply}"

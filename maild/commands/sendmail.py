@@ -1,0 +1,198 @@
+"""`maild sendmail`, also as `maild-sendmail`: a message from standard input into the outbox, durably, before status 0.
+
+Takes the options that callers of sendmail use; those that mean nothing here are accepted. No daemon is needed, and
+what takes long to import is not imported.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from maild.commands import printable
+from maild.config.senders import read_senders
+from maild.core.errors import ConfigError, LocalError
+from maild.engine.accept import NoAccount, Order, Refused, prepared
+from maild.local.outbox import Outbox
+
+OK, USAGE, DATA_ERROR, TRY_LATER, BAD_CONFIG = 0, 64, 65, 75, 78  # sysexits.h
+
+HELP = """\
+usage: maild sendmail [-t] [-i] [-f ADDRESS] [-F NAME] [--at TIME] [--account NAME] [--] [RECIPIENT …]
+
+Takes a message from standard input into the outbox, from where it is sent as soon as that is possible. Returns 0
+once the message is safe on the disk. Needs no running daemon.
+
+  -t              take recipients from To, Cc and Bcc, besides those given here; Bcc is removed from the message
+  -i, -oi         a line with a single dot does not end the message (it never does)
+  -f, -r ADDRESS  the envelope sender, which also chooses the account; by default that of Sender or From
+  -F NAME         the name for From, if the message has no From
+  --at TIME       not before: 2026-12-24T18:00, 18:00 (the next one), or a while from now such as 90m or 2h
+  --account NAME  send through this account
+
+Further options of sendmail (-b, -B, -h, -N, -o, -O, -q, -R, -V, -v, -X …) are accepted and change nothing.
+exit status: 0 accepted, 64 wrong usage, 65 bad address or message, 75 could not be stored, 78 bad config
+"""
+
+_WITH_VALUE = frozenset("BChLNOpRVX")  # options of sendmail that take a value and mean nothing here
+_WITH_VALUE_ATTACHED = frozenset("bdoqx")  # and those whose value can only be part of the same word
+_FLAGS = frozenset("AGinmsvUE")
+_UNSUPPORTED_MODES = {
+    "s": "it speaks no SMTP on standard input",
+    "p": "use `maild outbox`",
+    "i": "it has no aliases",
+    "d": "use `maild run`",
+    "D": "use `maild run`",
+    "v": "it verifies no addresses",
+    "t": "it has no test mode",
+}
+_AT_CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
+_AT_DELAY = re.compile(r"\+?(\d{1,9})([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class WrongUsage(ValueError):
+    """The command line cannot be understood; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line, read."""
+
+    order: Order
+    wants_help: bool = False
+
+
+def run(config: Path | None, words: Sequence[str]) -> int:
+    """Carry out the command with the words after its name; the exit status."""
+    try:
+        options = parse(words, time.time())
+    except WrongUsage as exc:
+        return _failed(f"{exc} (see `maild sendmail --help`)", USAGE)
+    if options.wants_help:
+        print(HELP, end="")
+        return OK
+    try:
+        return _accept(config, options.order)
+    except Refused as exc:
+        return _failed(str(exc), DATA_ERROR)
+    except NoAccount as exc:
+        return _failed(str(exc), BAD_CONFIG)
+    except ConfigError as exc:
+        return _failed("\n".join(exc.problems), BAD_CONFIG)
+    except LocalError as exc:
+        return _failed(str(exc), TRY_LATER)
+
+
+def _accept(config: Path | None, order: Order) -> int:
+    senders = read_senders(config)
+    raw = sys.stdin.buffer.read()
+    item, text = prepared(raw, order, senders, time.time())
+    Outbox(senders.state_dir).accept(item, text)
+    return OK
+
+
+def _failed(text: str, status: int) -> int:
+    for line in text.splitlines():
+        print(f"maild sendmail: {printable(line)}", file=sys.stderr)
+    return status
+
+
+# -- the command line
+
+
+def parse(words: Sequence[str], now_s: float) -> Options:
+    """Read sendmail's options. Raises WrongUsage."""
+    order = Order()
+    left = list(words)
+    recipients: list[str] = []
+    if "--help" in left or left == ["-h"]:
+        return Options(order, wants_help=True)
+    while left:
+        word = left.pop(0)
+        if word == "--":
+            recipients += left
+            break
+        if word.startswith("--"):
+            order = _long(order, word, left, now_s)
+        elif word.startswith("-") and len(word) > 1:
+            for letter, value in _letters(word, left):
+                order = _applied(order, letter, value)
+        else:
+            recipients.append(word)
+    if not recipients and not order.take_from_head:
+        raise WrongUsage("no recipient is given; use -t to take them from the message")
+    return Options(replace(order, recipients=tuple(recipients)))
+
+
+def _letters(word: str, left: list[str]) -> Iterator[tuple[str, str]]:
+    """The options in one word: `-ti` is two of them, `-fADDRESS` and `-f ADDRESS` one with its value."""
+    at = 1
+    while at < len(word):
+        letter, rest = word[at], word[at + 1 :]
+        at += 1
+        if letter in "fFr" or letter in _WITH_VALUE:
+            if not rest and not left:
+                raise WrongUsage(f"-{letter} needs a value")
+            yield letter, rest or left.pop(0)
+            return
+        if letter in _WITH_VALUE_ATTACHED:
+            yield letter, rest
+            return
+        yield letter, ""
+
+
+def _applied(order: Order, letter: str, value: str) -> Order:
+    match letter:
+        case "t":
+            return replace(order, take_from_head=True)
+        case "f" | "r":
+            return replace(order, sender=value)
+        case "F":
+            return replace(order, full_name=value)
+        case "b" if value in _UNSUPPORTED_MODES:
+            raise WrongUsage(f"-b{value} is not what this program does: {_UNSUPPORTED_MODES[value]}")
+        case _ if letter in _WITH_VALUE or letter in _WITH_VALUE_ATTACHED or letter in _FLAGS:
+            return order
+        case _:
+            raise WrongUsage(f"-{letter} is no option of sendmail")
+
+
+def _long(order: Order, word: str, left: list[str], now_s: float) -> Order:
+    name, equals, value = word.partition("=")
+    if name not in ("--at", "--account"):
+        raise WrongUsage(f"there is no option {name}")
+    if not equals:
+        if not left:
+            raise WrongUsage(f"{name} needs a value")
+        value = left.pop(0)
+    if name == "--account":
+        return replace(order, account=value)
+    return replace(order, send_s=moment(value, now_s))
+
+
+def moment(text: str, now_s: float) -> int:
+    """The time that `--at` names, in seconds since 1970 UTC; without a zone it is local. Raises WrongUsage."""
+    from datetime import datetime, timedelta
+
+    if delay := _AT_DELAY.fullmatch(text):
+        return int(now_s) + int(delay[1]) * _SECONDS[delay[2]]
+    now = datetime.fromtimestamp(now_s).astimezone()
+    if clock := _AT_CLOCK.fullmatch(text):
+        today = now.replace(tzinfo=None, hour=int(clock[1]), minute=int(clock[2]), second=0, microsecond=0)
+        at = today.astimezone()
+        return int((at if at > now else (today + timedelta(days=1)).astimezone()).timestamp())
+    try:
+        given = datetime.fromisoformat(text)
+        seconds = int((given if given.tzinfo else given.astimezone()).timestamp())
+    except (ValueError, OverflowError, OSError):
+        raise WrongUsage(
+            f"--at {text!a} is no time; write 2026-12-24T18:00, 18:00, or a while such as 90m or 2h"
+        ) from None
+    if seconds < now_s:
+        raise WrongUsage(f"--at {text!a} is in the past")
+    return seconds

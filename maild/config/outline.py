@@ -1,0 +1,85 @@
+"""Which accounts there are, read from the config without its validation: `maild status` has to answer at once.
+
+pydantic alone takes longer to import than a thousand accounts' states take to be read, and a mistake elsewhere in the
+config is no reason not to show what is known. What is looked at and not as it should be goes through the whole
+validation, which then says all that is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from maild.config import units
+from maild.config.places import state_dir, the_main_file
+
+if TYPE_CHECKING:
+    from maild.config.values import Config
+
+Protocol = Literal["imap", "pop3", "smtp"]
+_PROTOCOLS: tuple[Protocol, ...] = ("imap", "pop3", "smtp")  # an account that has more is known by the first
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """Where the state is, and every account in the order of the config, by what it is first of all."""
+
+    state_dir: Path
+    accounts: Mapping[str, Protocol]
+
+
+def read_outline(path: Path | None, environ: Mapping[str, str] = os.environ) -> Outline:
+    """The outline of the config at `path`, or of the first one of the search order. Raises ConfigError."""
+    try:
+        return _outline(the_main_file(path, environ), environ)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        from maild.config import load
+
+        return outline_of(load(path, environ))
+
+
+def outline_of(config: Config) -> Outline:
+    """The same of a config that is there already."""
+    accounts = {
+        name: next(protocol for protocol in _PROTOCOLS if getattr(account, protocol) is not None)
+        for name, account in config.accounts.items()
+    }
+    return Outline(config.state_dir, accounts)
+
+
+def _outline(main: Path, environ: Mapping[str, str]) -> Outline:
+    head, accounts = _read(main)
+    beside = main.parent / "accounts.d"
+    for path in sorted(beside.glob("[!.]*.toml")) if beside.is_dir() else ():
+        _, more = _read(path)
+        if not accounts.keys().isdisjoint(more):
+            raise KeyError("an account is there twice")
+        accounts |= more
+    if not accounts:
+        raise KeyError("accounts")
+    given = head.get("state_dir")
+    directory = state_dir(environ) if given is None else units.path(given, environ)
+    return Outline(directory, {name: _protocol(name, account) for name, account in accounts.items()})
+
+
+def _read(path: Path) -> tuple[dict[str, object], dict[str, object]]:
+    """The table [maild] of a file, and its accounts."""
+    with path.open("rb") as file:
+        table = tomllib.load(file)
+    head, accounts = table.get("maild", {}), table.get("accounts", {})
+    if not (isinstance(head, dict) and isinstance(accounts, dict)):
+        raise TypeError("a table")
+    return head, accounts
+
+
+def _protocol(name: str, account: object) -> Protocol:
+    if "/" in name or not isinstance(account, dict):  # it becomes the name of a file
+        raise TypeError("an account")
+    for protocol in _PROTOCOLS:
+        if protocol in account:
+            return protocol
+    raise KeyError("imap")

@@ -1,0 +1,92 @@
+"""Which message that vanished in one place is the one that appeared in another. Pure.
+
+Moves are found by content, before anything else is decided, among all mailboxes of an account: a file that vanished and
+an equal one that has no pair (`local_moves`), a Uid that vanished and a new message of equal facts (`remote_moves`).
+Each appearance is used once, and where there are several the nearest wins: the same unique name, the same mailbox, any.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from maild.core.model import Facts, Key, MailboxName, Pair, Uid
+
+Content = tuple[int, bytes]  # size and digest of a message's content
+
+
+class Gone(NamedTuple):
+    """A pair that one side or both no longer have, in the mailbox where it was."""
+
+    mailbox: MailboxName
+    pair: Pair
+
+
+class File(NamedTuple):
+    """A local file without a pair."""
+
+    mailbox: MailboxName
+    key: Key
+
+
+class NewMessage(NamedTuple):
+    """A message on the server without a pair."""
+
+    mailbox: MailboxName
+    uid: Uid
+
+
+def local_moves(gone: Iterable[Gone], files: Mapping[Content, Sequence[File]]) -> dict[Gone, File]:
+    """For each pair whose file is gone the file that it has become, where there is one with its content."""
+    left = {content: list(some) for content, some in files.items()}
+    wanted: dict[Content, list[Gone]] = defaultdict(list)
+    for one in gone:
+        content = one.pair.size_octets, one.pair.digest
+        if content in left:
+            wanted[content].append(one)
+    moved: dict[Gone, File] = {}
+    for content, several in wanted.items():
+        moved.update(_nearest(several, left[content]))
+    return moved
+
+
+def _nearest(gone: list[Gone], files: list[File]) -> dict[Gone, File]:
+    by_nearness = sorted(
+        ((_distance(one, file), n, m) for n, one in enumerate(gone) for m, file in enumerate(files[: 4 * len(gone)])),
+    )
+    moved: dict[Gone, File] = {}
+    used: set[int] = set()
+    for _, n, m in by_nearness:
+        if gone[n] not in moved and m not in used:
+            moved[gone[n]] = files[m]
+            used.add(m)
+    return moved
+
+
+def _distance(one: Gone, file: File) -> int:
+    if one.pair.key == file.key:
+        return 0
+    return 1 if one.mailbox == file.mailbox else 2
+
+
+def remote_moves(
+    gone: Mapping[Facts, Sequence[Gone]], fresh: Mapping[Facts, Sequence[NewMessage]]
+) -> dict[Gone, NewMessage]:
+    """For each pair whose message is gone on the server the new one there that it has become.
+
+    `gone` is keyed by the facts of its local file. Facts without a Message-ID prove nothing; nor do those that local
+    files of different contents share.
+    """
+    moved: dict[Gone, NewMessage] = {}
+    for facts, several in gone.items():
+        found = fresh.get(facts)
+        if not found or not facts.message_id or len({one.pair.digest for one in several}) > 1:
+            continue
+        left = list(found)
+        for one in sorted(several, key=lambda one: (one.mailbox, one.pair.uid)):
+            if left:
+                nearest = next((new for new in left if new.mailbox == one.mailbox), left[0])
+                left.remove(nearest)
+                moved[one] = nearest
+    return moved

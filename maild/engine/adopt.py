@@ -1,0 +1,160 @@
+"""Adoption: a message that is on both sides without a pair gets one. The one recovery there is.
+
+A crash between effect and commit, a lost state, a new UIDVALIDITY, a Maildir that another tool wrote: all leave a
+message on both sides and no pair. Most are told apart by cheap facts, the others by their content once it has come.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from maild.core.flags import same_flags
+from maild.core.identity import TUID_WIRE_OCTETS, LocalIdentity, disk_and_content, fingerprint
+from maild.core.model import NO_FLAGS, Facts, Fetched, Flags, Key, MergeFlags, Pair, Permitted, Uid
+from maild.core.moves import Content
+from maild.core.reconcile import merge_flags, missing_in
+from maild.engine.look import flags_here
+from maild.local.maildir import Maildir
+from maild.local.scan import Entry
+from maild.local.spool import Spool
+from maild.local.state import Changes, MailboxState, Orphan, State
+
+
+@dataclass(slots=True)
+class Unpaired:
+    """Files of one mailbox that no pair knows, by what they are. `orphans` keep the base flags of lost pairs."""
+
+    entries: dict[Key, Entry] = field(default_factory=dict)
+    identities: dict[Key, LocalIdentity] = field(default_factory=dict)
+    orphans: dict[Key, Orphan] = field(default_factory=dict)
+    by_content: dict[Content, list[Key]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_content = defaultdict(list)
+        for key, identity in self.identities.items():
+            self.by_content[identity.size_octets, identity.digest].append(key)
+
+    def sizes(self) -> set[int]:
+        """What the messages may count on the server."""
+        plain = {identity.facts.size_octets for identity in self.identities.values()}
+        return plain | {i.facts.size_octets + TUID_WIRE_OCTETS for i in self.identities.values() if i.has_tuid}
+
+    def by_facts(self, *, with_tuid: bool) -> dict[Facts, list[Key]]:
+        """Keys by their cheap identity, without those that have no Message-ID to be known by.
+
+        With `with_tuid` only those that mbsync marked, as the server counts them if it has the mark too.
+        """
+        found: dict[Facts, list[Key]] = defaultdict(list)
+        for key, identity in self.identities.items():
+            facts = identity.facts
+            if with_tuid:
+                facts = Facts(facts.size_octets + TUID_WIRE_OCTETS, facts.message_id, facts.date)
+            if facts.message_id and (identity.has_tuid or not with_tuid):
+                found[facts].append(key)
+        return found
+
+    def with_content(self, content: Content) -> Key | None:
+        """A file with exactly this content."""
+        return next((key for key in self.by_content.get(content, ()) if key in self.entries), None)
+
+    def take(self, key: Key) -> tuple[Entry, LocalIdentity, Flags]:
+        """Its entry, identity and base flags; it is no longer unpaired."""
+        orphan = self.orphans.pop(key, None)
+        return self.entries.pop(key), self.identities.pop(key), NO_FLAGS if orphan is None else orphan.flags
+
+
+def read_unpaired(state: State, mailbox: MailboxState, maildir: Maildir, entries: Mapping[Key, Entry]) -> Unpaired:
+    """Read what these files are. Blocks for as long as that takes."""
+    identities = {key: identity for key, entry in entries.items() if (identity := maildir.identity(entry)) is not None}
+    return Unpaired({key: entries[key] for key in identities}, identities, state.orphans(mailbox.id))
+
+
+def match_facts(unpaired: Unpaired, facts: Mapping[Uid, Facts]) -> dict[Uid, Key]:
+    """Pair by cheap identity, where that leaves no doubt.
+
+    No doubt: a Message-ID is there, all local files of the group have the same content, and there are no more messages
+    on the server than files. Everything else is decided by the content once it has been fetched.
+    """
+    groups: dict[Facts, list[Uid]] = defaultdict(list)
+    for uid, fact in facts.items():
+        groups[fact].append(uid)
+    matched: dict[Uid, Key] = {}
+    for with_tuid in (False, True):
+        taken = set(matched.values())
+        for fact, same in unpaired.by_facts(with_tuid=with_tuid).items():
+            keys = [key for key in same if key not in taken]
+            uids = [uid for uid in groups.get(fact, []) if uid not in matched]
+            if len(uids) <= len(keys) and len({unpaired.identities[key].digest for key in keys}) == 1:
+                matched.update(zip(sorted(uids, key=_uid_order), sorted(keys), strict=False))
+    return matched
+
+
+def _uid_order(uid: Uid) -> tuple[int, str]:
+    return len(uid), uid
+
+
+@dataclass(slots=True)
+class Adopted:
+    """What came of an adoption: files whose flags changed, flags the server still needs, and whether any file escaped.
+
+    A file escapes when a reader renames it just then; the next look brings its flags together.
+    """
+
+    flags: int = 0
+    merges: list[MergeFlags] = field(default_factory=list)
+    has_escaped: bool = False
+
+
+def adopt(
+    state: State,
+    mailbox: MailboxState,
+    maildir: Maildir,
+    unpaired: Unpaired,
+    matched: Mapping[Uid, Key],
+    remote: Mapping[Uid, Flags],
+    permitted: Permitted | None,
+) -> Adopted:
+    """Make pairs of what is on both sides, and bring the flags together on this one. Blocks.
+
+    The base of a new pair is what the server has: what only this disk has is then a local change, told in `merges`.
+    """
+    adopted = Adopted()
+    pairs: dict[Key, Pair] = {}
+    changes: dict[Key, tuple[Entry, Flags]] = {}
+    agreed: dict[Key, Flags] = {}
+    entries: dict[Key, Entry] = {}
+    for uid, key in matched.items():
+        entry, identity, base = unpaired.take(key)
+        entries[key] = entry
+        here, there = flags_here(maildir, entry, base), remote[uid]
+        pairs[key] = Pair(uid, key, there, identity.size_octets, identity.digest)
+        operation = merge_flags(replace(pairs[key], flags=base), here, there, permitted)
+        if not same_flags(operation.flags, here):
+            changes[key] = entry, operation.flags
+        if operation.add or operation.remove:
+            adopted.merges.append(operation)
+        agreed[key] = there - missing_in(here | base, there)
+    done = maildir.set_flags(list(changes.values())) if changes else {}
+    for key, pair in pairs.items():
+        entry = done.get(key, entries[key])
+        if same_flags(flags_here(maildir, entry, pair.flags), pair.flags):
+            pairs[key] = replace(pair, info=entry.info)
+    for key in changes.keys() - done.keys():
+        pairs[key] = replace(pairs[key], flags=agreed[key])
+        adopted.has_escaped = True
+    escaped = {pairs[key].uid for key in changes.keys() - done.keys()}
+    adopted.merges = [operation for operation in adopted.merges if operation.uid not in escaped]
+    adopted.flags = len(done)
+    state.apply([Changes(mailbox.id, add=list(pairs.values()))])
+    return adopted
+
+
+def fetched_content(fetched: Fetched) -> Content:
+    """What has just been fetched, to be looked for among local files. Blocks for as long as hashing takes."""
+    if isinstance(fetched.raw, Spool):
+        return fetched.raw.finish()
+    _, content = disk_and_content(cast("bytes | bytearray", fetched.raw))
+    return fingerprint(content)

@@ -1,0 +1,202 @@
+"""What follows when it is recorded what became of a message: the copy in the Sent mailbox, reports, and forgetting it.
+
+Each step can be cut off by a crash and is then made again: what it delivers has a name that is known before, and is
+looked for. A disk that refuses leaves the message in the outbox as it is; the next drain goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import anyio
+import anyio.to_thread
+import structlog
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from maild.config import Account, Smtp
+from maild.core import outgoing
+from maild.core.errors import LocalError
+from maild.core.head import divide
+from maild.core.names import directory
+from maild.core.notices import Occasion, delay_notice, failure_report
+from maild.core.outgoing import Item
+from maild.engine.accept import date_field
+from maild.local.once import Letter, check_mounted, deliver_once, letter_key
+from maild.local.outbox import Outbox
+
+BATCH = 32
+GATHER_S = (
+    0.1  # for so long the first waits for more, so that many share their fsyncs; at the end of a drain none waits
+)
+DEFAULT_SENT = "Sent"
+
+# Submission servers that put what they take into the account's Sent mailbox themselves; a copy would be a second one.
+# Google: "Sent mail is stored in [Gmail]/Sent Mail by SMTP", so clients are told not to save (Gmail's IMAP client
+# settings). Microsoft: Exchange Online and Outlook.com keep what is submitted in Sent Items. iCloud is not here:
+# reports go both ways. Others leave the copy to the client, as RFC 6409 does.
+KEEPING_HOSTS = frozenset(
+    {
+        "smtp.gmail.com",
+        "smtp.googlemail.com",
+        "smtp.office365.com",
+        "smtp-mail.outlook.com",
+        "outlook.office365.com",
+        "smtp.outlook.com",
+        "smtp.live.com",
+    }
+)
+
+log = structlog.get_logger()
+
+
+def wants_copy(smtp: Smtp) -> bool:
+    """Whether a copy of what was sent belongs into the local Sent mailbox."""
+    return smtp.sent == "copy" or (smtp.sent == "auto" and smtp.host.lower().rstrip(".") not in KEEPING_HOSTS)
+
+
+class Aftermath:
+    """One account's. `has_failed`: something could not be delivered on this disk, and waits for the next drain."""
+
+    def __init__(
+        self,
+        account: Account,
+        smtp: Smtp,
+        outbox: Outbox,
+        state: Path,
+        sent_directory: PurePosixPath | None,
+        on_failure: Callable[[Item], None] | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.has_failed = False
+        self._account = account
+        self._smtp = smtp
+        self._outbox = outbox
+        self._state = state
+        self._sent_directory = sent_directory
+        self._on_failure = on_failure
+        self._clock = clock
+        self._queue: MemoryObjectSendStream[Item] | None = None
+
+    def judged(self, item: Item) -> Item:
+        """The item with its copy done, where none is wanted."""
+        return item if item.copy != "begun" or wants_copy(self._smtp) else replace(item, copy="done")
+
+    def add(self, item: Item) -> None:
+        """See to a message of which it has just been recorded what became of it."""
+        if self._queue is not None and self._is_due(item):
+            self._queue.send_nowait(item)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """While the block lasts, `add` has effect; at its end all is done."""
+        queue, items = anyio.create_memory_object_stream[Item](float("inf"))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._work, items)
+            try:
+                self._queue = queue
+                yield
+            finally:
+                self._queue = None
+                queue.close()
+
+    async def catch_up(self, items: Sequence[Item]) -> None:
+        """See to what an earlier drain could not, or did not live to."""
+        self.has_failed = False
+        left = [self.judged(item) for item in items if not item.phase and self._is_due(item)]
+        for at in range(0, len(left), BATCH):
+            await self._see_to(left[at : at + BATCH], may_be_there=True)
+
+    def _is_due(self, item: Item) -> bool:
+        is_reported = not outgoing.owes_report(item) and not outgoing.owes_delay_notice(item, self._clock())
+        is_kept = item.is_over and item.state == "failed"  # in failed/, until it is retried or cancelled
+        return item.copy == "begun" or not is_reported or (item.is_over and not is_kept)
+
+    async def _work(self, items: MemoryObjectReceiveStream[Item]) -> None:
+        with items:
+            async for first in items:
+                batch = [first]
+                with anyio.move_on_after(GATHER_S), suppress(anyio.EndOfStream):
+                    while len(batch) < BATCH:
+                        batch.append(await items.receive())
+                await self._see_to(batch, may_be_there=False)
+
+    async def _see_to(self, batch: Sequence[Item], *, may_be_there: bool) -> None:
+        try:
+            await anyio.to_thread.run_sync(self._carry_out, batch, may_be_there)
+        except LocalError as exc:
+            self.has_failed = True
+            log.warning("outbox.stopped", account=self._account.name, reason=exc.text, hint=exc.hint)
+
+    def _carry_out(self, batch: Sequence[Item], may_be_there: bool) -> None:
+        """In a thread: copies, reports, then what is known is written down or forgotten."""
+        self._copy([item for item in batch if item.copy == "begun"], may_be_there)
+        done = [replace(item, copy="done") if item.copy == "begun" else item for item in batch]
+        done = [self._reported(item) for item in done]
+        over = [item for item in done if item.is_over and item.state == "sent"]
+        self._outbox.remove([item.id for item in over])
+        rest = [item for item, before in zip(done, batch, strict=True) if item not in over and item != before]
+        self._outbox.record(rest)
+        self._outbox.place(*(item for item in done if item.is_over and item.state == "failed"))
+
+    # -- copies
+
+    def _copy(self, items: Sequence[Item], may_be_there: bool) -> None:
+        if not items:
+            return
+        letters = [
+            Letter(
+                letter_key(item.id, item.created_s, "sent"),
+                self._outbox.text(item.id),
+                is_seen=True,
+                may_be_there=may_be_there,
+            )
+            for item in items
+            if self._outbox.has_text(item.id)
+        ]
+        self._deliver(self._sent_directory or self._named_directory(), letters)
+
+    def _named_directory(self) -> PurePosixPath:
+        """That of `sent_mailbox`, whose levels are taken to be divided by "/", else of "Sent"."""
+        levels = tuple((self._smtp.sent_mailbox or DEFAULT_SENT).split("/"))
+        return directory(levels, self._account.layout)
+
+    def _deliver(self, relative: PurePosixPath, letters: Sequence[Letter]) -> None:
+        check_mounted(self._account.maildir, self._state)
+        deliver_once(self._account.maildir, relative, letters)
+
+    # -- reports
+
+    def _reported(self, item: Item) -> Item:
+        if failed := outgoing.owes_report(item):
+            report = failure_report(item, failed, self._account.address, self._occasion(item, "failed"))
+            self._tell(item, f"failed{item.attempts}", report)
+            log.error("message.failed", account=self._account.name, item=item.id, reason=failed[0].reply)
+            if self._on_failure is not None:
+                self._on_failure(item)
+            reported = (replace(r, is_reported=r.is_reported or r.state == "failed") for r in item.recipients)
+            item = replace(item, recipients=tuple(reported))
+        if outgoing.owes_delay_notice(item, self._clock()):
+            notice = delay_notice(item, self._account.address, self._occasion(item, "delayed"))
+            self._tell(item, "delayed", notice)
+            item = replace(item, is_delay_told=True)
+        return item
+
+    def _tell(self, item: Item, role: str, octets: bytes) -> None:
+        key = letter_key(item.id, item.created_s, role)
+        letter = Letter(key, octets, may_be_there=True)
+        self._deliver(directory(("INBOX",), self._account.layout), [letter])
+
+    def _occasion(self, item: Item, role: str) -> Occasion:
+        fields = divide(self._outbox.text(item.id)).fields if self._outbox.has_text(item.id) else ()
+        return Occasion(
+            date=date_field(self._clock()),
+            arrived=date_field(item.created_s),
+            host=os.uname().nodename or "localhost",
+            remote=self._smtp.host,
+            boundary=f"maild-{item.id}-{role}-{item.attempts}",
+            original_head=b"".join(field.octets for field in fields),
+        )

@@ -1,0 +1,181 @@
+"""Changes to local files that were decided: flags, removals, moves between mailboxes. Files first, durable, then pairs.
+
+Everything here blocks, and runs in the account's state thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from maild.core.flags import merge, same_flags
+from maild.core.model import (
+    DeleteLocal,
+    Flags,
+    Keep,
+    Key,
+    MergeFlags,
+    Operation,
+    Pair,
+    Permitted,
+    Uid,
+)
+from maild.core.reconcile import merge_flags
+from maild.engine.look import flags_here
+from maild.local.maildir import Maildir
+from maild.local.scan import Entry
+from maild.local.state import Changes, MailboxState, State
+
+TRIES = 3  # of a rename that a mail reader beats us to
+
+
+@dataclass(slots=True)
+class Removed:
+    """How many files were removed, and which messages are still there though they should not be."""
+
+    count: int = 0
+    left: set[Uid] = field(default_factory=set)
+
+
+def remove_files(
+    state: State, mailbox: MailboxState, maildir: Maildir | None, operations: Sequence[Operation]
+) -> Removed:
+    """DeleteLocal and Keep of one mailbox: the files go, durably, then their pairs."""
+    delete = {operation.key: operation.uid for operation in operations if isinstance(operation, DeleteLocal)}
+    drop: list[Uid] = []
+    only = [(operation.uid, operation.only) for operation in operations if isinstance(operation, Keep)]
+    removed = Removed()
+    if delete and maildir is not None:
+        pairs = state.pairs_of(mailbox.id, list(delete.values()))
+        entries = maildir.locate({key: pairs[uid].flags for key, uid in delete.items() if uid in pairs})
+        gone = maildir.remove(entries.values()) if entries else set()
+        removed.count = len(gone)
+        removed.left = {delete[key] for key in entries if key not in gone}
+    drop.extend(uid for uid in delete.values() if uid not in removed.left)
+    if drop or only:
+        state.apply([Changes(mailbox.id, drop=drop, only=only)])
+    return removed
+
+
+def merge_files(
+    state: State,
+    mailbox: MailboxState,
+    maildir: Maildir | None,
+    merges: Sequence[MergeFlags],
+    seen: Mapping[Key, Entry],
+) -> tuple[int, bool]:
+    """Give files their merged flags, then note the new base; how many changed, and whether all is done.
+
+    The server has its part already. Flags that a reader changed since the look are kept: the base of such a message
+    stays as it was, and the next look brings it together. `seen`: where the look saw some of them.
+    """
+    if not merges or maildir is None:
+        return 0, not merges
+    pairs = state.pairs_of(mailbox.id, [operation.uid for operation in merges])
+    wanted = {operation.key: operation for operation in merges if operation.uid in pairs}
+    settled: list[tuple[Uid, Flags, str | None]] = []
+    changed = 0
+    for _ in range(TRIES):
+        entries = maildir.locate({key: pairs[operation.uid].flags for key, operation in wanted.items()}, seen)
+        done = maildir.set_flags(
+            [(entry, _wanted_now(maildir, entry, wanted[key], pairs)) for key, entry in entries.items()]
+        )
+        changed += sum(done[key] != entries[key] for key in done)
+        for key, entry in done.items():
+            base = wanted[key].base
+            is_base = same_flags(flags_here(maildir, entry, base), base)
+            settled.append((wanted[key].uid, base, entry.info if is_base else None))
+        wanted = {key: operation for key, operation in wanted.items() if key in entries and key not in done}
+        if not wanted:
+            break
+    if settled:
+        state.apply([Changes(mailbox.id, flags=settled)])
+    return changed, len(settled) == len(merges)
+
+
+def _wanted_now(maildir: Maildir, entry: Entry, operation: MergeFlags, pairs: Mapping[Uid, Pair]) -> Flags:
+    """The decided flags, together with what a reader changed in this instant."""
+    base = pairs[operation.uid].flags
+    here = flags_here(maildir, entry, base)
+    return operation.flags if same_flags(here, operation.flags) else merge(base, here, operation.flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Relocation:
+    """A message that moved on the server: the file that is in `source` belongs to `uid` of `target` now.
+
+    `pair` is the old one, of mailbox `pair_mailbox`; `flags` are those on the server.
+    """
+
+    pair_mailbox: MailboxState
+    pair: Pair
+    source: MailboxState
+    key: Key
+    target: MailboxState
+    uid: Uid
+    flags: Flags
+
+
+@dataclass(slots=True)
+class Relocated:
+    """The moves that were carried out, how many files changed flags on the way, and flags the server still needs."""
+
+    done: list[Relocation] = field(default_factory=list)
+    flags: int = 0
+    merges: list[MergeFlags] = field(default_factory=list)
+
+
+def relocate(
+    state: State,
+    sources: Mapping[int, Maildir],
+    target: Maildir,
+    moves: Sequence[Relocation],
+    permitted: Permitted | None,
+) -> Relocated:
+    """Move files to where their messages are now, one rename each, then the pairs with them in one commit.
+
+    `sources` are the open directories by mailbox id. What is missing in the result is pulled instead.
+    """
+    result = Relocated()
+    for source_id in sorted({move.source.id for move in moves}):
+        some = [move for move in moves if move.source.id == source_id]
+        source = sources[source_id]
+        entries = source.locate({move.key: move.pair.flags for move in some})
+        merges = {
+            move.key: merge_flags(
+                replace(move.pair, uid=move.uid),
+                flags_here(source, entries[move.key], move.pair.flags),
+                move.flags,
+                permitted,
+            )
+            for move in some
+            if move.key in entries
+        }
+        ordered = [(entries[key], merge.flags) for key, merge in merges.items()]
+        placed = source.set_flags(ordered) if source is target else source.move_to(ordered, target)
+        for move in some:
+            if (entry := placed.get(move.key)) is not None:
+                _note(result, move, entries[move.key], entry, merges[move.key])
+        state.apply(_pairs_changed(some, placed))
+    return result
+
+
+def _note(result: Relocated, move: Relocation, before: Entry, after: Entry, merge: MergeFlags) -> None:
+    result.done.append(move)
+    result.flags += (after.letters or "") != (before.letters or "")
+    if merge.add or merge.remove:
+        result.merges.append(replace(merge, key=after.key))
+
+
+def _pairs_changed(moves: Sequence[Relocation], placed: Mapping[Key, Entry]) -> list[Changes]:
+    """The old pairs go and the new ones come in one commit; drops first, for a pair may stay in its mailbox."""
+    done = [move for move in moves if move.key in placed]
+    drops = [Changes(move.pair_mailbox.id, drop=[move.pair.uid]) for move in done]
+    adds = [
+        Changes(
+            move.target.id,
+            add=[Pair(move.uid, placed[move.key].key, move.flags, move.pair.size_octets, move.pair.digest)],
+        )
+        for move in done
+    ]
+    return [*drops, *adds]

@@ -1,0 +1,484 @@
+"""One account, kept: the task that owns it, and those that tell it when to look.
+
+Server, disk, timer and user all say no more than "look again"; the owner makes one pass after another, never two at
+once. What is said during a pass leads to another pass; what is said twice leads to one. Failures are the owner's to
+judge: one server that is away, or refuses the login, holds up nobody else.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from maild.config import Account
+from maild.config.values import Layout
+from maild.core.errors import AuthRejected, ConnectionLost, MaildError, Retry, Scope
+from maild.core.model import MailboxName
+from maild.engine.account import KeptAccount, opened_account
+from maild.engine.hooks import HookBoard
+from maild.engine.poll import poll_account
+from maild.engine.report import AccountReport
+from maild.engine.status import AccountDocument, stored_account
+from maild.engine.supervise import Pace, Patience, keep_alive
+from maild.remote.auth import Credentials, read_secret
+
+STUCK_S = 900.0  # an owner without a sign of life for so long is stuck; every command of a session ends before
+TELL_AFTER_S = 3600.0  # of failures that may pass by themselves, before a person is told
+REFRESH_S = 0.5  # how long after a pass what `maild status` shows is read again
+LONGEST_PASS_AT_STOP_S = 4.0
+
+log = structlog.get_logger()
+
+
+class Tree(Protocol):
+    """Tells what changed below an account's Maildir: relative directories, None for anything (`local.watch`)."""
+
+    async def hint(self) -> frozenset[str] | None: ...
+
+
+MakePass = Callable[[AccountReport, Sequence[str], bool], Awaitable[None]]
+OpenTree = Callable[[Path, Layout], AbstractAsyncContextManager[Tree]]
+
+
+@runtime_checkable
+class LogsIn(Protocol):
+    """A remote that knows whether its login was refused."""
+
+    credentials: Credentials
+
+
+@dataclass(slots=True)
+class Common:
+    """What the keepers of one daemon share. `open_tree` is None where changes on the disk are not told."""
+
+    state_dir: Path
+    hooks: HookBoard
+    pace: Pace = field(default_factory=Pace)
+    open_tree: OpenTree | None = None
+    clock: Callable[[], float] = time.monotonic
+    chance: Callable[[], float] = random.random
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A pass that somebody asked for and waits for; `only` names mailboxes. `report` is that of the pass, once it
+    runs."""
+
+    only: tuple[str, ...] = ()
+    is_dry_run: bool = False
+    report: AccountReport | None = None
+    done: anyio.Event = field(default_factory=anyio.Event)
+
+
+class Keeper:
+    """One account with mail on a server. `run` keeps it until it is cancelled or `stop` was called."""
+
+    def __init__(self, account: Account, protocol: str, common: Common) -> None:
+        self.account = account
+        self.protocol = protocol
+        self.common = common
+        self.push: str | None = None
+        self.failure: MaildError | None = None  # of the last pass, or what kept it from being made
+        self.report: AccountReport | None = None  # of the pass that runs now
+        self.has_started = False
+        self._patience = Patience(common.clock, common.chance)
+        self._is_wanted = True  # a whole pass
+        self._requests: list[Request] = []
+        self._stirred = anyio.Event()
+        self._is_up = anyio.Event()  # a pass went well, so push and the disk may be listened to
+        self._has_synced = False
+        self._is_stopping = False
+        self._is_stopped = False
+        self._passing: anyio.CancelScope | None = None
+        self._last_sign_s = common.clock()
+        self._last_counts: object = None
+        self._stored: AccountDocument | None = None
+        self._is_stale = True
+        self._mailboxes: tuple[MailboxName, ...] = ()
+        self._is_down = anyio.Event()  # the watch that there is, is to end
+        self._next_poll_s = 0.0
+        self._credentials: Credentials | None = None
+        self._refused_secret: str | None = None  # of POP3, whose sessions do not know of each other
+        self._least_s = 0  # between two logins, as a POP3 server wants it
+        self._is_told = False  # the hook has been told of what is wrong
+        self._has_lost_push = False
+        self._push_patience = Patience(common.clock, common.chance)
+        self._probe: Callable[[], None] | None = None
+
+    # -- what others may say
+
+    def wake(self) -> None:
+        """Look at everything, when there is no reason to wait."""
+        self._is_wanted = True
+        self._stirred.set()
+
+    def hasten(self) -> None:
+        """There is reason to believe that what failed goes well now: look at once."""
+        self._patience.reset()
+        self.wake()
+
+    def ask(self, request: Request) -> None:
+        """Make a pass that begins after this."""
+        self._requests.append(request)
+        self._patience.reset()
+        self._stirred.set()
+
+    def stop(self) -> None:
+        """End when the pass that runs has, soon in any case."""
+        self._is_stopping = True
+        self._patience.reset()
+        self._stirred.set()
+        if self._passing is not None:
+            self._passing.deadline = anyio.current_time() + LONGEST_PASS_AT_STOP_S
+
+    # -- what others may know
+
+    @property
+    def state(self) -> str:
+        """As `maild status` has it."""
+        if self._is_stopped:
+            return "stopped"
+        if self.report is not None:
+            is_new = not self._has_synced or self.failure is not None
+            return "connecting" if is_new and self.report.state in {"pending", "connecting"} else "syncing"
+        match self.failure:
+            case AuthRejected():
+                return "auth_rejected"
+            case ConnectionLost():
+                return "offline"
+            case None:
+                return "idle" if self._has_synced else "starting"
+            case failure:
+                return "idle" if failure.scope in {Scope.MAILBOX, Scope.MESSAGE} else "backing_off"
+
+    def is_stuck(self) -> bool:
+        """Whether the owner gave no sign of life, and its pass did not come on, for too long. One that waits is asked
+        for one in time."""
+        if self.report is not None and (counts := _counts(self.report)) != self._last_counts:
+            self._last_counts, self._last_sign_s = counts, self.common.clock()
+        silent_s = self.common.clock() - self._last_sign_s
+        if silent_s > STUCK_S / 3 and not self._is_stopped:
+            self._stirred.set()
+        return silent_s > STUCK_S and not self._is_stopped
+
+    async def document(self) -> AccountDocument:
+        """What `maild status` tells of it, from memory unless a pass has just ended."""
+        if self._stored is None or self._is_stale:
+            await self._refresh()
+        return self.shown()
+
+    def shown(self) -> AccountDocument:
+        """The same as of the last time it was read."""
+        stored = self._stored or nothing_known(self.protocol)
+        error = str(self.failure) if self.failure is not None else stored["error"]
+        shown: AccountDocument = {**stored, "state": self.state, "push": self.push, "error": error}
+        if self.report is not None:
+            busy = {name for name, mailbox in self.report.mailboxes.items() if mailbox.state == "syncing"}
+            mailboxes = stored["mailboxes"]
+            shown["mailboxes"] = {
+                name: {**mailbox, "state": "syncing"} if name in busy else mailbox
+                for name, mailbox in mailboxes.items()
+            }
+        return shown
+
+    @property
+    def is_stale(self) -> bool:
+        return self._is_stale
+
+    async def _refresh(self) -> None:
+        self._is_stale = False
+        self._stored = await anyio.to_thread.run_sync(
+            stored_account, self.common.state_dir, self.account.name, self.protocol
+        )
+
+    # -- the owner
+
+    async def run(self) -> None:
+        """Keep the account. Never raises a MaildError."""
+        self.has_started = True
+        try:
+            await keep_alive("account", self._keep, self._patience, self._fail_to_begin, account=self.account.name)
+        finally:
+            self.push, self._is_stopped = None, True
+            for request in self._requests:
+                request.done.set()
+
+    async def _keep(self) -> None:
+        """With the state open; raises what keeps it from being opened."""
+        if self.protocol == "pop3":
+            await self._own(self._poll)
+            return
+        async with opened_account(self.account, self.common.state_dir) as kept, anyio.create_task_group() as tasks:
+            tasks.start_soon(self._listen_to_server, kept)
+            tasks.start_soon(self._listen_to_disk)
+            await self._own(partial(self._pass, kept))
+            tasks.cancel_scope.cancel()
+
+    async def _own(self, make_pass: MakePass) -> None:
+        """One pass after another, whenever one is wanted."""
+        await self._patience.wait(self.common.pace.wait_s(self._host))
+        while not self._is_stopping:
+            self._last_sign_s = self.common.clock()
+            if self._requests or (self._is_wanted and self._may_try()):
+                if self._patience.failures or self._has_lost_push:
+                    await self.common.pace.turn(self._host)
+                await self._one_pass(make_pass)
+            else:
+                await self._until_stirred()
+
+    def _may_try(self) -> bool:
+        """Whether a pass that nobody waits for may be made now."""
+        if isinstance(self.failure, AuthRejected):
+            return False
+        return not self._patience.failures or self.common.clock() >= self._patience.retry_at_s
+
+    async def _until_stirred(self) -> None:
+        """Wait for a word, for the timer, or for the end of a delay."""
+        now_s = self.common.clock()
+        until_s = self._next_poll_s
+        if self._patience.failures and not isinstance(self.failure, AuthRejected):
+            until_s = self._patience.retry_at_s
+        self._stirred = anyio.Event()
+        with anyio.move_on_after(max(until_s - now_s, 0.0)) as waited:
+            await self._stirred.wait()
+        if not waited.cancelled_caught:
+            return
+        self._is_wanted = True
+        if isinstance(self.failure, AuthRejected):
+            self._set_timer()
+            if await self._has_other_secret():
+                self.failure = None
+                self._patience.reset()
+
+    async def _one_pass(self, make_pass: MakePass) -> None:
+        """A pass for all who want one now; a dry run is one by itself."""
+        requests, only, dry_run = self._taken()
+        report = AccountReport(self.account.name, known_error=str(self.failure) if self.failure else None)
+        report.delivered = [] if self.common.hooks.wants_paths else None
+        for request in requests:
+            request.report = report
+        self.report = report
+        try:
+            with anyio.CancelScope() as self._passing:
+                await make_pass(report, only, dry_run)
+        finally:
+            self.report, self._passing = None, None
+            for request in requests:
+                request.done.set()
+        if not dry_run:
+            self._judge(report, only)
+
+    def _taken(self) -> tuple[list[Request], tuple[str, ...], bool]:
+        """The requests that the next pass serves, the mailboxes that it is restricted to, and whether it is dry."""
+        if self._requests and self._requests[0].is_dry_run:
+            first = self._requests.pop(0)
+            return [first], first.only, True
+        requests = [request for request in self._requests if not request.is_dry_run]
+        self._requests = [request for request in self._requests if request.is_dry_run]
+        is_whole = self._is_wanted or not all(request.only for request in requests)
+        if is_whole:
+            self._is_wanted = False
+            return requests, (), False
+        return requests, tuple(sorted({name for request in requests for name in request.only})), False
+
+    def _judge(self, report: AccountReport, only: Sequence[str]) -> None:
+        """What the end of a pass means for the next one."""
+        self._is_stale = True
+        self._last_sign_s = self.common.clock()
+        failure, had_failed = report.failure, self.failure is not None
+        self.common.hooks.note_pass(report)
+        if only and failure is not None and failure.scope is Scope.MAILBOX:
+            self.wake()  # a name that is not there says nothing about the account
+            return
+        if failure is None or failure.scope in {Scope.MAILBOX, Scope.MESSAGE}:
+            self.failure = failure
+            self._patience.reset()
+            self._set_timer()
+            self._has_synced = True
+            self._has_lost_push = False
+            self._note_mailboxes(report, only)
+            if had_failed:
+                self._push_patience.reset()  # what kept the pass from being made kept push away too
+            self._is_up.set()
+        else:
+            self._fail(failure)
+            self._patience.note_failure()
+        self._tell_failure(report)
+
+    def _go_down(self) -> None:
+        """Push is begun again only when a pass has gone well."""
+        if self._is_up.is_set():
+            self._is_up = anyio.Event()
+        self._is_down.set()
+
+    def _fail_to_begin(self, failure: MaildError | None) -> None:
+        """No pass can be made: whoever waits for one hears why."""
+        self._fail(failure)
+        requests, self._requests = self._requests, []
+        for request in requests:
+            request.report = AccountReport(self.account.name, "error", str(self.failure), failure=self.failure)
+            request.done.set()
+
+    def _fail(self, failure: MaildError | None) -> None:
+        self.failure = failure or MaildError("a fault in maild; the log has its traceback", "please report it")
+        self._is_wanted = True
+        self._is_stale = True
+        self._go_down()
+        if isinstance(failure, AuthRejected):
+            self._set_timer()
+
+    def _tell_failure(self, report: AccountReport) -> None:
+        """To the hook: at once what needs a person, after an hour what may pass by itself; each once."""
+        failure = self.failure
+        refused = next((m.error for m in report.mailboxes.values() if m.state == "refused"), None)
+        if failure is None and refused is None:
+            self._is_told = False
+        elif not self._is_told:
+            may_pass = failure is not None and failure.retry is Retry.LATER
+            if not may_pass or self._patience.failing_for_s >= TELL_AFTER_S:
+                self._is_told = True
+                self.common.hooks.note_failure(self.account.name, failure or refused or "")
+
+    def _note_mailboxes(self, report: AccountReport, only: Sequence[str]) -> None:
+        names = tuple(sorted(MailboxName(name) for name in report.mailboxes))
+        if not only and names != self._mailboxes:
+            self._mailboxes = names
+            self._is_down.set()
+
+    # -- passes
+
+    async def _pass(self, kept: KeptAccount, report: AccountReport, only: Sequence[str], dry_run: bool) -> None:
+        this = KeptAccount(kept.account, kept.imap, kept.remote, kept.state, dry_run) if dry_run else kept
+        if isinstance(kept.remote, LogsIn) and kept.remote.credentials.refused is not None:
+            await self._unless_unreadable(kept.remote.credentials.has_changed)
+        self._credentials = kept.remote.credentials if isinstance(kept.remote, LogsIn) else None
+        await this.bring_up_to_date(report, only)
+
+    async def _poll(self, report: AccountReport, only: Sequence[str], dry_run: bool) -> None:
+        if isinstance(self.failure, AuthRejected) and not await self._has_other_secret():
+            report.error, report.failure, report.state = str(self.failure), self.failure, "error"
+            return
+        terms = await poll_account(self.account, self.common.state_dir, report, dry_run=dry_run)
+        if terms is not None:
+            self._least_s = terms.login_delay_s
+        self.push = "poll" if report.ok else None
+        if isinstance(report.failure, AuthRejected):
+            self._refused_secret = await self._secret()
+
+    async def _has_other_secret(self) -> bool:
+        """Whether the refused secret has been replaced; where it cannot be read it has not."""
+        if self._credentials is not None:
+            return await self._unless_unreadable(self._credentials.has_changed)
+        return self._refused_secret is None or await self._secret() not in {None, self._refused_secret}
+
+    async def _unless_unreadable(self, has_changed: Callable[[], Awaitable[bool]]) -> bool:
+        try:
+            return await has_changed()
+        except MaildError as exc:
+            log.warning("secret.refused", account=self.account.name, reason=exc.text, hint=exc.hint)
+            return False
+
+    async def _secret(self) -> str | None:
+        if self.account.pop3 is None:
+            return None
+        try:
+            return await read_secret(self.account.pop3.secret, self.account.name)
+        except MaildError as exc:
+            log.warning("secret.refused", account=self.account.name, reason=exc.text, hint=exc.hint)
+            return None
+
+    # -- who tells when to look
+
+    def _set_timer(self) -> None:
+        """A little earlier or later each time, so that accounts do not keep step."""
+        section = self.account.imap or self.account.pop3
+        poll_s = max(float(section.poll_s) if section is not None else 0.0, self._least_s)
+        spread_s = poll_s * 0.1 * (self.common.chance() - 0.5) if not self._least_s else poll_s * 0.1
+        self._next_poll_s = self.common.clock() + poll_s + spread_s
+
+    async def _listen_to_server(self, kept: KeptAccount) -> None:
+        while True:
+            watch = partial(self._watch, kept)
+            await keep_alive("push", watch, self._push_patience, self._lost_push, account=self.account.name)
+
+    async def _watch(self, kept: KeptAccount) -> None:
+        """Until other mailboxes are synchronised, or a pass fails."""
+        await self._is_up.wait()
+        self._is_down = anyio.Event()
+        await self.common.pace.turn(self._host)
+        async with kept.remote.watch(self._mailboxes, self._idle, kept.imap.push) as watch:
+            self.push = watch.method
+            log.info("push.started", account=self.account.name, method=watch.method)
+            self.wake()  # what changed since the last pass
+            self._push_patience.reset()
+            self._probe = watch.probe
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._until_down, tasks.cancel_scope)
+                    while True:
+                        await watch.hint()
+                        self.wake()
+            finally:
+                self.push = self._probe = None
+
+    def probe(self) -> None:
+        """The network or the clock has changed: see whether all is as it was."""
+        if self._probe is not None:
+            self._probe()
+        self._push_patience.reset()
+        self.hasten()
+
+    async def _until_down(self, scope: anyio.CancelScope) -> None:
+        await self._is_down.wait()
+        scope.cancel()
+
+    def _lost_push(self, _: MaildError | None) -> None:
+        self._has_lost_push = True
+        self._go_down()
+        self.wake()
+
+    async def _listen_to_disk(self) -> None:
+        if self.common.open_tree is None:
+            return
+        await self._is_up.wait()
+        patience = Patience(self.common.clock, self.common.chance)
+        await keep_alive("disk", self._watch_disk, patience, account=self.account.name)
+
+    async def _watch_disk(self) -> None:
+        opened = self.common.open_tree
+        async with nullcontext() if opened is None else opened(self.account.maildir, self.account.layout) as tree:
+            self.wake()  # what changed since the last pass
+            while tree is not None:
+                await tree.hint()
+                self.wake()
+
+    @property
+    def _host(self) -> str:
+        section = self.account.imap or self.account.pop3
+        return section.host if section is not None else ""
+
+    @property
+    def _idle(self) -> tuple[MailboxName, ...]:
+        return tuple(map(MailboxName, self.account.imap.idle_mailboxes)) if self.account.imap else ()
+
+
+def _counts(report: AccountReport) -> object:
+    """What changes while a pass comes on."""
+    done = sum(mailbox.state not in {"pending", "syncing"} for mailbox in report.mailboxes.values())
+    changes = [report.total(name) for name in ("pulled", "pushed", "adopted", "flags", "flags_there", "deleted")]
+    return report.state, report.done_messages, report.done_octets, len(report.mailboxes), done, *changes
+
+
+def nothing_known(protocol: str) -> AccountDocument:
+    """What there is to tell of an account before its first pass."""
+    return {"protocol": protocol, "state": "starting", "push": None, "error": None, "last_sync": None, "mailboxes": {}}

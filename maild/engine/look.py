@@ -1,0 +1,102 @@
+"""Looking at this disk: which mailboxes' directories changed, and what about their messages.
+
+A directory's mtime rises whenever a file in it is made, removed or renamed, and flags are part of file names: a mailbox
+whose stamp is the one that was stored after the last look has nothing new in it. Whatever is in doubt is looked at.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from maild.core.flags import same_flags
+from maild.core.model import Flags, Key, Pair, Uid
+from maild.core.reconcile import LocalNews
+from maild.local.maildir import Maildir
+from maild.local.scan import Entry
+from maild.local.state import Changes, MailboxState, State
+from maild.local.survey import Stamp, is_settled, stamp_of
+
+WORTH_NOTING = 100  # names
+MOST_NAMELESS = 20_000  # pairs whose file may have any name; with more, every pair is looked at
+
+
+@dataclass(slots=True)
+class Look:
+    """What is new in one mailbox's directory since its pairs were last right.
+
+    `stamp` is to be stored once all of it is carried out; None where it proves nothing (the directory changed within
+    the same tick of the clock). `unpaired` are the files that no pair knows, `seen` those
+    of changed pairs. `is_here`: there is a directory.
+    """
+
+    stamp: str | None = None
+    is_here: bool = True
+    news: LocalNews = field(default_factory=LocalNews)
+    unpaired: dict[Key, Entry] = field(default_factory=dict)
+    seen: dict[Key, Entry] = field(default_factory=dict)
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self.news.changed or self.news.gone or self.unpaired)
+
+
+def open_mailbox(root: Path, mailbox: MailboxState) -> Maildir | None:
+    """The mailbox's directory as it is, None where it is not there."""
+    return Maildir.open(root, PurePosixPath(mailbox.directory))
+
+
+def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may_note: bool = True) -> Look:
+    """Compare the whole directory with the pairs. Blocks.
+
+    Most names are those that the state expects, and are not looked at one by one; unless the keywords' letters changed.
+    Names that readers gave without changing flags are noted for the next time, if `may_note`.
+    """
+    if maildir is None:
+        return Look(is_here=False, news=LocalNews(gone=_gone_with_directory(state, mailbox)))
+    now_ns = time.time_ns()
+    stamp = stamp_of(maildir.directory)
+    settled = stamp.text() if is_settled(stamp, now_ns) else None
+    expected, others = state.names(mailbox.id)
+    if others > MOST_NAMELESS or _keywords_changed(mailbox, stamp):
+        entries, doubtful = maildir.entries(), state.keys(mailbox.id)
+    else:
+        entries, doubtful = maildir.differences(expected)
+        doubtful.update(state.nameless(mailbox.id, others) if others else ())
+    doubtful.update(entries)
+    pairs = state.pairs_by_key(mailbox.id, doubtful) if doubtful else {}
+    news, seen = LocalNews(), dict[Key, Entry]()
+    renamed: list[tuple[Uid, Flags, str | None]] = []
+    for key, pair in pairs.items():
+        entry = entries.pop(key, None)
+        if entry is None:
+            if pair.only != "remote":
+                news.gone[pair.uid] = pair
+        elif not pair.only:
+            mine = flags_here(maildir, entry, pair.flags)
+            if not same_flags(mine, pair.flags):
+                news.changed[pair.uid] = pair, mine
+                seen[key] = entry
+            elif pair.info != entry.info:
+                renamed.append((pair.uid, pair.flags, entry.info))
+    if len(renamed) > WORTH_NOTING and may_note:
+        state.apply([Changes(mailbox.id, flags=renamed)])
+    return Look(settled, True, news, entries, seen)
+
+
+def _keywords_changed(mailbox: MailboxState, stamp: Stamp) -> bool:
+    """Whether the list of keywords is another than at the last look, so that letters may mean something else."""
+    before = Stamp.read(mailbox.stamp) if mailbox.stamp else None
+    if before is None:
+        return stamp.keywords_octets > 0
+    return (before.keywords_ns, before.keywords_octets) != (stamp.keywords_ns, stamp.keywords_octets)
+
+
+def _gone_with_directory(state: State, mailbox: MailboxState) -> dict[Uid, Pair]:
+    return {pair.uid: pair for pair in state.pairs(mailbox.id) if pair.only != "remote"}
+
+
+def flags_here(maildir: Maildir, entry: Entry, base: Flags) -> Flags:
+    """The flags of a file; a keyword that no file name can carry counts as unchanged here."""
+    return maildir.flags(entry) | maildir.unrepresentable(base)

@@ -1,0 +1,152 @@
+"""Changes to the server's side of one mailbox: flags, moves, deletions, new messages. Effect first, then the state.
+
+What the server refuses, or what is cut off in the middle, leaves the pairs as they were: the next pass looks at both
+sides and does what is left. A message that was added and not noted is found there by content and adopted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import cast
+
+import structlog
+
+from maild.core.model import (
+    Appended,
+    FlagChange,
+    Flags,
+    Key,
+    MailboxName,
+    MergeFlags,
+    Outgoing,
+    Pair,
+    Permitted,
+    Uid,
+)
+from maild.core.ports import RemoteBox
+from maild.engine.adopt import Unpaired
+from maild.engine.look import flags_here
+from maild.engine.pull import Work
+from maild.local.maildir import Maildir
+from maild.local.state import Changes, MailboxState
+from maild.local.withheld import Unsent
+
+SOME = 200  # messages per step, after which what was done is noted
+FULL_IN_A_ROW = 3  # messages refused for want of room, after which the rest waits
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class AppendReport:
+    """How many messages the server has now, how many of them have a pair, how many it refused, and if that was all."""
+
+    appended: int = 0
+    paired: int = 0
+    refused: int = 0
+    is_complete: bool = True
+
+
+async def store_flags(box: RemoteBox, merges: Sequence[MergeFlags]) -> list[MergeFlags]:
+    """Change flags on the server; those of `merges` whose part there is done, or that had none."""
+    changes = [FlagChange(m.uid, m.add, m.remove) for m in merges if m.add or m.remove]
+    done = await box.store(changes) if changes else set()
+    return [m for m in merges if m.uid in done or not (m.add or m.remove)]
+
+
+async def delete_there(
+    work: Work, box: RemoteBox, mailbox: MailboxState, uids: Sequence[Uid], trash: MailboxName | None
+) -> set[Uid]:
+    """Delete messages on the server, into `trash` where there is one, and drop their pairs; those that are gone."""
+    gone: set[Uid] = set()
+    for start in range(0, len(uids), SOME):
+        some = uids[start : start + SOME]
+        done = set(await box.move(some, trash)) if trash is not None else await box.expunge(some)
+        await work.state.run(work.state.state.apply, [Changes(mailbox.id, drop=sorted(done))])
+        gone |= done
+    return gone
+
+
+async def append_files(
+    work: Work,
+    box: RemoteBox,
+    mailbox: MailboxState,
+    maildir: Maildir,
+    unpaired: Unpaired,
+    permitted: Permitted,
+) -> AppendReport:
+    """Send the files that are still unpaired. What the server refuses is held back with the reason."""
+    report = AppendReport()
+    keys = sorted(unpaired.entries)
+    full_in_a_row = 0
+    for start in range(0, len(keys), SOME):
+        if full_in_a_row >= FULL_IN_A_ROW:
+            report.is_complete = False
+            break
+        outgoing = await work.state.run(_outgoing, maildir, unpaired, keys[start : start + SOME])
+        flags = {one.key: one.flags for one in outgoing}
+        answers: list[Appended] = []
+        try:
+            stream = cast("AsyncGenerator[Appended]", box.append(iter(outgoing)))
+            async with aclosing(stream):
+                async for answer in stream:
+                    answers.append(answer)
+                    full_in_a_row = full_in_a_row + 1 if answer.is_full else 0
+        finally:
+            await work.state.run(_note_answers, work, mailbox, unpaired, permitted, flags, answers, report)
+    return report
+
+
+def _outgoing(maildir: Maildir, unpaired: Unpaired, keys: Sequence[Key]) -> list[Outgoing]:
+    outgoing: list[Outgoing] = []
+    for key in keys:
+        entry = unpaired.entries[key]
+        orphan = unpaired.orphans.get(key)
+        base: Flags = frozenset() if orphan is None else orphan.flags
+        message = maildir.outgoing(entry, flags_here(maildir, entry, base))
+        if message is not None:  # one that is gone has been renamed or removed: the next look sees it
+            outgoing.append(message)
+    return outgoing
+
+
+def _note_answers(
+    work: Work,
+    mailbox: MailboxState,
+    unpaired: Unpaired,
+    permitted: Permitted,
+    flags: dict[Key, Flags],
+    answers: Sequence[Appended],
+    report: AppendReport,
+) -> None:
+    state = work.state.state
+    pairs: list[Pair] = []
+    held: list[Unsent] = []
+    for answer in answers:
+        identity = unpaired.identities[answer.key]
+        if answer.refusal:
+            held.append(Unsent(answer.key, answer.refusal, identity.facts.size_octets))
+            log.warning(
+                "message.refused",
+                account=work.account.name,
+                mailbox=mailbox.name,
+                octets=identity.facts.size_octets,
+                reason=answer.refusal,
+            )
+        elif answer.uid is None:
+            report.is_complete = False  # it is there and nobody said under which Uid: adopted next time
+            report.appended += 1
+        else:
+            base = permitted.of(flags[answer.key])
+            entry, _, _ = unpaired.take(answer.key)
+            info = entry.info if base == flags[answer.key] else None
+            pairs.append(Pair(answer.uid, answer.key, base, identity.size_octets, identity.digest, info=info))
+    report.appended += len(pairs)
+    report.paired += len(pairs)
+    report.refused += len(held)
+    if pairs:
+        state.apply([Changes(mailbox.id, add=pairs)])
+        state.unsent_done(mailbox.id, [pair.key for pair in pairs])
+    if held:
+        state.hold_back(mailbox.id, held)

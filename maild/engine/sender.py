@@ -1,0 +1,131 @@
+"""The outbox of a running daemon: each account drains what is due, is woken by what is new, and waits for nobody else.
+
+The daemon is the one drainer for as long as it lives. The outbox's directory is looked at when it changes and once a
+second beside that, which costs one system call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+
+from maild.config import Account
+from maild.core.errors import AuthRejected, ConnectionLost, MaildError
+from maild.core.outgoing import Item
+from maild.engine.hooks import HookBoard
+from maild.engine.submit import Drained, Submitter
+from maild.local.outbox import Outbox
+
+LOOK_EVERY_S = 1.0
+CHECK_SECRET_EVERY_S = 900.0
+
+
+class Sender:
+    """One account's. `run` drains until `stop`; `hooks` hear of messages that will not arrive."""
+
+    def __init__(self, account: Account, outbox: Outbox, state_dir: Path, hooks: HookBoard) -> None:
+        self.account = account
+        self.error: MaildError | None = None
+        self._hooks = hooks
+        self._submitter = Submitter(account, outbox, state_dir, on_failure=self._tell)
+        self._woken = anyio.Event()
+        self._is_woken = False
+        self._is_stopping = False
+        self._flushes: list[_Flush] = []
+
+    def wake(self) -> None:
+        """Something in the outbox is new, or what kept it from being sent is past."""
+        self._is_woken = True
+        self._woken.set()
+
+    def stop(self) -> None:
+        """End when the messages on the wire are answered for."""
+        self._is_stopping = True
+        self._submitter.stop()
+        self._woken.set()
+
+    async def flush(self) -> Drained:
+        """Try everything that waits, now; what came of it."""
+        flush = _Flush()
+        self._flushes.append(flush)
+        self._woken.set()
+        await flush.done.wait()
+        return flush.drained or Drained(self.account.name)
+
+    @property
+    def state(self) -> str:
+        """As `maild status` has it for an account that only sends."""
+        match self.error:
+            case None:
+                return "idle"
+            case AuthRejected():
+                return "auth_rejected"
+            case ConnectionLost():
+                return "offline"
+            case _:
+                return "backing_off"
+
+    async def run(self) -> None:
+        next_s: float | None = None
+        while not self._is_stopping:
+            if not (self._is_woken or self._flushes or (next_s is not None and next_s <= time.time())):
+                await self._until(next_s)
+                continue
+            flushes, self._flushes, self._is_woken = self._flushes, [], False
+            drained = Drained(self.account.name)
+            try:
+                drained = await self._submitter.drain(everything=bool(flushes))
+            finally:
+                for flush in flushes:
+                    flush.drained = drained
+                    flush.done.set()
+            self.error, next_s = drained.error, drained.next_s
+            if isinstance(self.error, AuthRejected):
+                next_s = time.time() + CHECK_SECRET_EVERY_S  # the drain looks whether the secret is another
+
+    async def _until(self, wall_s: float | None) -> None:
+        self._woken = anyio.Event()
+        with anyio.move_on_after(float("inf") if wall_s is None else max(wall_s - time.time(), 0.0)):
+            await self._woken.wait()
+
+    def _tell(self, item: Item) -> None:
+        """Called in a thread; the hook takes it on the event loop."""
+        reason = next((r.reply for r in item.recipients if r.state == "failed"), "")
+        anyio.from_thread.run_sync(self._hooks.note_failure, self.account.name, f"message {item.id} failed: {reason}")
+
+
+@dataclass(slots=True)
+class _Flush:
+    drained: Drained | None = None
+    done: anyio.Event = field(default_factory=anyio.Event)
+
+
+async def watch_outbox(
+    outbox: Outbox, wake: Callable[[Collection[str]], None], changed: Callable[[], Awaitable[None]]
+) -> None:
+    """`wake` the accounts with messages in the outbox, at first and whenever the directory changes; for ever.
+
+    `changed` returns when somebody says that it did. Raises LocalError.
+    """
+    stamp: int | None = None
+    while True:
+        now = await anyio.to_thread.run_sync(_stamp, outbox.path)
+        if now != stamp:
+            stamp = now
+            contents = await anyio.to_thread.run_sync(outbox.contents)
+            wake({item.account for item in contents.items if not item.phase})
+        with anyio.move_on_after(LOOK_EVERY_S):
+            await changed()
+
+
+def _stamp(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

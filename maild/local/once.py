@@ -1,0 +1,88 @@
+"""Delivering a message of our own exactly once: under a name that is known before, so that it is found again.
+
+The copy for the Sent mailbox and the reports for the INBOX come from the outbox, not from a server. A crash between
+delivering one and noting that it is delivered must not make it two. The names have the form of all Maildir names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from maild.core.errors import LocalError
+from maild.core.model import Key
+from maild.local.directory import MailboxDirectory, translated
+from maild.local.durable import fsync_many, rename_new, write_all
+from maild.local.scan import scan
+
+_MARKER = ".maild"
+_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A message in its disk form, its name, and whether it counts as read.
+
+    `may_be_there`: an earlier process may have delivered it, so it is looked for, whatever its flags are by now.
+    """
+
+    key: Key
+    octets: bytes
+    is_seen: bool = False
+    may_be_there: bool = False
+
+
+def letter_key(item_id: str, created_s: int, role: str) -> Key:
+    """The name of what the outbox makes of one of its items: always the same for the same item and role."""
+    return Key(f"{created_s}.{item_id}.{role}.maild")
+
+
+def deliver_once(root: Path, relative: PurePosixPath, letters: Sequence[Letter]) -> None:
+    """Put letters into the mailbox at `relative` below the Maildir `root`, making it if needed; durable on return.
+
+    One that is there stays as it is. Raises LocalError.
+    """
+    directory = MailboxDirectory.create(root, relative)
+    try:
+        with translated("deliver messages to", directory.path):
+            present = scan(directory).entries if any(letter.may_be_there for letter in letters) else {}
+            missing = [letter for letter in letters if letter.key not in present]
+            _write(directory, missing)
+            for letter in missing:
+                subdir, name = ("cur", f"{letter.key}:2,S") if letter.is_seen else ("new", str(letter.key))
+                try:
+                    rename_new(letter.key, name, directory.tmp, directory.descriptor(subdir))
+                except FileExistsError:
+                    os.unlink(letter.key, dir_fd=directory.tmp)
+            fsync_many([directory.cur, directory.new])
+    finally:
+        directory.close()
+
+
+def _write(directory: MailboxDirectory, letters: Sequence[Letter]) -> None:
+    """Into `tmp`, complete and durable."""
+    descriptors: list[int] = []
+    try:
+        for letter in letters:
+            with suppress(FileNotFoundError):  # what a crash left
+                os.unlink(letter.key, dir_fd=directory.tmp)
+            descriptors.append(os.open(letter.key, _FILE, 0o600, dir_fd=directory.tmp))
+            write_all(descriptors[-1], letter.octets)
+        fsync_many(descriptors)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def check_mounted(root: Path, state: Path) -> None:
+    """See that the account's Maildir is where it was: not made anew below a mount point. Raises LocalError.
+
+    Where there is a state for the account, its Maildir has a marker.
+    """
+    if root.is_symlink() and not root.exists():
+        raise LocalError(f"the Maildir {root} is a symlink that leads nowhere", "mount or restore what it points to")
+    if state.exists() and root.parent.exists() and not (root / _MARKER).exists():
+        raise LocalError(f"the Maildir {root} is gone or lost its marker file {_MARKER}", "mount or restore it")

@@ -1,0 +1,368 @@
+"""The spool of outgoing messages: `<id>.eml`, what goes on the wire, and `<id>.toml`, what is known about it.
+
+Invariants:
+- A message is accepted when its `.toml` has its name; file and directory are durable by then. An `.eml` alone is what
+  a crash left of accepting or removing, and is deleted when it is a day old.
+- Every write of a `.toml` replaces it whole and is durable on return; many are made durable together.
+- A `.toml` is changed either under the edit lock, or by the drainer while it says that an attempt is running. There is
+  one drainer: it holds the drain lock for as long as it lives. So nobody changes what the other has in hands.
+- `failed/` holds what has failed for good. An `.eml` that is not beside its `.toml` is in the other directory.
+
+Accepting takes no lock. Everything here blocks, and raises LocalError where the disk does not do as it should.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from maild.core.errors import LocalError, MaildError, Retry, Scope, StateBusy
+from maild.core.outgoing import Item, State, interrupted
+from maild.local.durable import disk_error, fsync_dir, fsync_many, make_directory, replace_file, write_all
+from maild.local.itemfile import ItemUnreadable, dump, load
+
+DIRECTORY = "outbox"
+FAILED = "failed"
+_EDIT_LOCK = ".edit.lock"
+_DRAIN_LOCK = ".drain.lock"
+_COUNTED: tuple[State, ...] = ("queued", "held", "deferred", "uncertain", "failed")
+_STALE_S = 86400
+_NAME_TRIES = 16
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class NoSuchItem(MaildError):
+    """No item, or more than one, has the id that was asked for."""
+
+    scope = Scope.MESSAGE
+    retry = Retry.AFTER_CHANGE
+
+
+class ItemBusy(MaildError):
+    """The item is being submitted at this moment, so it cannot be changed."""
+
+    scope = Scope.MESSAGE
+    retry = Retry.LATER
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is in the outbox, oldest first, and the ids of items whose `.toml` cannot be read, with the reason."""
+
+    items: tuple[Item, ...]
+    unreadable: dict[str, str]
+
+
+class Outbox:
+    """The outbox of one state directory. It may be used by several threads and processes at a time."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.path = state_dir / DIRECTORY
+        self._failed = self.path / FAILED
+        self._known: dict[Path, tuple[tuple[int, int, int], Item]] = {}
+
+    # -- accepting
+
+    def accept(self, item: Item, text: bytes) -> Item:
+        """Take a message, in its disk form; the item is the one given, with its id. Durable on return, or nothing."""
+        make_directory(self.path)
+        with _translated("accept a message in", self.path), _opened(self.path) as directory:
+            name, descriptor = _new_message(directory)
+            try:
+                try:
+                    write_all(descriptor, text)
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+                accepted = replace(item, id=name)
+                replace_file(directory, f"{name}.toml", dump(accepted))
+            except BaseException:
+                for suffix in (".toml", ".eml"):  # the error that counts is the first
+                    with suppress(OSError):
+                        os.unlink(name + suffix, dir_fd=directory)
+                raise
+        return accepted
+
+    # -- looking
+
+    def contents(self) -> Contents:
+        """All items, those that have failed too. One whose `.toml` has not changed is not read again."""
+        found: dict[Path, tuple[tuple[int, int, int], Item]] = {}
+        unreadable: dict[str, str] = {}
+        for path in self._tomls():
+            try:
+                status = path.stat()
+                stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+                known = self._known.get(path)
+                found[path] = known if known and known[0] == stamp else (stamp, load(path.stem, path.read_bytes()))
+            except FileNotFoundError:
+                continue  # it went its way since the directory was read
+            except OSError as exc:
+                raise disk_error(exc, "read", path) from exc
+            except ItemUnreadable as exc:
+                unreadable[path.stem] = str(exc)
+        self._known = found
+        items = sorted((item for _, item in found.values()), key=lambda item: (item.created_s, item.id))
+        return Contents(tuple(items), unreadable)
+
+    def counts(self) -> dict[State, int]:
+        """How many items there are in each state, as `maild status` tells it; without "sent", which do not stay."""
+        states = Counter(item.state for item in self.contents().items)
+        return {state: states[state] for state in _COUNTED}
+
+    def find(self, prefix: str) -> Item:
+        """The item whose id begins so. Raises NoSuchItem where there is none or more than one."""
+        items = [item for item in self.contents().items if item.id.startswith(prefix)]
+        exact = [item for item in items if item.id == prefix]
+        if len(exact or items) != 1:
+            what = "more than one message has an id that begins with" if items else "no message has the id"
+            raise NoSuchItem(f"{what} {prefix!r} in the outbox", "`maild outbox list` shows the ids")
+        return (exact or items)[0]
+
+    def has_text(self, item_id: str) -> bool:
+        """Whether the message itself is there; somebody may have removed it by hand."""
+        return any((directory / f"{item_id}.eml").exists() for directory in (self.path, self._failed))
+
+    def text(self, item_id: str) -> bytes:
+        """A message in its disk form, as it goes on the wire but for line ends."""
+        for directory in (self.path, self._failed):
+            path = directory / f"{item_id}.eml"
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                raise disk_error(exc, "read", path) from exc
+        raise LocalError(f"{self.path / item_id}.eml is gone", f"`maild outbox cancel {item_id}` forgets the message")
+
+    # -- changing what is not being submitted
+
+    def edit(self, item_id: str, change: Callable[[Item], Item]) -> Item:
+        """Change an item, durable on return. Raises ItemBusy while it is being submitted, NoSuchItem if it is gone."""
+        with self._editing():
+            item = self._editable(item_id)
+            changed = change(item)
+            if changed != item:
+                self.record([changed])
+            self.place(changed)
+        return changed
+
+    def cancel(self, item_id: str) -> Item:
+        """Take an item out for good, durable on return. Raises ItemBusy while it is being submitted."""
+        with self._editing():
+            item = self._editable(item_id)
+            self.remove([item_id])
+        return item
+
+    # -- draining
+
+    @contextmanager
+    def draining(self) -> Iterator[None]:
+        """Be the one who submits; what an earlier drainer left behind is put in order. Raises StateBusy."""
+        make_directory(self.path)
+        with _translated("lock", self.path):
+            descriptor = os.open(self.path / _DRAIN_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if not _locked(descriptor):
+                raise StateBusy(
+                    "another maild is submitting from this outbox", "it sends what is due; wait until it is done"
+                )
+            self._recover()
+            yield
+        finally:
+            os.close(descriptor)
+
+    def claim(self, item_ids: Sequence[str], change: Callable[[Item], Item | None]) -> list[Item]:
+        """Take items in hand, as `change` makes them; those for which it gives None, or that are gone, are left out.
+
+        Only for the drainer. Until `record`, `remove` or `place` lets go of them nobody else changes them.
+        """
+        with self._editing():
+            items = [found for item_id in item_ids if (found := self._read(item_id)) is not None]
+            claimed = [changed for item in items if not item.phase and (changed := change(item)) is not None]
+            self.record(claimed)
+        return claimed
+
+    def record(self, items: Sequence[Item]) -> None:
+        """Write what is known about items, all durable on return, with one barrier for all of them."""
+        for directory in (self.path, self._failed):
+            here = [item for item in items if self._directory_of(item.id) == directory]
+            if here:
+                with _translated("write to", directory), _opened(directory) as descriptor:
+                    _replace_all(descriptor, {f"{item.id}.toml": dump(item) for item in here})
+
+    def place(self, *items: Item) -> None:
+        """Move items to where they belong: into `failed/` if they have failed for good, out of it otherwise."""
+        for item in items:
+            wanted = self._failed if item.is_over and item.state == "failed" else self.path
+            if (present := self._directory_of(item.id)) != wanted:
+                make_directory(wanted)
+                with _translated("move a message to", wanted):
+                    for suffix in (".eml", ".toml"):
+                        with suppress(FileNotFoundError):  # moved before a crash
+                            os.rename(present / f"{item.id}{suffix}", wanted / f"{item.id}{suffix}")
+                    for directory in (wanted, present):
+                        with _opened(directory) as descriptor:
+                            fsync_dir(descriptor)
+
+    def remove(self, item_ids: Sequence[str]) -> None:
+        """Forget items, durable on return. First it is durable that they are no more, then the messages go."""
+        with _translated("remove messages from", self.path):
+            for suffix in (".toml", ".eml"):
+                for directory in (self.path, self._failed):
+                    touched = [_unlinked(directory / f"{item_id}{suffix}") for item_id in item_ids]
+                    if suffix == ".toml" and any(touched):
+                        with _opened(directory) as descriptor:
+                            fsync_dir(descriptor)
+
+    # -- inside
+
+    def _tomls(self) -> Iterator[Path]:
+        for directory in (self.path, self._failed):
+            try:
+                names = os.listdir(directory)
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                raise disk_error(exc, "read", directory) from exc
+            yield from (directory / name for name in names if name.endswith(".toml") and name[0] != ".")
+
+    def _directory_of(self, item_id: str) -> Path:
+        return self._failed if (self._failed / f"{item_id}.toml").exists() else self.path
+
+    def _read(self, item_id: str) -> Item | None:
+        path = self._directory_of(item_id) / f"{item_id}.toml"
+        try:
+            return load(item_id, path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise disk_error(exc, "read", path) from exc
+
+    def _editable(self, item_id: str) -> Item:
+        """The item as it is, put in order if its drainer died. Call under the edit lock."""
+        item = self._read(item_id)
+        if item is None:
+            raise NoSuchItem(f"the message {item_id} is no longer in the outbox")
+        if not item.phase:
+            return item
+        with _opened(self.path) as directory:
+            descriptor = os.open(_DRAIN_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        try:
+            if not _locked(descriptor):
+                raise ItemBusy(f"the message {item_id} is being submitted at this moment", "try again shortly")
+            return interrupted(item, time.time())
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _editing(self) -> Iterator[None]:
+        """Holds the edit lock; whoever has it needs it for milliseconds."""
+        make_directory(self.path)
+        with _translated("lock", self.path):
+            descriptor = os.open(self.path / _EDIT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            with _translated("lock", self.path):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _recover(self) -> None:
+        """After a crash: attempts that were running have ended, items go where they belong, remains are deleted."""
+        with self._editing():
+            now_s = time.time()
+            items = self.contents().items
+            left = [interrupted(item, now_s) for item in items if item.phase]
+            self.record(left)
+            self.place(*items)
+            with _translated("clean up", self.path):
+                _delete_remains(self.path, now_s)
+
+
+def _new_message(directory: int) -> tuple[str, int]:
+    """An id that no other message has, and its `.eml`, open for writing."""
+    for _ in range(_NAME_TRIES):
+        name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(4).hex()}"
+        with suppress(FileExistsError):
+            return name, os.open(f"{name}.eml", _NEW_FILE, 0o600, dir_fd=directory)
+    raise LocalError("no free id was found for a message in the outbox")
+
+
+def _replace_all(directory: int, files: dict[str, bytes]) -> None:
+    """Like `durable.replace_file` for several files of one directory, with one barrier for their contents."""
+    if len(files) == 1:
+        ((name, octets),) = files.items()
+        replace_file(directory, name, octets)
+        return
+    written: list[tuple[int, str, str]] = []
+    try:
+        try:
+            for name, octets in files.items():
+                temporary = f".{name}.{os.getpid()}-{os.urandom(4).hex()}"
+                descriptor = os.open(temporary, _NEW_FILE, 0o600, dir_fd=directory)
+                written.append((descriptor, temporary, name))
+                write_all(descriptor, octets)
+            fsync_many([descriptor for descriptor, _, _ in written])
+        finally:
+            for descriptor, _, _ in written:
+                os.close(descriptor)
+        for _, temporary, name in written:
+            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        for _, temporary, _ in written:
+            with suppress(OSError):  # the error that counts is the first
+                os.unlink(temporary, dir_fd=directory)
+        raise
+    fsync_dir(directory)
+
+
+def _delete_remains(path: Path, now_s: float) -> None:
+    for name in os.listdir(path):
+        is_remains = (name.startswith(".") and ".toml." in name) or (
+            name.endswith(".eml") and not (path / f"{name[:-4]}.toml").exists()
+        )
+        if is_remains and not (path / FAILED / f"{name[:-4]}.toml").exists():
+            with suppress(FileNotFoundError):
+                if os.stat(path / name).st_mtime < now_s - _STALE_S:
+                    os.unlink(path / name)
+
+
+def _unlinked(path: Path) -> bool:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, _OPEN_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _translated(what: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise disk_error(exc, what, path) from exc

@@ -1,0 +1,257 @@
+"""One open mailbox: what is in it and what has changed, and its messages. What changes it is in change.py, append.py.
+
+A cursor is JSON: `v` UIDVALIDITY, `n` UIDNEXT, `m` HIGHESTMODSEQ (0 where the server has none), `e` the message count.
+How a mailbox is scanned: QRESYNC where it works, else CONDSTORE, with the UIDs listed only if the counts say that
+something was expunged, else everything (RFC 7162). All three give the same result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from typing import cast
+
+from maild.core.errors import Rejected
+from maild.core.model import (
+    NO_FLAGS,
+    Appended,
+    Body,
+    Cursor,
+    Epoch,
+    Facts,
+    Fetched,
+    FlagChange,
+    MailboxName,
+    Outgoing,
+    Permitted,
+    Scan,
+    ScanTable,
+    Uid,
+)
+from maild.core.ports import OpenBody
+from maild.remote.imap import append, change
+from maild.remote.imap.dates import internal_date
+from maild.remote.imap.facts import facts_of
+from maild.remote.imap.listing import mark_of
+from maild.remote.imap.opening import SCAN_LIMIT_S, Findings, open_mailbox
+from maild.remote.imap.parse import FetchData, uid_set
+from maild.remote.imap.session import Command, ImapSession, Opened
+from maild.remote.imap.sets import cut, numbers_of, search
+from maild.remote.imap.stream import messages
+
+FACTS_MESSAGES = 1000  # headers asked for by one UID FETCH
+VANISHED_MOST = 200_000  # beyond it, comparing everything is cheaper than believing the ranges
+MOST_UID = 1 << 64
+BODY_ITEMS = "(UID FLAGS INTERNALDATE BODY.PEEK[])"
+
+WireName = Callable[[MailboxName], str]  # raises Rejected for a mailbox that is not there
+
+
+class Box:
+    """One mailbox on one session; `read_only` opens it by EXAMINE."""
+
+    def __init__(
+        self, session: ImapSession, wire: str, name: MailboxName, wire_name: WireName, *, read_only: bool = False
+    ) -> None:
+        self._session = session
+        self._wire = wire
+        self._name = name
+        self._wire_name = wire_name
+        self._read_only = read_only
+
+    async def scan(self, cursor: Cursor | None) -> Scan:
+        """By QRESYNC, by CONDSTORE or all of it. Whatever is told is cut to how things were when it was opened."""
+        session = self._session
+        known = _read_cursor(cursor)
+        use_qresync = "QRESYNC" in session.enabled
+        if known is None or not known["m"] or not (use_qresync or session.has("CONDSTORE")):
+            return await self._scan_all()
+        parameter = f" (QRESYNC ({known['v']} {known['m']}))" if use_qresync else " (CONDSTORE)"
+        try:
+            found, _ = await self._open(parameter)
+        except Rejected:
+            session.enabled = frozenset()  # it advertises what it then refuses
+            return await self._scan_all()
+        if found.uidvalidity != known["v"] or not known["m"] <= found.modseq or found.uidnext < known["n"]:
+            return await self._scan_all()
+        return await self._scan_changes(found, known, use_qresync)
+
+    async def reopen(self, epoch: Epoch) -> None:
+        """Open it unless it is open already; raises Rejected if the UIDs mean something else than in that epoch."""
+        if (await self._opened()).epoch != epoch:
+            raise Rejected(f"mailbox {self._name} changed its UIDVALIDITY", "the next pass makes its pairs anew")
+
+    async def _opened(self) -> Opened:
+        opened = self._session.opened
+        if opened is None or (opened.wire, opened.read_only) != (self._wire, self._read_only):
+            await self._open()
+            opened = self._session.opened
+        if opened is None:
+            raise Rejected(f"mailbox {self._name} was closed by the server as soon as it was open")
+        return opened
+
+    async def _open(self, parameter: str = "", scan_items: str = "") -> tuple[Findings, Findings]:
+        return await open_mailbox(
+            self._session,
+            self._wire,
+            self._name,
+            read_only=self._read_only,
+            parameter=parameter,
+            scan_items=scan_items,
+        )
+
+    async def _scan_all(self) -> Scan:
+        found, told = await self._open(scan_items="(UID FLAGS RFC822.SIZE)")
+        table = told.table.distinct().between(0, found.uidnext or MOST_UID)
+        exists = found.exists if found.uidnext else told.exists or found.exists
+        complete = not (found.truncated or told.truncated or told.expunges) and len(table) == exists
+        return self._scan(found, table, full=True, complete=complete, vanished=frozenset())
+
+    async def _scan_changes(self, found: Findings, known: dict[str, int], has_vanished: bool) -> Scan:
+        """Flags changed since the cursor, new messages with their sizes, and what was expunged."""
+        session, old = self._session, known["n"]
+        fresh = Findings()
+        changed = found if has_vanished else fresh  # Dovecot tells of two FETCHes at once in no order
+        sent: list[Command] = []
+        if not has_vanished and found.modseq != known["m"] and old > 1:
+            since = f"(CHANGEDSINCE {known['m']})"
+            items = "(UID FLAGS)"
+            sent.append(session.launch("FETCH", f"1:{old - 1}", items, since, prefix="UID", collect=changed.take))
+        if found.uidnext > old:
+            items = "(UID FLAGS RFC822.SIZE)"
+            sent.append(session.launch("FETCH", f"{old}:*", items, prefix="UID", collect=fresh.take))
+        for command in sent:
+            reply = await session.finish(command, SCAN_LIMIT_S)
+            found.truncated |= reply.tagged.code == "MESSAGELIMIT"
+        complete = not (found.truncated or changed.truncated or fresh.truncated)
+        new = fresh.table.distinct().between(old, found.uidnext)
+        table = changed.table.distinct().between(0, old)
+        for uid, flags, size in new:
+            table.add(uid, flags, size)
+        gone: list[tuple[int, int]] | None = _clipped(found.vanished, old - 1)
+        if not has_vanished and found.exists - len(new) != known["e"]:  # something was expunged
+            gone = await self._gone(old, expected=found.exists - len(new))
+        if gone is None or sum(high - low + 1 for low, high in gone) > VANISHED_MOST:
+            return await self._scan_all()
+        vanished = frozenset(Uid(str(n)) for low, high in gone for n in range(low, high + 1))
+        return self._scan(found, table, full=False, complete=complete, vanished=vanished)
+
+    async def _gone(self, uidnext: int, expected: int) -> list[tuple[int, int]] | None:
+        """Ranges of UIDs below `uidnext` that no message has: CONDSTORE alone does not tell what was expunged.
+
+        None where the server refuses to list the UIDs, or lists another number of them than it counted.
+        """
+        try:
+            there = await search(self._session, "ALL")
+        except Rejected:
+            return None
+        gone: list[tuple[int, int]] = []
+        last = count = 0
+        for number in sorted(there):
+            if number >= uidnext:
+                break
+            if number > last + 1:
+                gone.append((last + 1, number - 1))
+            last, count = number, count + 1
+        if last + 1 < uidnext:
+            gone.append((last + 1, uidnext - 1))
+        return gone if count == expected else None
+
+    def _scan(self, found: Findings, table: ScanTable, *, full: bool, complete: bool, vanished: frozenset[Uid]) -> Scan:
+        uidnext = max(found.uidnext, table.highest + 1)
+        values = {"v": found.uidvalidity, "n": uidnext, "m": found.modseq, "e": found.exists}
+        opened = self._session.opened
+        return Scan(
+            epoch=Epoch(str(found.uidvalidity)),
+            items=table,
+            full=full,
+            complete=complete,
+            vanished=vanished,
+            cursor=Cursor(json.dumps(values, separators=(",", ":"))),
+            mark=mark_of(found.uidvalidity, uidnext, found.modseq, found.exists),
+            messages=found.exists,
+            permitted=opened.permitted if opened is not None else None,
+        )
+
+    async def facts(self, uids: Sequence[Uid]) -> dict[Uid, Facts]:
+        numbers = numbers_of(uids)
+        chunks = (numbers[start : start + FACTS_MESSAGES] for start in range(0, len(numbers), FACTS_MESSAGES))
+        return await facts_of(self._session, [uid_set(part) for chunk in chunks for part in cut(chunk)])
+
+    async def fetch(self, batches: Iterator[Sequence[Uid]], open_body: OpenBody) -> AsyncIterator[list[Fetched]]:
+        """A set that the server refuses is asked for again message by message: a bad one costs only itself."""
+        expected: set[int] = set()
+        refused: list[int] = []
+        sets = (part for batch in batches for part in cut(numbers_of(batch)))
+        async with aclosing(self._stream(sets, open_body, expected, refused)) as stream:
+            async for several in stream:
+                yield several
+        singles = iter([[uid] for uid in refused if uid in expected])
+        async with aclosing(self._stream(singles, open_body, expected, [])) as stream:
+            async for several in stream:
+                yield several
+
+    async def _stream(
+        self, sets: Iterator[list[int]], open_body: OpenBody, expected: set[int], refused: list[int]
+    ) -> AsyncGenerator[list[Fetched]]:
+        """Only what was asked for, and once: a body that nobody asked for is nobody's message."""
+
+        def noted() -> Iterator[list[int]]:
+            for numbers in sets:
+                expected.update(numbers)
+                yield numbers
+
+        async with aclosing(messages(self._session, noted(), BODY_ITEMS, open_body, refused)) as stream:
+            async for several in stream:
+                wanted: list[Fetched] = []
+                for data in several:
+                    if data.uid is not None and data.uid in expected:
+                        expected.discard(data.uid)
+                        wanted.append(_fetched(data.uid, data))
+                if wanted:
+                    yield wanted
+
+    # -- what changes it
+
+    async def store(self, changes: Sequence[FlagChange]) -> set[Uid]:
+        """What the mailbox does not keep is not set, and counts as done."""
+        return await change.store(self._session, await self._permitted(), changes)
+
+    async def append(self, messages: Iterator[Outgoing]) -> AsyncIterator[Appended]:
+        permitted = await self._permitted()
+        async with aclosing(append.append(self._session, await self._opened(), permitted, messages)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def move(self, uids: Sequence[Uid], target: MailboxName) -> dict[Uid, Uid | None]:
+        await self._permitted()
+        return await change.move(self._session, self._name, uids, self._wire_name(target), target)
+
+    async def expunge(self, uids: Sequence[Uid]) -> set[Uid]:
+        await self._permitted()
+        return await change.expunge(self._session, self._name, uids)
+
+    async def _permitted(self) -> Permitted:
+        permitted = (await self._opened()).permitted
+        if permitted is None:
+            raise Rejected(f"mailbox {self._name} is open for reading only")
+        return permitted
+
+
+def _fetched(uid: int, data: FetchData) -> Fetched:
+    body = data.sections[b""]
+    raw = body if isinstance(body, bytes | bytearray) else cast("Body", body)  # a sink is what open_body gave
+    return Fetched(Uid(str(uid)), data.flags or NO_FLAGS, internal_date(data.date), raw)
+
+
+def _read_cursor(cursor: Cursor | None) -> dict[str, int] | None:
+    if cursor is None:
+        return None
+    values = json.loads(cursor)
+    return {key: int(values[key]) for key in "vnme"}
+
+
+def _clipped(ranges: list[tuple[int, int]], top: int) -> list[tuple[int, int]]:
+    """VANISHED ranges up to the highest UID ever known; servers may name UIDs to 2^32-1."""
+    return [(low, min(high, top)) for low, high in ranges if low <= top]

@@ -1,0 +1,167 @@
+"""Opening a mailbox: SELECT or EXAMINE, what the server tells with it, and which flags it keeps.
+
+Whatever arrives is kept apart by the command that it came with, and dropped when the server says that it belonged to
+the mailbox that was open before (RFC 7162 §3.2.11).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from maild.core.errors import ProtocolViolation, Rejected
+from maild.core.flags import canonical_flags
+from maild.core.model import Epoch, MailboxName, Permitted, ScanTable
+from maild.remote.imap.parse import Data, Event, FetchData, Numbered, Untagged, Vanished, number
+from maild.remote.imap.session import Command, ImapSession, Opened, ignore, quoted
+
+SCAN_LIMIT_S = None  # a big mailbox may take minutes; silence still ends it
+MOST_TOLD = 10_000_000  # messages in one mailbox
+
+
+@dataclass(slots=True)
+class Findings:
+    """What arrives while a mailbox is opened, or while one FETCH runs in it."""
+
+    uidvalidity: int = 0
+    uidnext: int = 0
+    modseq: int = 0
+    exists: int = 0
+    expunges: int = 0
+    truncated: bool = False
+    table: ScanTable = field(default_factory=ScanTable)
+    vanished: list[tuple[int, int]] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    permanent: list[str] | None = None
+
+    def take(self, event: Event) -> None:
+        match event:
+            case FetchData(uid=uid, flags=flags) if uid is not None and flags is not None:
+                self.table.add(uid, flags, max(event.size or 0, 0))
+                if len(self.table) > MOST_TOLD:
+                    raise ProtocolViolation("the server tells of messages without end")
+            case Vanished(earlier=True, ranges=ranges):  # the others are of now: the next pass hears of them again
+                self.vanished.extend(ranges)
+            case Vanished():
+                self.expunges += 1
+            case Numbered(number=n, name="EXISTS"):
+                self.exists = n
+            case Numbered(name="EXPUNGE"):
+                self.expunges += 1
+            case Data(name="FLAGS", tokens=[list() as words, *_]):
+                self.flags = [w.decode("utf-8", "replace") for w in words if isinstance(w, bytes)]
+            case Untagged(code=code, argument=argument):
+                self._take_code(code, argument)
+            case _:
+                pass
+
+    def _forget(self) -> None:
+        """All of it was of the mailbox that was open before (RFC 7162 §3.2.11, CLOSED)."""
+        self.uidvalidity = self.uidnext = self.modseq = self.exists = self.expunges = 0
+        self.truncated, self.table, self.vanished = False, ScanTable(), []
+        self.flags, self.permanent = [], None
+
+    def _take_code(self, code: str, argument: bytes) -> None:
+        match code:
+            case "UIDVALIDITY":
+                self.uidvalidity = max(number(argument), 0)
+            case "UIDNEXT":
+                self.uidnext = max(number(argument), 0)
+            case "HIGHESTMODSEQ":
+                self.modseq = max(number(argument), 0)
+            case "NOMODSEQ":
+                self.modseq = 0
+            case "PERMANENTFLAGS":
+                self.permanent = argument.decode("utf-8", "replace").strip("() ").split()
+            case "CLOSED":
+                self._forget()
+            case "MESSAGELIMIT":  # RFC 9738: the rest exists, it was just not told
+                self.truncated = True
+            case _:
+                pass
+
+    def permitted(self) -> Permitted:
+        """Without PERMANENTFLAGS all that FLAGS lists (RFC 9051 §7.1), and no keyword that nobody has used yet."""
+        words = self.flags if self.permanent is None else self.permanent
+        return Permitted(canonical_flags(words), new_keywords="\\*" in words)
+
+
+async def open_mailbox(
+    session: ImapSession,
+    wire: str,
+    name: MailboxName,
+    *,
+    read_only: bool,
+    parameter: str = "",
+    scan_items: str = "",
+) -> tuple[Findings, Findings]:
+    """SELECT or EXAMINE, with UNSELECT before and the FETCH of everything behind it in the same write.
+
+    What the opening told, and what the FETCH told. Raises Rejected, and then nothing is open.
+    """
+    found, told = Findings(), Findings()
+    is_left = session.is_selected() and session.has("UNSELECT")
+    leave = session.launch("UNSELECT", collect=ignore) if is_left else None
+    session.set_selected(session.is_selected() and leave is None)
+    opening = session.launch("EXAMINE" if read_only else "SELECT", quoted(wire) + parameter, collect=found.take)
+    scan = None
+    if scan_items:
+        session.set_selected(True)
+        scan = session.launch("FETCH", "1:*", scan_items, prefix="UID", collect=told.take)
+    if leave is not None:
+        await finish_anyhow(session, leave)
+    try:
+        reply = await session.finish(opening, SCAN_LIMIT_S)
+    except Rejected as exc:
+        session.set_selected(False)
+        if scan is not None:
+            await finish_anyhow(session, scan)
+        raise Rejected(f"mailbox {name} cannot be opened: {exc.text}", code=exc.code) from exc
+    session.set_selected(True)
+    found.truncated |= reply.tagged.code == "MESSAGELIMIT"
+    if scan is not None:
+        await _finish_scan(session, scan, found, told)
+    if found.uidvalidity <= 0:
+        raise Rejected(f"mailbox {name}: the server gives no UIDVALIDITY, so messages cannot be told apart")
+    permitted = None if read_only or reply.tagged.code == "READ-ONLY" else found.permitted()
+    session.set_opened(Opened(wire, Epoch(str(found.uidvalidity)), read_only, permitted, found.uidnext))
+    return found, told
+
+
+async def _finish_scan(session: ImapSession, scan: Command, found: Findings, told: Findings) -> None:
+    try:
+        reply = await session.finish(scan, SCAN_LIMIT_S)
+        told.truncated |= reply.tagged.code == "MESSAGELIMIT"
+    except Rejected:
+        if found.exists:  # 1:* in an empty mailbox is an error for some servers
+            raise
+
+
+async def leave_mailbox(session: ImapSession) -> None:
+    """Have no mailbox open, without expunging anything (CLOSE would)."""
+    if not session.is_selected():
+        return
+    if session.has("UNSELECT"):
+        await finish_anyhow(session, session.launch("UNSELECT", collect=ignore))
+        session.set_selected(False)
+    else:
+        await finish_anyhow(session, session.launch("EXAMINE", quoted("INBOX"), collect=ignore))
+        session.set_selected(True)
+
+
+def leave_ahead(session: ImapSession) -> Command | None:
+    """Have no mailbox open, or at least an up-to-date one, for what is sent next; for `finish_anyhow` to wait for."""
+    if not session.is_selected():
+        return None
+    if session.has("UNSELECT"):
+        command = session.launch("UNSELECT", collect=ignore)
+        session.set_selected(False)
+        return command
+    return session.launch("NOOP", collect=ignore)
+
+
+async def finish_anyhow(session: ImapSession, command: Command) -> None:
+    """Wait for a command whose refusal does not matter."""
+    try:
+        await session.finish(command, SCAN_LIMIT_S)
+    except Rejected:
+        return

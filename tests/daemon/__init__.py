@@ -1,0 +1,1 @@
+"""The daemon and its parts, on this machine alone: servers in memory, a clock that stands still where one is needed."""

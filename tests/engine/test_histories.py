@@ -1,0 +1,325 @@
+"""Random histories of two sides that change at once, with the invariants of a synchroniser as the oracle.
+
+A history is rounds of changes, each followed by passes until nothing is left to do. The model below knows what each
+message should have become: a flag that one side changed wins, deletion beats flags and moves, of two moves the server's
+wins, nothing else is ever lost or doubled. `MAILD_HISTORIES` sets how many there are (500; `make test-long` 10,000).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import anyio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.engine.twin import LETTERS, Twin
+
+HISTORIES = int(os.environ.get("MAILD_HISTORIES", "500"))
+FLAGS = ("\\Seen", "\\Flagged", "\\Answered", "$Forwarded")
+LETTER_OF = {flag: letter for letter, flag in LETTERS.items()}
+NAMES = ("INBOX", "A", "A/b", "C")
+
+Kind = Literal["deliver", "write", "flag", "delete", "move", "copy", "rename"]
+
+
+@dataclass(slots=True)
+class Side:
+    """What one side did to a message since both were equal."""
+
+    mailbox: int
+    flags: frozenset[str]
+    is_deleted: bool = False
+    handle: Path | int = 0  # the file; on the server the UID
+
+
+@dataclass(slots=True)
+class Known:
+    """A message that both sides had when they were equal last, and what became of it on each."""
+
+    n: int
+    base: Side
+    here: Side
+    there: Side
+
+    def result(self) -> Side | None:
+        """What both sides should have in the end; None for nothing."""
+        if self.here.is_deleted or self.there.is_deleted:
+            return None
+        base, here, there = self.base.flags, self.here.flags, self.there.flags
+        flags = (base & here & there) | ((here | there) - base)
+        moved = self.there.mailbox if self.there.mailbox != self.base.mailbox else self.here.mailbox
+        return Side(moved, flags)
+
+
+@dataclass(slots=True)
+class Box:
+    """A mailbox, under one name or, after a rename, under another on each side."""
+
+    here: str
+    there: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change: on which side, what, and numbers that choose the message, the mailbox and the flag."""
+
+    is_here: bool
+    kind: Kind
+    message: int
+    mailbox: int
+    flag: int
+
+
+CHANGES = st.builds(
+    Change,
+    st.booleans(),
+    st.sampled_from(("deliver", "write", "flag", "flag", "delete", "move", "move", "copy", "rename")),
+    st.integers(0, 30),
+    st.integers(0, 3),
+    st.integers(0, 3),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Changes, then passes; the first is cut at a step, or not. Afterwards an event that must change nothing."""
+
+    changes: tuple[Change, ...]
+    cut_at: int | None
+    event: str
+
+
+ROUNDS = st.builds(
+    Round,
+    st.lists(CHANGES, max_size=8).map(tuple),
+    st.one_of(st.none(), st.integers(0, 25)),
+    st.sampled_from(("", "", "", "lose state", "renumber", "older state")),
+)
+SETTINGS = st.fixed_dictionaries(
+    {
+        "way": st.sampled_from(("changes", "full")),
+        "tells_uids": st.booleans(),
+        "has_marks": st.booleans(),
+        "has_object_ids": st.booleans(),
+    }
+)
+
+
+@dataclass(slots=True)
+class History:
+    """Both sides, and the model of them."""
+
+    twin: Twin
+    boxes: list[Box] = field(default_factory=list)
+    known: list[Known] = field(default_factory=list)
+    copies: Counter[int] = field(default_factory=Counter)  # by number: copies that may have been taken for moves
+    number: int = 0
+    known_next: list[tuple[int, int, frozenset[str]]] = field(default_factory=list)
+
+    async def begin(self) -> None:
+        for name in NAMES:
+            if name != "INBOX":
+                self.twin.store.create(name)
+            self.boxes.append(Box(name, name))
+        for index in (0, 0, 0, 1, 2):
+            self._new(False, index, ())
+        await self._until_quiet()
+
+    # -- changes
+
+    def change(self, change: Change) -> None:
+        index = change.mailbox % len(self.boxes)
+        if change.kind in ("deliver", "write"):
+            self._new(change.is_here, index, FLAGS[: change.flag])
+            return
+        if change.kind == "rename":
+            self._rename(change.is_here, 1 + change.message % 3, change.flag)
+            return
+        alive = [k for k in self.known if not (k.here if change.is_here else k.there).is_deleted]
+        if alive:
+            self._one(change, alive[change.message % len(alive)], index)
+
+    def _new(self, is_here: bool, index: int, flags: Iterable[str]) -> None:
+        self.number += 1
+        n, kept = self.number, frozenset(flags)
+        if is_here:
+            self.twin.write(n, self.boxes[index].here, "".join(LETTER_OF[flag] for flag in kept))
+        else:
+            self.twin.deliver(n, self.boxes[index].there, kept)
+        self.known_next.append((n, index, kept))
+
+    def _one(self, change: Change, known: Known, index: int) -> None:
+        side = known.here if change.is_here else known.there
+        if change.kind == "flag":
+            flag = FLAGS[change.flag]
+            side.flags = side.flags ^ {flag}
+            if change.is_here:
+                side.handle = self.twin.relabel(self._path(side), "".join(LETTER_OF[f] for f in side.flags))
+            else:
+                self.twin.store.set_flags(self.boxes[side.mailbox].there, self._uid(side), replace=side.flags)
+        elif change.kind == "delete":
+            side.is_deleted = True
+            if change.is_here:
+                self._path(side).unlink()
+            else:
+                self.twin.store.expunge(self.boxes[side.mailbox].there, self._uid(side))
+        elif change.kind == "move" and index != side.mailbox:
+            self._move(change.is_here, side, index, new_name=bool(change.flag % 2))
+        elif change.kind == "copy":
+            self.copies[known.n] += 1
+            if change.is_here:
+                self.twin.copy(self._path(side), self.boxes[index].here)
+            else:
+                self.twin.store.copy(self.boxes[side.mailbox].there, self._uid(side), self.boxes[index].there)
+
+    def _move(self, is_here: bool, side: Side, index: int, *, new_name: bool) -> None:
+        if is_here:
+            side.handle = self.twin.move(self._path(side), self.boxes[index].here, new_name=new_name)
+        else:
+            source, target = self.boxes[side.mailbox].there, self.boxes[index].there
+            ((_, side.handle),) = self.twin.store.move(source, self._uid(side), target)
+        side.mailbox = index
+
+    def _rename(self, is_here: bool, index: int, number: int) -> None:
+        box, name = self.boxes[index], f"R{number}"
+        if any(name in (other.here, other.there) for other in self.boxes):
+            return
+        if is_here:
+            old = self.twin.where(box.here)
+            if any(other.here.startswith(box.here + "/") for other in self.boxes):
+                return  # children would come along, which the scenarios have
+            old.rename(self.twin.where(name))
+            for known in self.known:
+                if isinstance(known.here.handle, Path) and known.here.handle.is_relative_to(old):
+                    known.here.handle = self.twin.where(name) / known.here.handle.relative_to(old)
+            box.here = name
+        elif not any(other.there.startswith(box.there + "/") for other in self.boxes):
+            self.twin.store.rename(box.there, name)
+            box.there = name
+
+    @staticmethod
+    def _path(side: Side) -> Path:
+        assert isinstance(side.handle, Path)
+        return side.handle
+
+    @staticmethod
+    def _uid(side: Side) -> int:
+        assert isinstance(side.handle, int)
+        return side.handle
+
+    # -- passes
+
+    async def settle(self, cut_at: int | None) -> None:
+        if cut_at is not None:
+            await self.twin.sync(lose_at=cut_at)
+        await self._until_quiet()
+
+    async def _until_quiet(self) -> None:
+        for _ in range(2):
+            await self.twin.synced()
+        await self.twin.quiet()
+        self._compare()
+
+    async def event(self, event: str) -> None:
+        """Something that is nobody's change: both sides stay as they are."""
+        twin = self.twin
+        before = {name: twin.there(name) for name in twin.store.names}
+        state = twin.state_dir / "work.sqlite"
+        if event == "lose state":
+            for path in twin.state_dir.iterdir():
+                path.unlink()
+        elif event == "older state" and (copy := twin.directory / "older.sqlite").exists():
+            for path in twin.state_dir.glob("work.sqlite*"):
+                path.unlink()
+            state.write_bytes(copy.read_bytes())
+        elif event == "renumber":
+            for name in twin.store.names:
+                twin.store.bump_uidvalidity(name)
+        (twin.directory / "older.sqlite").write_bytes(state.read_bytes() if state.exists() else b"")
+        if event:
+            await twin.synced()
+            twin.assert_equal()
+            assert {name: twin.there(name) for name in twin.store.names} == before
+            await twin.quiet()
+            self._look_again()
+
+    # -- the oracle
+
+    def _compare(self) -> None:
+        for box in self.boxes:
+            box.here = box.there = box.there if box.there in self.twin.store.names else box.here
+        self.twin.assert_equal()
+        wanted: Counter[tuple[int, str, frozenset[str]]] = Counter()
+        for known in self.known:
+            if (result := known.result()) is not None:
+                wanted[known.n, self.boxes[result.mailbox].there, result.flags] += 1
+        for n, index, flags in self.known_next:
+            wanted[n, self.boxes[index].there, flags] += 1
+        found = self._found()
+        copied = set(self.copies)
+        exact = {item: count for item, count in wanted.items() if item[0] not in copied}
+        assert exact == {item: count for item, count in found.items() if item[0] not in copied}
+        deleted = {known.n for known in self.known if known.here.is_deleted or known.there.is_deleted}
+        for n in copied:  # equal messages are not told apart: a copy, and deleting the first of them, is a move
+            count = sum(number for (m, _, _), number in found.items() if m == n)
+            most = sum(number for (m, _, _), number in wanted.items() if m == n) + self.copies[n]
+            assert (0 if n in deleted else 1) <= count <= most, f"message {n}: {count} of {most}"
+        self._look_again()
+
+    def _found(self) -> Counter[tuple[int, str, frozenset[str]]]:
+        found: Counter[tuple[int, str, frozenset[str]]] = Counter()
+        for mailbox in self.twin.store.mailboxes:
+            for message in mailbox:
+                found[_number(message.raw), mailbox.name, message.flags] += 1
+        return found
+
+    def _look_again(self) -> None:
+        """Both sides are equal: from here on changes count anew."""
+        self.known.clear()
+        self.known_next.clear()
+        self.copies.clear()
+        for index, box in enumerate(self.boxes):
+            paths: dict[int, list[Path]] = {}
+            for path in self.twin.files(box.here):
+                paths.setdefault(_number(path.read_bytes()), []).append(path)
+            for message in self.twin.store.mailbox(box.there):
+                same = paths[_number(message.raw)]
+                flags = message.flags
+                path = next(p for p in same if {LETTERS[c] for c in p.name.partition(":2,")[2]} == flags)
+                same.remove(path)
+                base = Side(index, flags)
+                self.known.append(
+                    Known(_number(message.raw), base, replace(base, handle=path), replace(base, handle=message.uid))
+                )
+
+
+def _number(raw: bytes) -> int:
+    return int(raw.partition(b"Subject: Nr. ")[2].split(b"\n", 1)[0])
+
+
+@settings(
+    max_examples=HISTORIES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
+)
+@given(rounds=st.lists(ROUNDS, min_size=1, max_size=3), ways=SETTINGS)
+def test_histories(rounds: list[Round], ways: dict[str, object], in_memory: Path, no_fsync: None) -> None:
+    async def live() -> None:
+        with tempfile.TemporaryDirectory(dir=in_memory) as directory:
+            history = History(Twin(Path(directory), settings=ways))
+            history.twin.configure(remote_delete="expunge")
+            await history.begin()
+            for one in rounds:
+                for change in one.changes:
+                    history.change(change)
+                await history.settle(one.cut_at)
+                await history.event(one.event)
+
+    anyio.run(live)

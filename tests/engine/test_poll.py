@@ -1,0 +1,234 @@
+"""One poll of a POP3 account: every message once and only once, whatever the server offers and does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from maild.engine import poll
+from maild.remote.pop3.parse import Limits
+from maild.remote.pop3.remote import Terms
+from maild.testing.faults import Answer, Cut, Rewrite
+from tests.engine.maildrop import CAPABILITIES, PopWorld, disk_form, pop_world
+from tests.engine.world import long_body, message
+
+
+@pytest.fixture(autouse=True)
+def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poll, "RETRY_DELAY_S", 0.0)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[PopWorld]:
+    async with pop_world(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(params=CAPABILITIES)
+async def any_world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[PopWorld]:
+    async with pop_world(tmp_path, CAPABILITIES[request.param]) as made:
+        yield made
+
+
+async def test_what_is_new_comes_once(any_world: PopWorld) -> None:
+    world = any_world
+    raws = world.deliver(30)
+    report = await world.polled()
+    assert (report.total("pulled"), report.total("adopted")) == (30, 0)
+    assert world.on_disk() == disk_form(raws)
+    raws += world.deliver(5, start=100)
+    assert (await world.polled()).total("pulled") == 5
+    for _ in range(3):
+        assert (await world.polled()).total("pulled") == 0
+    assert world.on_disk() == disk_form(raws)
+    assert world.on_server() == dict.fromkeys(raws, 1)
+
+
+async def test_a_poll_with_nothing_new_asks_for_nothing_but_the_list(world: PopWorld) -> None:
+    world.deliver(20)
+    await world.polled()
+    world.commands()
+    await world.polled()
+    assert world.commands() == ["CAPA", "AUTH ***", "UIDL", "QUIT"]
+
+
+async def test_octets_that_are_not_like_mail(any_world: PopWorld) -> None:
+    """No header, no end, dots, lone CRs and LFs, a NUL, nothing at all."""
+    world = any_world
+    raws = [
+        b"A: b\r\n\r\nno end",
+        b"A: c\r\n\r\n.\r\n..\r\n.x\r\n",
+        b".dot first\r\n\r\n",
+        b"A: d\r\n\r\nlone \r cr\r\n\x00\xff\r\n",
+        b"no header at all",
+        b"\r\n\r\nempty header\r\n",
+    ]
+    for raw in raws:
+        world.server.deliver(raw)
+    await world.polled()
+    await world.polled()
+    assert world.on_disk() == disk_form(raws)
+
+
+async def test_a_message_bigger_than_memory_goes_through_a_file(world: PopWorld) -> None:
+    body = long_body() + ".\r\n..dots\r\n"
+    raw = message(1, body=body)
+    assert len(raw) > Limits().memory
+    world.server.deliver(raw)
+    raws = [raw, *world.deliver(3, start=2)]
+    await world.polled()
+    assert world.on_disk() == disk_form(raws)
+    world.lose_state()
+    report = await world.polled()
+    assert (report.total("pulled"), report.total("adopted")) == (0, 4)
+    assert world.on_disk() == disk_form(raws)
+
+
+@pytest.mark.parametrize("line_end", [b"\r\n", b"\n"])
+async def test_line_ends(world: PopWorld, line_end: bytes) -> None:
+    world.server._policy.line_end = line_end
+    raws = world.deliver(4)
+    await world.polled()
+    assert world.on_disk() == disk_form(raws)
+
+
+async def test_what_is_too_big_stays_and_is_told(world: PopWorld) -> None:
+    raws = world.deliver(3)
+    world.server.deliver(message(9, body="x" * 5000))
+    world.settings(max_message_size_octets=4096, leave_on_server=False)
+    report = await world.polled()
+    assert (report.total("pulled"), report.total("skipped")) == (3, 1)
+    assert world.on_disk() == disk_form(raws)
+    assert len(world.server.messages) == 1
+    world.settings(max_message_size_octets=1 << 20)
+    report = await world.polled()
+    assert (report.total("pulled"), report.total("skipped")) == (1, 0)
+    assert world.server.messages == []
+
+
+async def test_a_size_that_lies(world: PopWorld) -> None:
+    """Told too small it still comes; told too big as well."""
+    raws = world.deliver(4)
+    for kept, told in zip(world.server.messages, (0, 1, 10_000, 1 << 40), strict=True):
+        kept.size_octets = told
+    world.settings(max_message_size_octets=1 << 50)
+    assert (await world.polled()).total("pulled") == 4
+    assert world.on_disk() == disk_form(raws)
+
+
+async def test_a_message_that_the_server_does_not_give_holds_nobody_up(world: PopWorld) -> None:
+    raws = world.deliver(3)
+    world.server.faults.add("RETR", Answer("-ERR cannot read it"), nth=2)
+    report = await world.polled()
+    assert (report.total("pulled"), report.total("skipped")) == (2, 1)
+    report = await world.polled()
+    assert (report.total("pulled"), report.total("skipped")) == (1, 0)
+    assert world.on_disk() == disk_form(raws)
+
+
+async def test_the_connection_is_lost_in_a_message(any_world: PopWorld) -> None:
+    """The rest comes over the next one, and nothing twice."""
+    world = any_world
+    raws = world.deliver(20)
+    world.server.faults.add("RETR", Cut(after_octets=60), nth=7)
+    assert (await world.polled()).total("pulled") == 20
+    assert world.on_disk() == disk_form(raws)
+
+
+async def test_a_message_that_ends_every_connection_is_given_up(world: PopWorld) -> None:
+    raws = world.deliver(5)
+    poison = world.server.messages[2]
+
+    def poisoned(response: bytes) -> bytes:
+        return b"garbage\r\n" if poison.raw in response else response
+
+    world.server.faults.add("RETR", Rewrite(poisoned), times=None)
+    report = await world.polled()
+    assert (report.total("pulled"), report.total("skipped")) == (4, 1)
+    assert world.on_disk() == disk_form([raw for raw in raws if raw != poison.raw])
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("-ERR [AUTH] no", "check user and password"),
+        ("-ERR no such user", "check user and password"),
+        ("-ERR [IN-USE] busy", "another program has this maildrop open"),
+        ("-ERR [LOGIN-DELAY] slow down", "more time between two logins"),
+        ("-ERR [SYS/TEMP] disk", "tried again later"),
+        ("-ERR [SYS/PERM] broken", "only the server's operator can help"),
+        ("-ERR maildrop is locked by another session", "tried again later"),
+    ],
+)
+async def test_a_refused_login(world: PopWorld, answer: str, said: str) -> None:
+    world.deliver(1)
+    world.server.faults.add("AUTH", Answer(answer), times=None)
+    report = await world.poll()
+    assert report.error is not None
+    assert said in report.error
+    assert world.counted()["AUTH"] == 1
+
+
+async def test_user_and_pass_where_there_is_no_sasl(tmp_path: Path) -> None:
+    async with pop_world(tmp_path, CAPABILITIES["bare"]) as world:
+        world.deliver(1)
+        await world.polled()
+        assert world.commands()[:3] == ["CAPA", f"USER {world.account.address}", "PASS ***"]
+
+
+async def test_a_maildrop_that_is_in_use(world: PopWorld) -> None:
+    world.deliver(1)
+    world.server._policy.locked_by = 99
+    report = await world.poll()
+    assert report.error is not None
+    assert "another program has this maildrop open" in report.error
+    world.server._policy.locked_by = 0
+    await world.polled()
+
+
+async def test_what_the_server_wants(world: PopWorld) -> None:
+    world.server.capabilities.update({"LOGIN-DELAY 900", "EXPIRE 14"})
+    await world.polled()
+    assert world.terms == Terms(900, 14)
+
+
+async def test_a_dry_run_changes_nothing_anywhere(world: PopWorld) -> None:
+    world.deliver(3)
+    report = await world.poll(dry_run=True)
+    assert report.total("pulled") == 3
+    assert not world.root.exists()
+    assert not world.state_dir.exists()
+    await world.polled()
+    world.deliver(2, start=10)
+    world.settings(leave_on_server=False)
+    before = {path: path.read_bytes() for path in world.root.parent.rglob("*") if path.is_file()}
+    report = await world.poll(dry_run=True)
+    assert (report.total("pulled"), report.total("deleted_there")) == (2, 3)
+    assert {path: path.read_bytes() for path in world.root.parent.rglob("*") if path.is_file()} == before
+    assert len(world.server.messages) == 5
+
+
+async def test_the_maildir_is_gone(world: PopWorld) -> None:
+    world.deliver(12)
+    world.settings(delete_with_local=True)
+    await world.polled()
+    world.root.rename(world.root.with_name("elsewhere"))
+    report = await world.poll()
+    assert report.error is not None
+    assert "is gone" in report.error
+    assert len(world.server.messages) == 12
+    world.root.with_name("elsewhere").rename(world.root)
+    (world.root / "INBOX").rename(world.root / "x")
+    assert not (await world.poll()).ok
+    assert len(world.server.messages) == 12
+
+
+async def test_the_maildir_may_be_the_account_itself(world: PopWorld) -> None:
+    from dataclasses import replace
+
+    world.account = replace(world.account, layout="maildir++")
+    world.deliver(2)
+    await world.polled()
+    assert len(list((world.root / "new").iterdir())) == 2

@@ -1,0 +1,523 @@
+"""The outbox of an account against a server that does as it is told: states, schedule, copies, reports, crashes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from email import message_from_bytes, policy
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+
+from maild.config import Account, Password, Smtp
+from maild.config.senders import Sender, Senders
+from maild.core import outgoing
+from maild.core.errors import AuthRejected, ConnectionLost, LocalError
+from maild.core.outgoing import Item
+from maild.engine.accept import Order, prepared
+from maild.engine.aftermath import wants_copy
+from maild.engine.submit import Drained, Submitter
+from maild.local.outbox import ItemBusy, Outbox
+from maild.remote.smtp import Offline, Timeouts
+from maild.testing.smtp import EOF, RESET, SILENCE, Reaction, SmtpServer, Stage
+from tests.local.crash import Crash, Machine, every_step
+
+USER = "user"
+PASSWORD = "correct horse battery staple"
+NOW = 1_800_000_000
+SHORT = Timeouts(connect_s=5, command_s=0.3, data_s=0.3, block_s=0.3, final_s=0.3, goodbye_s=0.1)
+LONG = Timeouts(connect_s=5, command_s=5, data_s=5, block_s=5, final_s=5, goodbye_s=0.1)
+A, B, C = "a@x.example", "b@x.example", "c@x.example"
+
+
+@dataclass
+class World:
+    """An account with its outbox, a server, and a clock that a test turns."""
+
+    server: SmtpServer
+    root: Path
+    now_s: float = NOW
+    timeouts: Timeouts = LONG
+
+    def __post_init__(self) -> None:
+        self.outbox = Outbox(self.root / "state")
+
+    def account(self, **changes: Any) -> Account:
+        values: dict[str, Any] = {"user": USER, "secret": Password(PASSWORD), "tls": "none", "sent": "copy"}
+        smtp = Smtp(host=self.server.host, port=self.server.port, **(values | changes))
+        return Account(name="work", address="me@example.org", maildir=self.root / "Mail" / "work", smtp=smtp)
+
+    def submitter(self, account: Account | None = None, **options: Any) -> Submitter:
+        values: dict[str, Any] = {"clock": lambda: self.now_s, "timeouts": self.timeouts}
+        return Submitter(account or self.account(), self.outbox, self.root / "state", **(values | options))
+
+    def accept(self, *recipients: str, subject: str = "hello", at_s: int | None = None) -> Item:
+        senders = Senders(self.root / "state", (Sender("work", ("me@example.org",), 0),), None)
+        raw = f"Subject: {subject}\n\nthere\n".encode()
+        item, text = prepared(raw, Order(recipients=recipients or (A,), send_s=at_s), senders, self.now_s)
+        return self.outbox.accept(item, text)
+
+    async def drain(self, account: Account | None = None, *, everything: bool = False, **options: Any) -> Drained:
+        with self.outbox.draining():
+            return await self.submitter(account, **options).drain(everything=everything)
+
+    def item(self) -> Item:
+        (only,) = self.outbox.contents().items
+        return only
+
+    def mailbox(self, name: str) -> list[bytes]:
+        root = self.root / "Mail" / "work" / name
+        return [path.read_bytes() for subdir in ("cur", "new") for path in sorted((root / subdir).glob("*"))]
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with SmtpServer(users={USER: PASSWORD}) as server:
+        yield World(server, tmp_path)
+
+
+def states(item: Item) -> list[str]:
+    return [recipient.state for recipient in item.recipients]
+
+
+# -- when all goes well
+
+
+async def test_sent_copied_and_forgotten(world: World) -> None:
+    world.accept(A, B)
+    drained = await world.drain()
+    assert drained.is_well
+    assert (drained.counts, drained.next_s) == (Counter(sent=2), None)
+    (message,) = world.server.journal
+    assert (message.sender, message.recipients) == ("me@example.org", (A, B))
+    assert world.mailbox("Sent") == [message.octets.replace(b"\r\n", b"\n")]
+    assert [path.name[-4:] for path in (world.root / "Mail/work/Sent/cur").iterdir()] == [":2,S"]
+    assert world.outbox.contents().items == ()
+    assert list(world.outbox.path.rglob("*.eml")) == []
+
+
+async def test_nothing_to_do_makes_no_connection(world: World) -> None:
+    assert (await world.drain()).is_well
+    assert world.server.connections == 0
+
+
+@pytest.mark.parametrize("count", [1, 7, 60])
+async def test_many_messages_over_few_connections(world: World, count: int) -> None:
+    for number in range(count):
+        world.accept(f"r{number}@x.example", subject=str(number))
+    drained = await world.drain()
+    assert drained.counts == Counter(sent=count)
+    assert sorted(m.recipients[0] for m in world.server.journal) == sorted(f"r{n}@x.example" for n in range(count))
+    assert world.server.connections <= 4
+    assert len(world.mailbox("Sent")) == count
+    assert world.outbox.contents().items == ()
+
+
+async def test_further_connections_that_are_refused_harm_nothing(world: World) -> None:
+    for number in range(40):
+        world.accept(f"r{number}@x.example")
+    world.server.react("auth", "235 2.7.0 welcome")
+    world.server.react("auth", "454 4.7.0 too many", times=3)
+    assert (await world.drain()).is_well
+    assert len(world.server.journal) == 40
+
+
+async def test_what_arrives_while_it_drains_goes_out_too(world: World) -> None:
+    world.accept(A)
+    submitter = world.submitter()
+    with world.outbox.draining():
+        drain = asyncio.get_running_loop().create_task(submitter.drain())
+        await world.server.until(lambda: world.server.commands)
+        world.accept(B)
+        drained = await drain
+    assert drained.counts == Counter(sent=2)
+    assert world.server.connections == 1
+
+
+# -- what the server says, and when it is asked again
+
+
+@pytest.mark.parametrize(
+    ("stage", "reaction", "state", "after_s"),
+    [
+        ("mail", "451 4.3.0 later", "deferred", 60),
+        ("rcpt", "450 4.2.0 greylisted", "deferred", 300),
+        ("data", "421 4.3.2 bye", "deferred", 300),
+        ("dot", "452 4.3.1 full", "deferred", 60),
+        ("mail", EOF, "deferred", 60),
+        ("data", RESET, "deferred", 60),
+        ("dot", EOF, "uncertain", 900),
+        ("dot", RESET, "uncertain", 900),
+        ("dot", SILENCE, "uncertain", 900),
+        ("dot", b"nonsense\r\n", "uncertain", 900),
+        ("greeting", "421 4.3.2 busy", "deferred", 300),
+        ("greeting", "554 5.7.1 no service for you", "deferred", 60),
+        ("greeting", EOF, "deferred", 60),
+        ("greeting", SILENCE, "deferred", 60),
+        ("ehlo", b"nonsense\r\n", "deferred", 60),
+        ("auth", "454 4.7.0 not now", "deferred", 60),
+    ],
+)
+async def test_tried_again(world: World, stage: Stage, reaction: Reaction, state: str, after_s: int) -> None:
+    world.timeouts = SHORT
+    world.accept()
+    world.server.react(stage, reaction)
+    drained = await world.drain()
+    item = world.item()
+    assert (item.state, item.attempts, item.phase, item.wakes_at()) == (state, 1, "", NOW + after_s)
+    assert item.recipients[0].reply
+    assert not drained.is_well
+    assert drained.next_s is not None
+    assert drained.next_s >= NOW + after_s
+    assert world.mailbox("INBOX") == []
+    if state == "deferred":
+        assert world.mailbox("Sent") == []
+        assert world.server.journal == []
+        world.now_s = NOW + after_s - 1
+        before = world.server.connections
+        await world.drain()
+        assert world.server.connections == before
+    world.now_s = NOW + after_s
+    assert (await world.drain()).is_well
+    assert len(world.mailbox("Sent")) == 1
+    assert world.outbox.contents().items == ()
+
+
+async def test_the_schedule_of_the_contract(world: World) -> None:
+    world.accept()
+    world.server.react("mail", "451 4.3.0 later", times=1000)
+    gaps: list[int] = []
+    while True:
+        await world.drain()
+        if (at := world.item().wakes_at()) is None:
+            break
+        gaps.append(at - int(world.now_s))
+        world.now_s = at
+    assert [gap // 60 for gap in gaps[:9]] == [1, 2, 4, 8, 16, 32, 64, 128, 240]
+    assert set(gaps[9:]) == {240 * 60}
+    assert sum(gaps) >= outgoing.LIFETIME_S > sum(gaps[:-1])
+    assert world.item().state == "failed"
+    subjects = [message_from_bytes(raw)["Subject"] for raw in world.mailbox("INBOX")]
+    assert sorted(subjects) == ["Delayed: hello", "Undelivered: hello"]
+
+
+async def test_time_offline_is_no_attempt(world: World) -> None:
+    item = world.accept()
+    account = world.account()
+    await world.server.__aexit__(None, None, None)
+    submitter = world.submitter(account)
+    with world.outbox.draining():
+        for days in range(8):
+            world.now_s = NOW + days * 86400
+            drained = await submitter.drain()
+            assert isinstance(drained.error, Offline)
+            assert drained.next_s is not None
+            assert 0 < drained.next_s - world.now_s <= 900
+    assert world.item() == item
+
+
+async def test_a_refused_password_keeps_everything_as_it_is(world: World) -> None:
+    item = world.accept()
+    submitter = world.submitter(world.account(secret=Password("another one")))
+    with world.outbox.draining():
+        for _ in range(3):
+            drained = await submitter.drain()
+            assert isinstance(drained.error, AuthRejected)
+            assert drained.next_s is None
+    assert world.item() == item
+    assert world.server.commands.count("AUTH") == 1
+
+
+async def test_a_failure_is_reported_once_and_kept(world: World) -> None:
+    accepted = world.accept(A, B, subject="=?utf-8?q?h=C3=A9llo?=")
+    world.server.react("rcpt", "550 5.1.1 nobody here", when=B)
+    told: list[Item] = []
+    drained = await world.drain(on_failure=told.append)
+    assert drained.counts == Counter(sent=1, failed=1)
+    assert not drained.is_well
+    await world.drain()
+    (raw,) = world.mailbox("INBOX")
+    report = message_from_bytes(raw, policy=policy.default)
+    assert report["subject"] == "Undelivered: héllo"
+    assert "550 5.1.1 nobody here" in next(report.iter_parts()).get_content()
+    assert A not in next(report.iter_parts()).get_content()
+    assert [item.id for item in told] == [accepted.id]
+    assert (world.outbox.path / "failed" / f"{accepted.id}.eml").exists()
+    assert states(world.item()) == ["sent", "failed"]
+    assert len(world.mailbox("Sent")) == 1
+
+
+async def test_each_recipient_goes_its_own_way(world: World) -> None:
+    world.accept(A, B, C)
+    world.server.react("rcpt", "550 5.1.1 nobody", when=B)
+    world.server.react("rcpt", "451 4.3.0 later", when=C)
+    await world.drain()
+    assert states(world.item()) == ["sent", "failed", "deferred"]
+    assert (len(world.mailbox("Sent")), len(world.mailbox("INBOX"))) == (1, 1)
+    world.now_s += 60
+    await world.drain()
+    assert [message.recipients for message in world.server.journal] == [(A,), (C,)]
+    assert states(world.item()) == ["sent", "failed", "sent"]
+    assert (len(world.mailbox("Sent")), len(world.mailbox("INBOX"))) == (1, 1)
+
+
+async def test_a_retried_failure_is_sent_and_may_fail_again(world: World) -> None:
+    item = world.accept()
+    world.server.react("rcpt", "550 5.1.1 nobody", times=2)
+    await world.drain()
+    for _ in range(2):
+        world.outbox.edit(item.id, lambda found: outgoing.retried(found, world.now_s))
+        await world.drain()
+    assert len(world.mailbox("INBOX")) == 2
+    assert len(world.mailbox("Sent")) == 1
+    assert world.outbox.contents().items == ()
+
+
+async def test_a_message_whose_file_is_gone_fails_and_holds_up_no_other(world: World) -> None:
+    lost = world.accept(A)
+    world.accept(B)
+    (world.outbox.path / f"{lost.id}.eml").unlink()
+    drained = await world.drain()
+    assert drained.counts == Counter(sent=1, failed=1)
+    assert world.item().state == "failed"
+    assert b"is gone from the outbox" in world.mailbox("INBOX")[0]
+    world.outbox.cancel(lost.id)
+    assert world.outbox.contents().items == ()
+
+
+# -- what a person orders
+
+
+async def test_held_and_not_due_is_not_sent(world: World) -> None:
+    held, later = world.accept(A), world.accept(B, at_s=NOW + 3600)
+    world.outbox.edit(held.id, outgoing.held)
+    drained = await world.drain()
+    assert drained.next_s == NOW + 3600
+    assert world.server.connections == 0
+    await world.drain(everything=True)
+    assert [message.recipients for message in world.server.journal] == [(B,)]
+    world.outbox.edit(held.id, lambda found: outgoing.released(found, world.now_s))
+    await world.drain()
+    assert [message.recipients for message in world.server.journal] == [(B,), (A,)]
+    assert later.since_s == NOW + 3600
+
+
+async def test_everything_tries_what_is_deferred(world: World) -> None:
+    world.accept()
+    world.server.react("mail", "451 4.3.0 later")
+    await world.drain()
+    assert (await world.drain(everything=True)).is_well
+
+
+async def test_cancelled_while_another_is_being_sent(world: World) -> None:
+    world.accept(A)
+    submitter = world.submitter()
+    world.server.react("dot", SILENCE)
+    with world.outbox.draining():
+        drain = asyncio.get_running_loop().create_task(submitter.drain())
+        await world.server.until(lambda: world.server.taken)
+        with pytest.raises(ItemBusy):
+            world.outbox.cancel(world.item().id)
+        late = world.accept(B)
+        world.outbox.cancel(late.id)
+        drain.cancel()
+        await asyncio.gather(drain, return_exceptions=True)
+    assert world.item().state == "uncertain"  # the dot was sent, and nobody waited for the answer
+    assert len(world.server.taken) == 1
+
+
+async def test_stopping_finishes_what_is_on_the_wire(world: World) -> None:
+    for number in range(30):
+        world.accept(f"r{number}@x.example")
+    submitter = world.submitter()
+    with world.outbox.draining():
+        drain = asyncio.get_running_loop().create_task(submitter.drain())
+        await world.server.until(lambda: len(world.server.journal) >= 3)
+        submitter.stop()
+        drained = await drain
+    sent = len(world.server.journal)
+    assert 3 <= sent < 30
+    assert drained.counts == Counter(sent=sent)
+    assert {(item.state, item.phase, item.attempts) for item in world.outbox.contents().items} == {("queued", "", 0)}
+    assert len(world.outbox.contents().items) == 30 - sent
+
+
+# -- doubt
+
+
+@pytest.mark.parametrize("knows", [True, False, None])
+async def test_doubt_is_settled_by_looking(world: World, knows: bool | None) -> None:
+    item = world.accept()
+    asked: list[str] = []
+
+    async def find_sent(message_id: str) -> bool | None:
+        asked.append(message_id)
+        return knows
+
+    world.server.react("dot", RESET)
+    await world.drain(find_sent=find_sent)
+    assert world.item().state == "uncertain"
+    await world.drain(find_sent=find_sent)
+    assert asked == [item.message_id]
+    assert len(world.mailbox("Sent")) == (1 if knows else 0)
+    assert len(world.outbox.contents().items) == (0 if knows else 1)
+    world.now_s += 900
+    await world.drain(find_sent=find_sent)
+    assert len(world.server.taken) == (1 if knows else 2)
+    ids = {message_from_bytes(message.octets)["Message-ID"] for message in world.server.taken}
+    assert ids == {item.message_id}
+    assert len(world.mailbox("Sent")) == 1
+    assert world.outbox.contents().items == ()
+
+
+# -- the Sent mailbox
+
+
+@pytest.mark.parametrize(
+    ("sent", "host", "expected"),
+    [
+        ("auto", "smtp.example.org", True),
+        ("auto", "smtp.gmail.com", False),
+        ("auto", "SMTP.Office365.com.", False),
+        ("copy", "smtp.gmail.com", True),
+        ("none", "smtp.example.org", False),
+    ],
+)
+def test_who_keeps_a_copy(sent: Any, host: str, expected: bool) -> None:
+    assert wants_copy(Smtp(host=host, port=465, user="u", secret=Password("p"), sent=sent)) == expected
+
+
+async def test_no_copy_where_none_is_wanted(world: World) -> None:
+    world.accept()
+    assert (await world.drain(world.account(sent="none"))).is_well
+    assert world.mailbox("Sent") == []
+    assert world.outbox.contents().items == ()
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "expected"),
+    [
+        ("nested", {}, "Sent"),
+        ("maildir++", {}, ".Sent"),
+        ("nested", {"sent_mailbox": "[Gmail]/Sent Mail"}, "[Gmail]/Sent Mail"),
+        ("maildir++", {"sent_mailbox": "Mail/Sent.x"}, ".Mail.Sent%2Ex"),
+    ],
+)
+async def test_where_the_copy_goes(world: World, layout: Any, options: dict[str, str], expected: str) -> None:
+    world.accept()
+    await world.drain(replace(world.account(**options), layout=layout))
+    assert len(world.mailbox(expected)) == 1
+    world.accept()
+    await world.drain(world.account(), sent_directory=PurePosixPath("Elsewhere"))
+    assert len(world.mailbox("Elsewhere")) == 1
+
+
+async def test_a_maildir_that_is_not_there_keeps_the_copy_waiting(world: World) -> None:
+    world.accept()
+    (world.root / "state" / "work.sqlite").touch()
+    (world.root / "Mail" / "work").mkdir(parents=True)
+    drained = await world.drain()
+    assert drained.counts == Counter(sent=1)
+    assert drained.next_s == NOW + 60
+    assert world.item().state == "sent"
+    (world.root / "Mail" / "work" / ".maild").touch()
+    await world.drain()
+    assert len(world.mailbox("Sent")) == 1
+    assert world.outbox.contents().items == ()
+    assert len(world.server.journal) == 1
+
+
+# -- crashes
+
+
+async def run_once(world: World) -> None:
+    with world.outbox.draining():
+        await world.submitter().drain()
+
+
+async def settle_all(world: World) -> None:
+    for _ in range(4):
+        world.outbox = Outbox(world.root / "state")
+        await run_once(world)
+        world.now_s += 901
+
+
+@pytest.mark.parametrize("refusal", [None, "550 5.1.1 nobody"])
+async def test_a_crash_at_any_step_loses_nothing_and_doubles_only_what_was_uncertain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: str | None
+) -> None:
+    """Killed at the n-th change of the disk and started again: everybody gets it, once unless there was doubt."""
+    machine = Machine(monkeypatch)
+    for steps in every_step(machine):
+        async with SmtpServer(users={USER: PASSWORD}) as server:
+            world = World(server, tmp_path / str(steps))
+            recipients = [(A,), (B, C)]
+            for group in recipients:
+                world.accept(*group)
+            if refusal is not None:
+                server.react("rcpt", refusal, times=99, when=B)
+            with machine.crashing_at(steps):
+                await crashed(world)
+            world.outbox = Outbox(world.root / "state")
+            with world.outbox.draining():
+                doubtful = {
+                    r.address for i in world.outbox.contents().items for r in i.recipients if r.state == "uncertain"
+                }
+            await settle_all(world)
+            check(world, doubtful, refusal is not None)
+    assert steps > 20
+
+
+async def crashed(world: World) -> None:
+    try:
+        await run_once(world)
+    except Crash:
+        return
+    except BaseExceptionGroup as group:
+        if group.subgroup(Crash) is None:
+            raise
+
+
+def check(world: World, doubtful: set[str], has_refusal: bool) -> None:
+    got = Counter(r for message in world.server.journal for r in message.recipients)
+    expected = {A, C} if has_refusal else {A, B, C}
+    assert set(got) == expected
+    assert {address for address, times in got.items() if times > 1} <= doubtful
+    assert len(world.mailbox("Sent")) == 2
+    assert len(world.mailbox("INBOX")) == (1 if has_refusal else 0)
+    left = world.outbox.contents()
+    assert not left.unreadable
+    assert [states(item) for item in left.items] == ([["failed", "sent"]] if has_refusal else [])
+
+
+async def test_a_full_disk_in_the_middle_is_survived(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The body is not sent when it could not be recorded; and when its end could not be, it is uncertain."""
+    world.accept()
+    real = world.outbox.record
+    calls: list[Sequence[Item]] = []
+
+    def record(items: Sequence[Item]) -> None:
+        calls.append(items)
+        if len(calls) in failing:
+            raise LocalError("cannot write: the disk is full")
+        real(items)
+
+    monkeypatch.setattr(world.outbox, "record", record)
+    failing = {3}  # of: recovery, claim, body
+    drained = await world.drain()
+    assert isinstance(drained.error, LocalError)
+    assert world.server.taken == []
+    assert world.item().state == "queued"
+    calls.clear()
+    failing = {4}  # the verdict
+    with world.outbox.draining():
+        submitter = world.submitter()
+        drained = await submitter.drain()
+        assert isinstance(drained.error, LocalError)
+        assert world.item().phase == "body"
+        await submitter.drain()
+    assert world.item().state == "uncertain"
+    assert not isinstance(drained.error, ConnectionLost)

@@ -1,0 +1,125 @@
+"""The real daemon with a real Dovecot: push both ways, and what comes between."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.process import DaemonProcess, imap_account
+from tests.daemon.waiting import until
+from tests.live.conftest import started
+from tests.servers.dovecot import Dovecot
+
+pytestmark = pytest.mark.live
+
+HELD_BACK_S = 0.5  # Dovecot tells of a change that late (mail_max… notify delay); the bench measures what is above it
+LATE_S = 3.0
+
+Make = Callable[..., DaemonProcess]
+
+
+@pytest.fixture
+def user(request: pytest.FixtureRequest) -> str:
+    return "".join(c if c.isalnum() else "-" for c in request.node.name)[:60].strip("-").lower()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[[str], DaemonProcess]]:
+    made: list[DaemonProcess] = []
+
+    def build(account: str) -> DaemonProcess:
+        made.append(DaemonProcess(tmp_path, {"work": account}))
+        return made[-1]
+
+    yield build
+    for daemon in made:
+        daemon.kill()
+        assert "Traceback" not in daemon.log, daemon.log
+        assert Dovecot.password not in daemon.log
+
+
+def account(server: Dovecot, user: str, *settings: str) -> str:
+    return imap_account("127.0.0.1", server.imap_port, user, Dovecot.password, *settings)
+
+
+def deliver(server: Dovecot, user: str, n: int, mailbox: str = "INBOX") -> None:
+    with server.connect(user) as client:
+        raw = f"Message-ID: <{n}@test.example>\r\nSubject: Nr. {n}\r\n\r\nHallo {n}\r\n".encode()
+        assert client.append(mailbox, "", "", raw)[0] == "OK"
+
+
+def has(daemon: DaemonProcess, n: int, mailbox: str = "INBOX") -> list[Path]:
+    return [path for path in daemon.files(mailbox) if f"Subject: Nr. {n}\n".encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("push", ["notify", "idle"])
+async def test_new_mail_appears_by_push(make: Make, dovecot: Dovecot, user: str, push: str) -> None:
+    daemon = make(account(dovecot, user, f'push = "{push}"', 'poll = "1d"'))
+    daemon.start()
+    await daemon.until_account(lambda a: a["state"] == "idle" and a["push"] == push)
+    for n in range(5):
+        deliver(dovecot, user, n)
+        await until(lambda n=n: has(daemon, n), HELD_BACK_S + LATE_S)
+    await daemon.stop()
+
+
+async def test_sync_carries_a_flag_to_the_server_through_the_daemon(make: Make, dovecot: Dovecot, user: str) -> None:
+    deliver(dovecot, user, 1)
+    daemon = make(account(dovecot, user))
+    daemon.start()
+    await daemon.until_pushed()
+    (path,) = has(daemon, 1)
+    path.rename(path.parent.parent / "cur" / f"{path.name.partition(':')[0]}:2,S")
+    assert (await daemon.run("sync")).returncode == 0
+    with dovecot.connect(user) as client:
+        client.select("INBOX", readonly=True)
+        assert client.search(None, "SEEN")[1] == [b"1"]
+    await daemon.stop()
+
+
+async def test_wrong_then_right_password_in_a_file(make: Make, dovecot: Dovecot, user: str, tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("wrong")
+    secret.chmod(0o600)
+    lines = account(dovecot, user).replace(f'password = "{Dovecot.password}"', f'password_file = "{secret}"')
+    daemon = make(lines)
+    daemon.start()
+    await daemon.until_account(lambda a: a["state"] == "auth_rejected")
+    secret.write_text(Dovecot.password)
+    assert (await daemon.run("sync")).returncode == 0  # whoever asks has the secret looked at
+    await daemon.until_pushed()
+    await daemon.stop()
+
+
+@pytest.mark.parametrize("push", ["notify", "idle"])
+async def test_server_restart(make: Make, tmp_path: Path, push: str) -> None:
+    with started() as server:
+        daemon = make(account(server, "me", f'push = "{push}"'))
+        daemon.start()
+        await daemon.until_pushed()
+        server.stop()
+        await daemon.until_account(lambda a: a["state"] == "offline" and a["push"] is None)
+        server.start()
+        deliver(server, "me", 1)
+        await until(lambda: has(daemon, 1), 30.0)
+        await daemon.until_pushed()
+        deliver(server, "me", 2)
+        await until(lambda: has(daemon, 2), HELD_BACK_S + LATE_S)
+        await daemon.stop()
+
+
+async def test_sigkill_and_again(make: Make, dovecot: Dovecot, user: str) -> None:
+    daemon = make(account(dovecot, user))
+    for n in range(4):
+        daemon.start()
+        await daemon.until_pushed()
+        deliver(dovecot, user, n)
+        daemon.signal(signal.SIGKILL)
+        await daemon.ended()
+    daemon.start()
+    await daemon.until_pushed()
+    assert [len(has(daemon, n)) for n in range(4)] == [1, 1, 1, 1]
+    await daemon.stop()

@@ -1,0 +1,80 @@
+"""The two-way scenarios against a real server, over a real line: what each side and both sides do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from maild.config import Password
+from maild.testing.store import Store
+from tests.engine.test_twoway import SCENARIOS, start
+from tests.engine.twin import Twin, WireTwin
+from tests.live.store import LiveStore
+from tests.servers.dovecot import Dovecot
+
+pytestmark = [pytest.mark.live, pytest.mark.anyio]
+
+LACKING = {
+    "nothing": frozenset[str](),
+    "QRESYNC": frozenset({"QRESYNC"}),
+    "UIDPLUS and MOVE": frozenset({"UIDPLUS", "MOVE"}),
+    "much": frozenset({"QRESYNC", "CONDSTORE", "UIDPLUS", "MOVE", "LIST-STATUS", "MULTIAPPEND", "LITERAL+"}),
+}
+
+
+class LiveTwin(WireTwin):
+    """The same twin with a real server; what is asked of it in vain shows in the mail that it has."""
+
+    async def quiet(self) -> None:
+        before, there = self.snapshot(), {name: self.store.mailbox(name) for name in self.store.names}
+        report = await self.synced()
+        counters = ("pulled", "pushed", "flags", "flags_there", "moved", "moved_there", "deleted", "deleted_there")
+        assert {name: report.total(name) for name in counters} == dict.fromkeys(counters, 0)
+        assert self.snapshot() == before
+        assert {name: self.store.mailbox(name) for name in self.store.names} == there
+
+
+@pytest.fixture(scope="module")
+def users(dovecot: Dovecot) -> Callable[[str], LiveStore]:
+    def user(name: str) -> LiveStore:
+        clean = "".join(c if c.isalnum() else "-" for c in name)[:60].strip("-").lower()
+        return LiveStore("127.0.0.1", dovecot.imap_port, f"two-{clean}", dovecot.password)
+
+    return user
+
+
+def twin_of(directory: Path, store: LiveStore, lacking: str) -> Twin:
+    twin = LiveTwin(directory, cast("Store", store))
+    twin.configure(
+        host=store.host,
+        port=store.port,
+        user=store.user,
+        secret=Password(store.password),
+        disable_extensions=LACKING[lacking],
+    )
+    return twin
+
+
+@pytest.mark.parametrize(
+    "lacking", ["nothing", *(pytest.param(n, marks=pytest.mark.long) for n in LACKING if n != "nothing")]
+)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda step: step.__name__)
+async def test_scenario_on_a_real_server(
+    tmp_path: Path,
+    scenario: Callable[[Twin], object],
+    lacking: str,
+    users: Callable[[str], LiveStore],
+    request: pytest.FixtureRequest,
+) -> None:
+    twin = twin_of(tmp_path, users(f"{lacking}-{scenario.__name__}"), lacking)
+    start(twin)
+    await twin.synced()
+    await twin.quiet()
+    scenario(twin)
+    for _ in range(2):
+        await twin.synced()
+    twin.assert_equal()
+    await twin.quiet()

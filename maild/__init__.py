@@ -54,6 +54,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
                        our own, delivered exactly once
         maildrop.py    what is known of a POP3 maildrop; elsewhere.py: files that a reader moved to other mailboxes
         notify.py      what systemd is told
+        watch.py       changes on this disk, heard of as they are made
         lock.py        one maild per state directory; marker.py: proof that this is the account's Maildir
     remote/            other machines
         __init__.py    the one `match` on protocol names

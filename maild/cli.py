@@ -240,6 +240,7 @@ def _add_sync(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="only this account or this mailbox, such as work or work/INBOX; everything by default",
     )
     sync.add_argument("--dry-run", action="store_true", help="print what would be done and change nothing")
+    sync.add_argument("--send", action="store_true", help="what is due in the outbox goes out too")
     sync.add_argument("--json", action="store_true", help="print one JSON document on standard output")
 
 

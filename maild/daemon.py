@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from maild.config import Account, Config, load
 from maild.config.outline import outline_of
 from maild.config.values import LogLevel
 from maild.control import ControlServer, Message, Refused, as_message
-from maild.core.errors import ConfigError
+from maild.core.errors import ConfigError, LocalError
 from maild.engine.hooks import HookBoard
 from maild.engine.keeper import Common, Keeper, OpenTree, Request, nothing_known
 from maild.engine.network import watch_network
@@ -37,6 +37,7 @@ from maild.engine.status import AccountDocument, Document, outbox_status
 from maild.engine.supervise import Patience, keep_alive
 from maild.local.notify import Notifier
 from maild.local.outbox import Outbox
+from maild.local.watch import watching
 
 STOP_S = 8.0  # for what is on the wire; then it is cut off, which loses nothing
 TICK_S = 5.0
@@ -132,7 +133,15 @@ class Daemon:
 
     @asynccontextmanager
     async def _open_tree(self) -> AsyncIterator[OpenTree | None]:
-        yield None
+        """What tells of changes on this disk; without inotify the polls find them."""
+        async with AsyncExitStack() as stack:
+            try:
+                watcher = await stack.enter_async_context(watching())
+            except LocalError as exc:
+                log.warning("watch.failed", reason=exc.text, hint=exc.hint)
+                yield None
+                return
+            yield watcher.tree
 
     async def _end(self) -> None:
         self._notifier.stopping()

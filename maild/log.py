@@ -57,6 +57,7 @@ EVENTS = {
     "session.refused": "one more session was not to be had; the work goes on over those there are",
     "session.retried": "a lost session is opened again",
     "network.changed": "an address came or went, or the machine slept: every connection is tried at once",
+    "watch.failed": "changes on this disk are not heard of as they are made, only found by the polls",
     "push.started": "the server tells of changes from now on, by `method`",
     "secret.refused": "a secret cannot be read, so it is not seen whether it has been replaced",
     "task.failed": "a fault in maild, with its traceback; the task is begun again",

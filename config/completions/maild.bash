@@ -11,7 +11,7 @@ _maild() {
         'check') known='--help --json' ;;
         'run') known='--help' ;;
         'reload') known='--help' ;;
-        'sync') known='--help --dry-run --json' ;;
+        'sync') known='--help --dry-run --send --json' ;;
         'login') known='--help --device --browser' ;;
         'account') known='add list passwd remove --help' ;;
         'account add') known='--help --name --maildir --user --pop3 --no-test --yes --imap-host --imap-port --imap-tls --pop3-host --pop3-port --pop3-tls --smtp-host --smtp-port --smtp-tls --ca-file --password-file --password-command --password-keyring --password-credential --oauth2 --password-stdin --client-id --client-secret-file' ;;

@@ -9,6 +9,7 @@ complete -c maild -n '__fish_seen_subcommand_from reload' -l help -d 'show this 
 complete -c maild -n __fish_use_subcommand -f -a sync -d 'fetch the mail now'
 complete -c maild -n '__fish_seen_subcommand_from sync' -l help -d 'show this help message and exit'
 complete -c maild -n '__fish_seen_subcommand_from sync' -l dry-run -d 'print what would be done and change nothing'
+complete -c maild -n '__fish_seen_subcommand_from sync' -l send -d 'what is due in the outbox goes out too'
 complete -c maild -n '__fish_seen_subcommand_from sync' -l json -d 'print one JSON document on standard output'
 complete -c maild -n __fish_use_subcommand -f -a login -d 'log in at an OAuth 2.0 provider'
 complete -c maild -n '__fish_seen_subcommand_from login' -l help -d 'show this help message and exit'

@@ -113,7 +113,7 @@ def _flush(config: Config, outbox: Outbox, *, as_json: bool) -> int:
         if drained.error is not None:
             print(printable(f"maild: {name}: {drained.error}"), file=sys.stderr)
         if not as_json:
-            print(f"{name}: {_in_words(drained)}")
+            print(f"{name}: {drained.in_words}")
     if not results and not as_json:
         print("nothing is waiting")
     is_readable = _tell_unreadable(outbox)
@@ -132,11 +132,6 @@ def _flushed(config: Config, outbox: Outbox) -> dict[str, Drained]:
 def _drained(name: str, told: dict[str, Any]) -> Drained:
     error = None if told["error"] is None else MaildError(told["error"])
     return Drained(name, Counter(told["counts"]), error)
-
-
-def _in_words(drained: Drained) -> str:
-    """For example `12 sent, 1 deferred`, of recipients."""
-    return ", ".join(f"{count} {state}" for state, count in sorted(drained.counts.items())) or "nothing sent"
 
 
 def _json_drained(drained: Drained) -> dict[str, object]:

@@ -12,7 +12,8 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import anyio
 import anyio.to_thread
@@ -22,12 +23,15 @@ from maild.commands import printable
 from maild.commands.progress import shown
 from maild.config import Account, Config, load
 from maild.config.values import LogLevel
-from maild.control import Conversation, NoDaemon, note_progress
+from maild.control import Conversation, NoDaemon, ask, note_progress
 from maild.engine.account import sync_account
 from maild.engine.limits import settle_in
 from maild.engine.poll import INBOX, poll_account
 from maild.engine.report import AccountReport, MailboxReport
 from maild.local.lock import InstanceLock
+
+if TYPE_CHECKING:
+    from maild.engine.submit import Drained
 
 OK, FAILED, USAGE = 0, 1, 64
 NO_LOG = cast("LogLevel", "critical")  # no event has this level
@@ -61,6 +65,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"maild: {exc.args[0]}", file=sys.stderr)
         return USAGE
     reports = {target.account.name: AccountReport(target.account.name) for target in targets}
+    sent: Mapping[str, Drained] = {}
+    if args.send and not args.dry_run:
+        sent = _send(config, [target.account.name for target in targets] if args.targets else [])
     if _by_daemon(config, targets, reports, args):
         pass
     elif args.dry_run and not config.state_dir.exists():
@@ -71,10 +78,29 @@ def run(args: argparse.Namespace) -> int:
         with InstanceLock(config.state_dir, "maild sync"):
             anyio.run(_sync_all, config, targets, reports, args)
     if args.json:
-        print(json.dumps(document(reports), ensure_ascii=False, indent=2))
+        counts = {name: {str(state): count for state, count in one.counts.items()} for name, one in sent.items()}
+        told = {"sent": counts} if args.send else {}
+        print(json.dumps({**document(reports), **told}, ensure_ascii=False, indent=2))
     else:
         _print_results(reports, is_plan=args.dry_run)
-    return OK if all(report.ok for report in reports.values()) else FAILED
+        for name, one in sent.items():
+            print(f"{name}: {one.in_words}")
+    return OK if all(report.ok for report in reports.values()) and all(s.is_well for s in sent.values()) else FAILED
+
+
+def _send(config: Config, names: Sequence[str]) -> Mapping[str, Drained]:
+    """What is due in the outbox goes out before the pass, which then carries the copies in Sent to the server.
+
+    A daemon does that by itself and is only told to look again. Raises StateBusy while another maild drains it.
+    """
+    try:
+        ask(config.state_dir, {"ask": "outbox"}, timeout_s=None)
+    except NoDaemon:
+        from maild.engine.submit import submit_all
+        from maild.local.outbox import Outbox
+
+        return anyio.run(partial(submit_all, config, Outbox(config.state_dir), only=names))
+    return {}
 
 
 def _log_level(config: Config, args: argparse.Namespace) -> LogLevel:

@@ -64,6 +64,11 @@ class Drained:
         """Whatever was tried has been sent."""
         return self.error is None and not self.counts.keys() - {"sent"}
 
+    @property
+    def in_words(self) -> str:
+        """For example `12 sent, 1 deferred`, of recipients."""
+        return ", ".join(f"{count} {state}" for state, count in sorted(self.counts.items())) or "nothing sent"
+
 
 class Submitter:
     """One account's way out of the outbox. Keep it as long as the account: it knows of refused secrets and failures.

@@ -255,3 +255,15 @@ def wait_for(server: SmtpServer, taken: int, process: subprocess.Popen[bytes]) -
     threading.Thread(target=lambda: (process.wait(), done.set()), daemon=True).start()
     assert done.wait(30)
     server.take = original  # type: ignore[method-assign]
+
+
+def test_sync_with_send_sends_what_is_due(
+    config: Path, outbox: Outbox, server: SmtpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The account has no mail on a server, so that there is nothing to pull."""
+    accept(outbox, "a@x.example")
+    assert main(["-c", str(config), "sync", "--send", "--dry-run"]) == 0
+    assert server.journal == []
+    assert main(["-c", str(config), "sync", "--send"]) == 0
+    assert "work: 1 sent" in capsys.readouterr().out
+    assert [message.recipients for message in server.journal] == [("a@x.example",)]

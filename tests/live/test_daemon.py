@@ -123,3 +123,33 @@ async def test_sigkill_and_again(make: Make, dovecot: Dovecot, user: str) -> Non
     await daemon.until_pushed()
     assert [len(has(daemon, n)) for n in range(4)] == [1, 1, 1, 1]
     await daemon.stop()
+
+
+async def test_what_a_reader_does_is_on_the_server_at_once(make: Make, dovecot: Dovecot, user: str) -> None:
+    """A flag, a new message, a new mailbox, a deletion: heard of on this disk, with nobody asking for a pass."""
+    for n in (1, 2):
+        deliver(dovecot, user, n)
+    daemon = make(account(dovecot, user, 'poll = "1d"', 'remote_delete = "expunge"'))
+    daemon.start()
+    await daemon.until_pushed()
+    await until(lambda: has(daemon, 2), LATE_S)
+
+    def search(*words: str, mailbox: str = "INBOX") -> list[bytes]:
+        with dovecot.connect(user) as client:
+            if client.select(mailbox, readonly=True)[0] != "OK":
+                return []
+            return client.search(None, *words)[1][0].split()
+
+    (path,) = has(daemon, 1)
+    path.rename(path.parent.parent / "cur" / f"{path.name.partition(':')[0]}:2,S")
+    await until(lambda: search("SEEN"), LATE_S)
+    (other,) = has(daemon, 2)
+    other.unlink()
+    await until(lambda: len(search("ALL")) == 1, LATE_S)
+    top = path.parent.parent.parent / "Neu"
+    for name in ("tmp", "new", "cur"):
+        (top / name).mkdir(parents=True)
+    (top / "tmp" / "1.x.y").write_bytes(b"Message-ID: <neu@test.example>\nSubject: Nr. 3\n\nHallo\n")
+    (top / "tmp" / "1.x.y").rename(top / "new" / "1.x.y")
+    await until(lambda: search("ALL", mailbox="Neu"), LATE_S)
+    await daemon.stop()

@@ -86,22 +86,26 @@ class ImapRemote:
                 self._open += 1
             try:
                 return await self._connect()
-            except BaseException as exc:
-                with anyio.CancelScope(shield=True):  # a session that is not counted back is missed for ever
-                    may_share = await self._not_opened(exc)
-                if not may_share or is_for_push:
+            except (Unavailable, ConnectionLost):
+                left = await self._count_back()
+                if not left:
+                    raise
+                # The server allows no more, said or unsaid: share what there is.
+                self._learnt_limit, self._learnt_until_s = left, time.monotonic() + LEARNT_LIMIT_S
+                if is_for_push:
                     raise
                 self._make_room_for_work()
+            except BaseException:
+                await self._count_back()
+                raise
 
-    async def _not_opened(self, exc: BaseException) -> bool:
-        """Count it back; whether the server allows no more, said or unsaid, so that there is something to share."""
-        async with self._returned:
-            self._open -= 1
-            self._returned.notify_all()
-            is_full = isinstance(exc, Unavailable | ConnectionLost) and self._open > 0
-            if is_full:
-                self._learnt_limit, self._learnt_until_s = self._open, time.monotonic() + LEARNT_LIMIT_S
-            return is_full
+    async def _count_back(self) -> int:
+        """A session was not opened, or is closed: how many there are now. One not counted back is missed for ever."""
+        with anyio.CancelScope(shield=True):
+            async with self._returned:
+                self._open -= 1
+                self._returned.notify_all()
+        return self._open
 
     @property
     def _limit(self) -> int:
@@ -295,10 +299,7 @@ class ImapRemote:
         """Close a session that `hold` gave: what it has asked for must not reach work."""
         await session.logout()
         self._held.remove(session)
-        with anyio.CancelScope(shield=True):
-            async with self._returned:
-                self._open -= 1
-                self._returned.notify_all()
+        await self._count_back()
 
     # -- the rest of the port
 

@@ -1,0 +1,117 @@
+"""What happens below a Maildir is heard of: which mailbox, in one hint a burst; what cannot be told is everything."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from maild.local import watch
+from maild.local.watch import Hint, TreeWatch, watching
+
+SOON_S = 5.0
+
+
+def mailbox(root: Path, name: str) -> Path:
+    for subdir in ("cur", "new", "tmp"):
+        (root / name / subdir).mkdir(parents=True, exist_ok=True)
+    return root / name
+
+
+@asynccontextmanager
+async def watched(root: Path, layout: str = "nested") -> AsyncIterator[TreeWatch]:
+    async with watching() as watcher, watcher.tree(root, layout) as tree:
+        yield tree
+
+
+async def soon(tree: TreeWatch) -> Hint:
+    with anyio.fail_after(SOON_S):
+        return await tree.hint()
+
+
+async def test_a_reader_in_a_mailbox(tmp_path: Path) -> None:
+    inbox, deep = mailbox(tmp_path, "INBOX"), mailbox(tmp_path, "Lists/deep")
+    (inbox / "new" / "1").touch()
+    async with watched(tmp_path) as tree:
+        (inbox / "new" / "1").rename(inbox / "cur" / "1:2,S")
+        assert await soon(tree) == {"INBOX"}
+        (deep / "tmp" / "2").touch()
+        (deep / "tmp" / "2").rename(deep / "new" / "2")
+        assert await soon(tree) == {"Lists/deep"}
+        (inbox / "cur" / "1:2,S").unlink()
+        assert await soon(tree) == {"INBOX"}
+
+
+async def test_a_burst_is_one_hint(tmp_path: Path) -> None:
+    inbox, other = mailbox(tmp_path, "INBOX"), mailbox(tmp_path, "Other")
+    async with watched(tmp_path) as tree:
+        for n in range(500):
+            (inbox / "new" / str(n)).touch()
+        (other / "cur" / "1").touch()
+        assert await soon(tree) == {"INBOX", "Other"}
+        with anyio.move_on_after(2 * watch.SETTLE_S) as nothing_more:
+            await tree.hint()
+        assert nothing_more.cancelled_caught
+
+
+async def test_a_new_mailbox_and_what_is_in_it(tmp_path: Path) -> None:
+    mailbox(tmp_path, "INBOX")
+    async with watched(tmp_path) as tree:
+        new = mailbox(tmp_path, "New/er")
+        assert await soon(tree) is None
+        (new / "new" / "1").touch()
+        with anyio.fail_after(SOON_S):
+            while (hint := await tree.hint()) is None:
+                continue
+        assert hint == {"New/er"}
+
+
+async def test_maildir_plus_plus(tmp_path: Path) -> None:
+    mailbox(tmp_path, ".")
+    lists = mailbox(tmp_path, ".Lists.a")
+    async with watched(tmp_path, "maildir++") as tree:
+        (tmp_path / "new" / "1").touch()
+        assert await soon(tree) == {"."}
+        (lists / "cur" / "1").touch()
+        assert await soon(tree) == {".Lists.a"}
+
+
+async def test_what_maild_writes_beside_the_mail_is_no_change(tmp_path: Path) -> None:
+    inbox = mailbox(tmp_path, "INBOX")
+    async with watched(tmp_path) as tree:
+        (tmp_path / ".maild").write_text("{}")
+        (inbox / "dovecot-keywords").write_text("0 x\n")
+        (inbox / "tmp" / "1").touch()
+        with anyio.move_on_after(2 * watch.SETTLE_S) as nothing:
+            await tree.hint()
+        assert nothing.cancelled_caught
+
+
+async def test_a_renamed_mailbox_and_a_root_that_goes(tmp_path: Path) -> None:
+    root = tmp_path / "Mail"
+    mailbox(root, "A")
+    async with watched(root) as tree:
+        (root / "A").rename(root / "B")
+        assert await soon(tree) is None
+        root.rename(tmp_path / "elsewhere")
+        assert await soon(tree) is None
+
+
+async def test_too_many_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mailbox(tmp_path, "INBOX")
+    monkeypatch.setattr(watch, "_add_watch", lambda *_: (-1, 28))  # ENOSPC
+    async with watched(tmp_path) as tree:
+        assert not tree.is_complete
+
+
+async def test_two_accounts_share_the_instance(tmp_path: Path) -> None:
+    one, two = mailbox(tmp_path / "1", "INBOX"), mailbox(tmp_path / "2", "INBOX")
+    async with watching() as watcher, watcher.tree(tmp_path / "1", "nested") as first:
+        async with watcher.tree(tmp_path / "2", "nested") as second:
+            (two / "new" / "1").touch()
+            assert await soon(second) == {"INBOX"}
+        (one / "new" / "1").touch()
+        assert await soon(first) == {"INBOX"}

@@ -36,6 +36,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         submit.py      draining the outbox; wave.py: its messages on their way, each step recorded before it is made;
                        aftermath.py: the copy in Sent, reports, forgetting
         status.py      what all accounts and the outbox are doing, as one document, from stored state
+        lifetime.py    how work on an account begins and ends, whatever its protocol
         report.py      what a pass is doing and has done; limits.py: descriptors and memory of the process
         accounts.py    the files of accounts that maild writes; keeping.py: passwords that it keeps
         doctor.py      an account looked at layer by layer; surroundings.py: disk, limits, clock, systemd

@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
 
 import anyio
 import anyio.to_thread
@@ -28,6 +27,7 @@ from maild.core.errors import ConfigError, ConnectionLost, MaildError, PlanRefus
 from maild.core.model import Facts, Listing, MailboxName, RemoteMailbox, Uid
 from maild.core.names import MailboxUnusable, directory
 from maild.core.ports import Remote
+from maild.engine.lifetime import only_ours, state_path
 from maild.engine.look import Look, look_at, open_mailbox
 from maild.engine.mailboxes import Settled, delete_there, note_failure, remove_here, scan_of_gone, settle_mailboxes
 from maild.engine.moves import settle_moves
@@ -35,7 +35,6 @@ from maild.engine.propagate import Deliverer, StateThread
 from maild.engine.pull import Pull, Work
 from maild.engine.report import AccountReport
 from maild.engine.sync import MailboxPass
-from maild.local.durable import disk_error
 from maild.local.maildir import Maildir
 from maild.local.marker import check_root, mark_root
 from maild.local.overview import LAST_PASS
@@ -71,7 +70,7 @@ async def opened_account(account: Account, state_dir: Path, *, dry_run: bool = F
     """
     if account.imap is None:
         raise ConfigError([f'account "{account.name}" has no imap section'])
-    with _state_path(account, state_dir, dry_run=dry_run) as path:
+    with state_path(account, state_dir, dry_run=dry_run) as path:
         state = await anyio.to_thread.run_sync(State.open, path)
         remote = open_remote(account)
         try:
@@ -103,7 +102,7 @@ class KeptAccount:
         except MaildError as exc:
             failure = exc
         except BaseExceptionGroup as group:
-            failure = _only_ours(group)
+            failure = only_ours(group)
         if failure is not None:
             _fail(self.account, report, failure)
         if not self.dry_run:
@@ -140,19 +139,6 @@ def _fail(account: Account, report: AccountReport, exc: MaildError) -> None:
         log.error("account.failed", account=account.name, error=exc.text, hint=exc.hint)
 
 
-def _only_ours(group: BaseExceptionGroup[BaseException]) -> MaildError:
-    """The first of our errors in a group that holds nothing else; a fault in maild is raised as it is."""
-    ours, others = group.split(MaildError)
-    if others is not None or ours is None:
-        raise group
-    first: BaseException = ours
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    if not isinstance(first, MaildError):
-        raise group
-    return first
-
-
 def _log_end(account: Account, report: AccountReport) -> None:
     is_news = report.error is None or report.error != report.known_error
     (log.info if is_news else log.debug)(
@@ -169,21 +155,6 @@ def _log_end(account: Account, report: AccountReport) -> None:
         octets=report.done_octets,
         duration_s=round(report.duration_s, 3),
     )
-
-
-@contextmanager
-def _state_path(account: Account, state_dir: Path, *, dry_run: bool) -> Iterator[Path]:
-    """Where the account's state is. A dry run that finds none begins one that is thrown away."""
-    path = state_dir / f"{account.name}.sqlite"
-    if not dry_run or path.exists():
-        yield path
-        return
-    try:
-        scratch = TemporaryDirectory(prefix="maild-")
-    except OSError as exc:
-        raise disk_error(exc, "make a directory in", gettempdir()) from exc
-    with scratch as directory:
-        yield Path(directory) / path.name
 
 
 _Job = Callable[[TaskGroup], Awaitable[None]]  # the group takes what needs no session any more

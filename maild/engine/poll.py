@@ -11,10 +11,9 @@ Invariants:
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory, gettempdir
 
 import anyio
 import anyio.to_thread
@@ -25,11 +24,11 @@ from maild.core.errors import ConfigError, ConnectionLost, MaildError, PlanRefus
 from maild.core.maildrop import Known, News, Policy, compare, is_by_content
 from maild.core.model import Epoch, MailboxName, Uid
 from maild.core.names import directory
+from maild.engine.lifetime import only_ours, state_path
 from maild.engine.propagate import StateThread
 from maild.engine.prune import prune
 from maild.engine.report import AccountReport
 from maild.engine.retrieve import Retrieval, Visit
-from maild.local.durable import disk_error
 from maild.local.maildir import Maildir
 from maild.local.maildrop import MaildropTable
 from maild.local.marker import check_root, mark_root
@@ -66,7 +65,7 @@ async def poll_account(
     except MaildError as exc:
         _fail(account, report, exc)
     except BaseExceptionGroup as group:
-        _fail(account, report, _only_ours(group))
+        _fail(account, report, only_ours(group))
     report.duration_s = time.monotonic() - started
     report.state = "ok" if report.ok else "error"
     _log_end(account, report)
@@ -80,19 +79,6 @@ def _fail(account: Account, report: AccountReport, exc: MaildError) -> None:
             mailbox.state, mailbox.error = "refused" if isinstance(exc, PlanRefused) else "error", report.error
     if report.error != report.known_error:
         log.error("account.failed", account=account.name, error=exc.text, hint=exc.hint)
-
-
-def _only_ours(group: BaseExceptionGroup[BaseException]) -> MaildError:
-    """The first of our errors in a group that holds nothing else; a fault in maild is raised as it is."""
-    ours, others = group.split(MaildError)
-    if others is not None or ours is None:
-        raise group
-    first: BaseException = ours
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    if not isinstance(first, MaildError):
-        raise group
-    return first
 
 
 def _log_end(account: Account, report: AccountReport) -> None:
@@ -115,7 +101,7 @@ async def _opened(
     """State and disk of an account, closed again at the end."""
     if account.pop3 is None:
         raise ConfigError([f'account "{account.name}" has no pop3 section'])
-    with _state_path(account, state_dir, dry_run=dry_run) as path:
+    with state_path(account, state_dir, dry_run=dry_run) as path:
         thread = StateThread(await anyio.to_thread.run_sync(State.open, path))
         try:
             visit = await thread.run(_begun, account, account.pop3, thread, report, dry_run, now_s)
@@ -129,21 +115,6 @@ async def _opened(
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(thread.state.close)
-
-
-@contextmanager
-def _state_path(account: Account, state_dir: Path, *, dry_run: bool) -> Iterator[Path]:
-    """Where the account's state is. A dry run that finds none begins one that is thrown away."""
-    path = state_dir / f"{account.name}.sqlite"
-    if not dry_run or path.exists():
-        yield path
-        return
-    try:
-        scratch = TemporaryDirectory(prefix="maild-")
-    except OSError as exc:
-        raise disk_error(exc, "make a directory in", gettempdir()) from exc
-    with scratch as name:
-        yield Path(name) / path.name
 
 
 def _begun(

@@ -1,0 +1,40 @@
+"""How work on an account begins and ends, whatever its protocol: where its state is, which of several errors counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+
+from maild.config import Account
+from maild.core.errors import MaildError
+from maild.local.durable import disk_error
+
+
+@contextmanager
+def state_path(account: Account, state_dir: Path, *, dry_run: bool) -> Iterator[Path]:
+    """Where the account's state is. A dry run that finds none begins one that is thrown away."""
+    path = state_dir / f"{account.name}.sqlite"
+    if not dry_run or path.exists():
+        yield path
+        return
+    try:
+        scratch = TemporaryDirectory(prefix="maild-")
+    except OSError as exc:
+        raise disk_error(exc, "make a directory in", gettempdir()) from exc
+    with scratch as directory:
+        yield Path(directory) / path.name
+
+
+def only_ours(group: BaseExceptionGroup[BaseException]) -> MaildError:
+    """The first of our errors in a group that holds nothing else; a fault in maild is raised as it is."""
+    ours, others = group.split(MaildError)
+    if others is not None or ours is None:
+        raise group
+    first: BaseException = ours
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    if not isinstance(first, MaildError):
+        raise group
+    return first

@@ -109,7 +109,15 @@ def _set(uids: Sequence[int]) -> str:
     return ",".join(map(str, uids))
 
 
-@pytest.fixture(params=CAPABILITY_SETS.values(), ids=CAPABILITY_SETS)
+QUICK = ("all", "no CONDSTORE", "bare")  # the others take a minute more, and the server in memory has them all
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(removed, id=name, marks=() if name in QUICK else pytest.mark.long)
+        for name, removed in CAPABILITY_SETS.items()
+    ]
+)
 async def account(request: pytest.FixtureRequest, dovecot: Dovecot) -> AsyncIterator[DovecotAccount]:
     made = DovecotAccount(dovecot, f"contract-{next(_USERS)}", request.param)
     made.create("Trash")

@@ -148,15 +148,19 @@ async def leave_mailbox(session: ImapSession) -> None:
         session.set_selected(True)
 
 
-def leave_ahead(session: ImapSession) -> Command | None:
-    """Have no mailbox open, or at least an up-to-date one, for what is sent next; for `finish_anyhow` to wait for."""
+async def leave_ahead(session: ImapSession) -> Command | None:
+    """Have no mailbox open, or at least an up-to-date one, for what is sent next; for `finish_anyhow` to wait for.
+
+    A NOOP is waited for here: Dovecot answers what is sent behind it before it.
+    """
     if not session.is_selected():
         return None
     if session.has("UNSELECT"):
         command = session.launch("UNSELECT", collect=ignore)
         session.set_selected(False)
         return command
-    return session.launch("NOOP", collect=ignore)
+    await finish_anyhow(session, session.launch("NOOP", collect=ignore))
+    return None
 
 
 async def finish_anyhow(session: ImapSession, command: Command) -> None:

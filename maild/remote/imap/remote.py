@@ -162,7 +162,8 @@ class ImapRemote:
 
     async def listing(self) -> Listing:
         async with self._session() as session:
-            left = leave_ahead(session)  # of an open mailbox, STATUS may tell what was true when it was looked at last
+            # Of an open mailbox STATUS may tell what was true when it was looked at last.
+            left = await leave_ahead(session)
             namespaces = session.launch("NAMESPACE") if session.has("NAMESPACE") else None
             events = await list_mailboxes(session)
             if left is not None:

@@ -54,7 +54,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
                        withheld.py: what was not done: messages not taken, plans refused;
                        overview.py: what a person is told of all that, read beside its owner
         outbox.py      the spool of outgoing messages; itemfile.py: what is known of one, as TOML; once.py: letters of
-                       our own, delivered exactly once
+                       our own, delivered exactly once; sent.py: which mailbox is for what was sent
         maildrop.py    what is known of a POP3 maildrop; elsewhere.py: files that a reader moved to other mailboxes
         notify.py      what systemd is told
         watch.py       changes on this disk, heard of as they are made
@@ -92,7 +92,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         outgoing.py    an item of the outbox and what an attempt makes of it; backoff.py: when the next one is
         addresses.py   recipients, read with certainty or refused; head.py: the fields of a message that is to be sent
         notices.py     what a sender is told of a message that does not arrive (RFC 3464)
-        names.py       mailbox name ↔ directory name; no way out of the root
+        names.py       mailbox name ↔ directory name; no way out of the root; roles.py: which one is for what was sent
         providers.py   servers of big providers, known without asking; quirks.py: what is peculiar about servers
         errors.py      what can go wrong; each error knows how far it reaches and whether to try again
     testing/           servers in memory, for the demo and the tests: store.py (mail in memory), wire.py,

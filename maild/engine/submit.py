@@ -15,12 +15,11 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
-from types import MappingProxyType
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -75,7 +74,6 @@ class Submitter:
 
     One drain at a time. `find_sent` tells whether the server's Sent mailbox has a message, by its Message-ID; None if
     it cannot tell; it does not raise. `on_failure` is called in a worker thread, when a failure has been reported.
-    `sent_directory` is where the Sent mailbox is, relative to the account's Maildir; by its name if not given.
     """
 
     def __init__(
@@ -85,7 +83,6 @@ class Submitter:
         state_dir: Path,
         *,
         find_sent: FindSent | None = None,
-        sent_directory: PurePosixPath | None = None,
         on_failure: Callable[[Item], None] | None = None,
         clock: Callable[[], float] = time.time,
         timeouts: Timeouts = RFC_5321,
@@ -100,7 +97,7 @@ class Submitter:
         self._timeouts = timeouts
         self._credentials = Credentials(account.smtp, account.name)
         state = state_dir / f"{account.name}.sqlite"
-        self._aftermath = Aftermath(account, account.smtp, outbox, state, sent_directory, on_failure, clock)
+        self._aftermath = Aftermath(account, account.smtp, outbox, state, on_failure, clock)
         self._failures = 0
         self._first_failure_s = 0.0
         self._is_stopping = False
@@ -278,18 +275,15 @@ async def submit_all(
     *,
     everything: bool = False,
     only: Collection[str] = (),
-    sent_directories: Mapping[str, PurePosixPath] = MappingProxyType({}),
 ) -> dict[str, Drained]:
     """Drain the outbox of all accounts, or of `only` some, side by side, once. Raises StateBusy if another maild does.
 
     Without `everything` only what is due. An account without anything in the outbox is not in the result.
-    `sent_directories` are those of the Sent mailboxes, by account, where they are known.
     """
     results: dict[str, Drained] = {}
 
     async def drain(account: Account) -> None:
-        sent = sent_directories.get(account.name)
-        submitter = Submitter(account, outbox, config.state_dir, sent_directory=sent)
+        submitter = Submitter(account, outbox, config.state_dir)
         results[account.name] = await submitter.drain(everything=everything)
 
     with outbox.draining():

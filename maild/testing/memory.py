@@ -74,6 +74,7 @@ class MemoryRemote:
             present=frozenset(m.name for m in listed),
             separator=self.store.separator,
             trash=None if trash is None else MailboxName(trash),
+            roles={mailbox.role: mailbox for mailbox in reversed(listed) if mailbox.role},
         )
 
     @asynccontextmanager

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from email import message_from_bytes, policy
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +16,15 @@ from maild.config import Account, Password, Smtp
 from maild.config.senders import Sender, Senders
 from maild.core import outgoing
 from maild.core.errors import AuthRejected, ConnectionLost, LocalError
+from maild.core.model import MailboxName
+from maild.core.names import directory
 from maild.core.outgoing import Item
 from maild.engine.accept import Order, prepared
 from maild.engine.aftermath import wants_copy
 from maild.engine.submit import Drained, Submitter
+from maild.local.once import letter_key
 from maild.local.outbox import ItemBusy, Outbox
+from maild.local.state import State
 from maild.remote.smtp import Offline, Timeouts
 from maild.testing.smtp import EOF, RESET, SILENCE, Reaction, SmtpServer, Stage
 from tests.local.crash import Crash, Machine, every_step
@@ -410,9 +414,38 @@ async def test_where_the_copy_goes(world: World, layout: Any, options: dict[str,
     world.accept()
     await world.drain(replace(world.account(**options), layout=layout))
     assert len(world.mailbox(expected)) == 1
-    world.accept()
-    await world.drain(world.account(), sent_directory=PurePosixPath("Elsewhere"))
-    assert len(world.mailbox("Elsewhere")) == 1
+
+
+@pytest.mark.parametrize("layout", ["nested", "maildir++"])
+async def test_the_copy_goes_where_the_role_is(world: World, layout: Any) -> None:
+    """Once, also when the crash came before the role was known, and a reader moved the copy meanwhile."""
+    account = replace(world.account(), layout=layout)
+    (world.root / "Mail/work").mkdir(parents=True)
+    (world.root / "Mail/work/.maild").touch()
+    state = State.open(world.root / "state" / "work.sqlite")
+    item = world.accept()
+    with world.outbox.draining():
+        await world.submitter(account).drain()
+        kept = replace(item, recipients=(replace(item.recipients[0], state="sent"),), copy="begun")
+        world.outbox.accept(kept, b"Subject: as it was before the crash\n\n")
+        (again,) = world.outbox.contents().items
+        first = world.root / "Mail/work" / directory(("Sent",), layout) / "cur"
+        key = letter_key(again.id, again.created_s, "sent")
+        (first / f"{key}:2,S").write_bytes(b"delivered, and not yet noted")
+        moved = directory(("Moved",), layout)
+        for subdir in ("cur", "new", "tmp"):
+            (world.root / "Mail/work" / moved / subdir).mkdir(parents=True)
+        (first / f"{key}:2,S").rename(world.root / "Mail/work" / moved / "cur" / f"{key}:2,RS")
+        where = directory(("Gesendete Objekte",), layout)
+        state.set_roles({"\\Sent": (MailboxName("Gesendete Objekte"), str(where))})
+        await world.submitter(account).drain()
+        assert world.outbox.contents().items == ()
+        assert [len(world.mailbox(str(directory((name,), layout)))) for name in ("Sent", "Moved")] == [1, 1]
+        assert world.mailbox(str(where)) == []
+        world.accept(B)
+        await world.submitter(account).drain()
+        assert len(world.mailbox(str(where))) == 1
+    state.close()
 
 
 async def test_a_maildir_that_is_not_there_keeps_the_copy_waiting(world: World) -> None:

@@ -19,7 +19,7 @@ ACCOUNT, POP3_ACCOUNT = "demo", "isp"
 CONFIG, PASSWORD, LETTER, LOG = "maild.toml", "password", "letter.eml", "maild.log"
 LOCK, STATE, MAIL = "lock", "state", "Mail"
 _OURS = {CONFIG, PASSWORD, LETTER, LOG, LOCK, STATE, MAIL}  # all that a demo writes into its directory
-_MARK = "# Written by `maild demo`; the next demo in this directory replaces it and the mail beside it.\n"
+_MARK = "# Written by `maild demo`. The next demo in this directory\n# replaces it, and the mail beside it.\n\n"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +28,7 @@ PATIENCE_S = 5.0  # for anything that takes milliseconds when all is well
 STOP_S = 12.0  # the daemon promises 10
 LOOK_EVERY_S = 0.001
 _ASK_EVERY_S = 0.01
+_ASK_S = 2.0  # a thread that asks is waited for, also by Ctrl-C
 # What a service manager or a user's settings would have the commands do is not part of the demo.
 _LEFT_OUT = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "STATE_DIRECTORY", "CREDENTIALS_DIRECTORY"})
 
@@ -70,7 +72,7 @@ class Stage:
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name not in _LEFT_OUT}
         columns = str(self.screen.inner_width)
-        return {**kept, "MAILD_CONFIG": str(self.place / CONFIG), "COLUMNS": columns, "PYTHONUTF8": "1"}
+        return {**kept, "MAILD_CONFIG": str(self.place / CONFIG), "COLUMNS": columns, "PYTHONIOENCODING": "utf-8"}
 
     async def run(self, *words: str) -> float:
         """Show a command and what it prints; how many ms it took. Raises DemoFailed unless its exit status is 0."""
@@ -121,7 +123,9 @@ class Stage:
             if self.daemon is not None and self.daemon.returncode is not None:
                 raise DemoFailed(f"maild run ended with exit status {self.daemon.returncode}")
             try:
-                told: dict[str, Any] = await anyio.to_thread.run_sync(ask, self.config.state_dir, {"ask": "status"})
+                told: dict[str, Any] = await anyio.to_thread.run_sync(
+                    ask, self.config.state_dir, {"ask": "status"}, _ASK_S
+                )
             except (NoDaemon, Refused):
                 told = {}
             if told and is_so(told["accounts"]):
@@ -130,13 +134,19 @@ class Stage:
         raise DemoFailed(f"not within {PATIENCE_S:g} s: {what}")
 
     def trouble(self) -> str:
-        """The last thing of weight in the daemon's log, or ""."""
+        """The last thing of weight that the daemon's log tells, or ""."""
         try:
             lines = (self.place / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return ""
-        weighty = [line for line in lines if '"level": "warning"' in line or '"level": "error"' in line]
-        return weighty[-1] if weighty else ""
+        for line in reversed(lines):
+            try:
+                event = json.loads(line)
+            except ValueError:
+                return line  # a traceback ends so
+            if event.get("level") in ("warning", "error"):
+                return " ".join(str(event[key]) for key in ("event", "account", "reason", "error") if key in event)
+        return ""
 
 
 async def until(what: str, look: Callable[[], T | None]) -> T:

@@ -101,11 +101,11 @@ async def receive(stage: Stage) -> None:
     if octets != raw.replace(b"\r\n", b"\n"):
         raise DemoFailed(f"{file} is not the message that was delivered")
     screen.time(took_ms, f"from the delivery on the server to a readable file, in {_place_of(stage, file.parent)}")
-    read, deleted = [message for message in store.mailbox("INBOX") if "\\Seen" in message.flags][:2]
-    read_file, deleted_file = (_file_with(inbox, message.raw) for message in (read, deleted))
+    answered, deleted = [message for message in store.mailbox("INBOX") if "\\Seen" in message.flags][:2]
+    answered_file, deleted_file = (_file_with(inbox, message.raw) for message in (answered, deleted))
     changed_s = time.perf_counter()
-    store.set_flags("INBOX", read.uid, add=["\\Answered"])
-    await until("the flag is here", lambda: "R" in _letters(read_file))
+    store.set_flags("INBOX", answered.uid, add=["\\Answered"])
+    await until("the flag is here", lambda: "R" in _letters(answered_file))
     screen.time(milliseconds(changed_s), "until a message that another client has answered is marked so here")
     changed_s = time.perf_counter()
     store.expunge("INBOX", deleted.uid)

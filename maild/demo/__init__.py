@@ -22,10 +22,10 @@ import anyio
 from maild import log
 from maild.config import load
 from maild.core.errors import MaildError
-from maild.demo.place import CONFIG, STATE, opened_place, remove_earlier, write_config
+from maild.demo.place import CONFIG, LOG, STATE, opened_place, remove_earlier, write_config
 from maild.demo.screen import Screen
-from maild.demo.servers import Servers, running_servers
-from maild.demo.stage import DemoFailed, Stage, milliseconds
+from maild.demo.servers import running_servers
+from maild.demo.stage import DemoFailed, Stage, milliseconds, trouble
 from maild.demo.steps import STEPS, tell_what_comes_next
 from maild.local.lock import InstanceLock
 
@@ -53,25 +53,17 @@ async def _play(place: Path, is_kept: bool, is_verbose: bool) -> None:
     screen.title("maild demo: mail comes and goes, all on this machine and without an account")
     password = secrets.token_urlsafe(12)
     async with running_servers(password) as servers:
-        await _play_steps(_set(screen, place, is_kept, is_verbose, servers, password, started_s))
-    screen.title(f"All was as it should be. The demo took {milliseconds(started_s) / 1000:.1f} s.")
+        servers_ms = milliseconds(started_s)
+        write_config(place, servers, password)
+        loading_s = time.perf_counter()
+        config = load(place / CONFIG)
+        config_ms = milliseconds(loading_s)
+        stage = Stage(screen, place, is_kept, is_verbose, servers, servers_ms, config, config_ms)
+        await _play_steps(stage)
+    screen.title(f"All was as it should be. The demo took {milliseconds(started_s) / 1000:.1f} s, of which")
+    for took_ms, what in stage.results:
+        screen.time(took_ms, what)
     tell_what_comes_next(screen)
-
-
-def _set(
-    screen: Screen,
-    place: Path,
-    is_kept: bool,
-    is_verbose: bool,
-    servers: Servers,
-    password: str,
-    started_s: float,
-) -> Stage:
-    servers_ms = milliseconds(started_s)
-    write_config(place, servers, password)
-    loading_s = time.perf_counter()
-    config = load(place / CONFIG)
-    return Stage(screen, place, is_kept, is_verbose, servers, servers_ms, config, config_ms=milliseconds(loading_s))
 
 
 async def _play_steps(stage: Stage) -> None:
@@ -90,7 +82,7 @@ async def _play_steps(stage: Stage) -> None:
 
 def _failure(stage: Stage, where: str, exc: MaildError | OSError) -> DemoFailed:
     text = exc.text if isinstance(exc, MaildError) else str(exc)
-    if told := stage.trouble():
+    if told := trouble(stage.place / LOG):
         text += f" (the daemon's log: {told})"
     hint = f"all is left in {stage.place}" if stage.is_kept else "with --keep DIR all would be left in DIR to look at"
     return DemoFailed(f"the demo failed at {where}: {text}", hint)

@@ -56,6 +56,9 @@ async def show_config(stage: Stage) -> None:
 async def sync_first(stage: Stage) -> None:
     servers, screen = stage.servers, stage.screen
     took_ms = await stage.run("sync")
+    stage.results.append(
+        (took_ms, f"a first sync, {servers.messages} messages by IMAP and {len(servers.pop3.messages)} by POP3")
+    )
     octets = sum(len(message.raw) for box in servers.store.mailboxes for message in box)
     octets += sum(len(message.raw) for message in servers.pop3.messages)
     screen.time(
@@ -100,6 +103,7 @@ async def receive(stage: Stage) -> None:
     octets, took_ms = file.read_bytes(), milliseconds(delivered_s)
     if octets != raw.replace(b"\r\n", b"\n"):
         raise DemoFailed(f"{file} is not the message that was delivered")
+    stage.results.append((took_ms, "from a server to a readable file here"))
     screen.time(took_ms, f"from the delivery on the server to a readable file, in {_place_of(stage, file.parent)}")
     answered, deleted = [message for message in store.mailbox("INBOX") if "\\Seen" in message.flags][:2]
     answered_file, deleted_file = (_file_with(inbox, message.raw) for message in (answered, deleted))
@@ -123,7 +127,9 @@ async def mark_here(stage: Stage) -> None:
     renamed_s = time.perf_counter()
     new.rename(inbox / "cur" / f"{new.name}:2,S")
     await until("the flag is on the server", lambda: "\\Seen" in message.flags)
-    stage.screen.time(milliseconds(renamed_s), "from there until it is \\Seen on the server")
+    took_ms = milliseconds(renamed_s)
+    stage.results.append((took_ms, "from a flag set here to the server"))
+    stage.screen.time(took_ms, "from there until it is \\Seen on the server")
 
 
 async def send(stage: Stage) -> None:
@@ -145,6 +151,8 @@ async def send(stage: Stage) -> None:
     screen.time(ended_ms, "the command returns 0: the message is durable in the outbox")
     file = await until("the message is back in INBOX", lambda: next(iter(set(_files(inbox)) - before), None))
     back_ms = milliseconds(began_s)
+    stage.results.append((ended_ms, "from the sendmail command to its end, the message safe in the outbox"))
+    stage.results.append((back_ms, "from the same command, out over SMTP, and back into INBOX by push"))
     screen.time((servers.accepted_s[-1] - began_s) * 1000, "the SMTP server has accepted it for both recipients")
     screen.time(back_ms, f"it is back, by push: a readable file in {_place_of(stage, file.parent)}")
     (accepted,) = servers.smtp.journal
@@ -221,7 +229,8 @@ STEPS: tuple[tuple[str, Step], ...] = (
 
 
 def tell_what_comes_next(screen: Screen) -> None:
-    screen.say("With your own mail: maild finds the servers, asks for the password and writes the config,")
+    screen.title("With your own mail")
+    screen.say("maild finds the servers, asks for the password and writes the config,")
     screen.command("maild account add me@example.org")
     screen.say("or you write it, twelve lines at most, into ~/.config/maild/maild.toml:")
     screen.show(YOUR_CONFIG)

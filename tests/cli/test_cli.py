@@ -214,7 +214,7 @@ def test_standard_output_that_is_closed_is_no_reason_for_a_traceback(tmp_path: P
     words = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "maild", "-c", "maild.toml", "check"]
     environ = {**os.environ, "PYTHONPATH": str(Path(maild.__file__).parents[1])}
     said = subprocess.run(words, env=environ, cwd=tmp_path, stderr=subprocess.PIPE, check=True)
-    assert said.stderr == b""
+    assert b"Traceback" not in said.stderr
 
 
 def test_name_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:

@@ -30,14 +30,14 @@ from maild.config.values import LogLevel
 from maild.control import ControlServer, Message, Refused, as_message
 from maild.core.errors import ConfigError, LocalError
 from maild.engine.hooks import HookBoard
-from maild.engine.keeper import Common, Keeper, Request, nothing_known
+from maild.engine.keeper import Common, Keeper, OpenTree, Request, nothing_known
 from maild.engine.network import watch_network
 from maild.engine.sender import Sender, watch_outbox
 from maild.engine.status import AccountDocument, Document, outbox_status
 from maild.engine.supervise import Patience, keep_alive
 from maild.local.notify import Notifier
 from maild.local.outbox import Outbox
-from maild.local.watch import TreeWatch, Watcher, watching
+from maild.local.watch import watching
 
 STOP_S = 8.0  # for what is on the wire; then it is cut off, which loses nothing
 TICK_S = 5.0
@@ -105,13 +105,12 @@ class Daemon:
         server = ControlServer(self.config.state_dir, self.answer)
         log.info("daemon.started", version=__version__, accounts=len(self.config.accounts), path=self.config.path)
         try:
-            async with self._open_watcher() as watcher, anyio.create_task_group() as tasks:
+            async with self._open_tree() as self._common.open_tree, anyio.create_task_group() as tasks:
                 self._tasks = tasks
-                self._common.open_tree = None if watcher is None else watcher.tree
                 tasks.start_soon(self._hear_signals)
                 self._supervise("control", server.run)
                 self._supervise("hooks", self._hooks.run)
-                self._supervise("outbox", partial(self._drain, watcher))
+                self._supervise("outbox", self._drain)
                 self._supervise("network", partial(watch_network, self._probe))
                 for account in self.config.accounts.values():
                     self._start(account)
@@ -133,7 +132,7 @@ class Daemon:
         self._is_to_stop.set()
 
     @asynccontextmanager
-    async def _open_watcher(self) -> AsyncIterator[Watcher | None]:
+    async def _open_tree(self) -> AsyncIterator[OpenTree | None]:
         """What tells of changes on this disk; without inotify the polls find them."""
         async with AsyncExitStack() as stack:
             try:
@@ -142,7 +141,7 @@ class Daemon:
                 log.warning("watch.failed", reason=exc.text, hint=exc.hint)
                 yield None
                 return
-            yield watcher
+            yield watcher.tree
 
     async def _end(self) -> None:
         self._notifier.stopping()
@@ -261,19 +260,9 @@ class Daemon:
 
     # -- the outbox
 
-    async def _drain(self, watcher: Watcher | None) -> None:
+    async def _drain(self) -> None:
         with self._outbox.draining():
-            async with AsyncExitStack() as stack:
-                if watcher is not None:
-                    directory = await stack.enter_async_context(watcher.directory(self._outbox.path))
-                    tasks = await stack.enter_async_context(anyio.create_task_group())
-                    tasks.start_soon(self._hear_outbox, directory)
-                await watch_outbox(self._outbox, self._wake_senders, self._until_outbox_changes)
-
-    async def _hear_outbox(self, directory: TreeWatch) -> None:
-        while True:
-            await directory.hint()
-            self._outbox_changed.set()
+            await watch_outbox(self._outbox, self._wake_senders, self._until_outbox_changes)
 
     def _wake_senders(self, names: Collection[str]) -> None:
         for name in names:
@@ -281,8 +270,8 @@ class Daemon:
                 running.sender.wake()
 
     async def _until_outbox_changes(self) -> None:
+        self._outbox_changed = anyio.Event()
         await self._outbox_changed.wait()
-        self._outbox_changed = anyio.Event()  # what is said from here on is for the next time
 
     # -- health
 

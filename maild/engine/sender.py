@@ -1,8 +1,7 @@
 """The outbox of a running daemon: each account drains what is due, is woken by what is new, and waits for nobody else.
 
 The daemon is the one drainer for as long as it lives. The outbox's directory is looked at when it changes and once a
-second beside that, which costs one system call; after mail was found in it at most so many times a second, because
-those who send change it too.
+second beside that, which costs one system call.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ from maild.engine.submit import Drained, Submitter
 from maild.local.outbox import Outbox
 
 LOOK_EVERY_S = 1.0
-REST_S = 0.25
-TICK_NS = 100_000_000  # more than the 1 to 10 ms of Linux file systems (CONFIG_HZ)
 CHECK_SECRET_EVERY_S = 900.0
 
 
@@ -117,20 +114,14 @@ async def watch_outbox(
     `changed` returns when somebody says that it did. Raises LocalError.
     """
     stamp: int | None = None
-    is_told = True
     while True:
-        began_ns = time.time_ns()
         now = await anyio.to_thread.run_sync(_stamp, outbox.path)
-        if is_told or now != stamp:
-            # A change within the same tick of the file system's clock shows in no time stamp: look once more then.
-            stamp = now if began_ns - now > TICK_NS else None
+        if now != stamp:
+            stamp = now
             contents = await anyio.to_thread.run_sync(outbox.contents)
             wake({item.account for item in contents.items if not item.phase})
-            if contents.items:
-                await anyio.sleep(REST_S)
-        with anyio.move_on_after(LOOK_EVERY_S) as waited:
+        with anyio.move_on_after(LOOK_EVERY_S):
             await changed()
-        is_told = not waited.cancelled_caught
 
 
 def _stamp(path: Path) -> int:

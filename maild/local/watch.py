@@ -1,9 +1,9 @@
 """Changes on this disk, heard of as they are made (inotify(7)); hints only: a look at the directory finds what it was.
 
-One inotify instance serves all accounts of the process, and the outbox. Watched are `cur` and `new` of every mailbox,
-and every directory in which a new mailbox may appear. A reader's burst of renames becomes one hint: it is given when
-nothing has happened for `SETTLE_S`, or `BURST_S` after its first event. What the kernel could not tell (a queue that
-overflowed, no more watches to be had) becomes the hint to look at everything.
+One inotify instance serves all accounts of the process. Watched are `cur` and `new` of every mailbox, and every
+directory in which a new mailbox may appear. A reader's burst of renames becomes one hint: it is given when nothing has
+happened for `SETTLE_S`, or `BURST_S` after its first event. What the kernel could not tell (a queue that overflowed, no
+more watches to be had) becomes the hint to look at everything.
 """
 
 from __future__ import annotations
@@ -134,16 +134,6 @@ class Watcher:
             yield tree
         finally:
             self._forget(lambda place: place.tree is tree)
-
-    @asynccontextmanager
-    async def directory(self, path: Path) -> AsyncIterator[TreeWatch]:
-        """Watch one directory, and nothing below it, for as long as the block lasts. Raises LocalError."""
-        one = TreeWatch(path, NESTED)
-        try:
-            self._add(_Place(one, "", "."))
-            yield one
-        finally:
-            self._forget(lambda place: place.tree is one)
 
     def _take(self, wd: int, mask: int, name: str) -> list[_Place]:
         """Note an event; the directories that appeared and are to be watched too."""

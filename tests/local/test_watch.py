@@ -115,17 +115,3 @@ async def test_two_accounts_share_the_instance(tmp_path: Path) -> None:
             assert await soon(second) == {"INBOX"}
         (one / "new" / "1").touch()
         assert await soon(first) == {"INBOX"}
-
-
-async def test_one_directory_and_nothing_below_it(tmp_path: Path) -> None:
-    (tmp_path / "below").mkdir()
-    async with watching() as watcher, watcher.directory(tmp_path) as one:
-        (tmp_path / "item.tmp").touch()
-        (tmp_path / "item.tmp").rename(tmp_path / "item.toml")
-        assert await soon(one)
-        (tmp_path / "below" / "other").touch()
-        with anyio.move_on_after(2 * watch.SETTLE_S) as nothing:
-            await one.hint()
-        assert nothing.cancelled_caught
-        (tmp_path / "item.toml").unlink()
-        assert await soon(one)

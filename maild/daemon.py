@@ -192,7 +192,8 @@ class Daemon:
         keeper = None if protocol == "smtp" else Keeper(account, protocol, self._common)
         sender = None
         if account.smtp is not None:
-            sender = Sender(account, self._outbox, self.config.state_dir, self._hooks)
+            find_sent = keeper.find_sent if keeper is not None and account.imap is not None else None
+            sender = Sender(account, self._outbox, self.config.state_dir, self._hooks, find_sent)
         running = self._accounts[account.name] = Running(account, protocol, keeper, sender)
         if self._tasks is not None:
             self._tasks.start_soon(self._keep, running)

@@ -18,6 +18,7 @@ import anyio.to_thread
 from maild.config import Account
 from maild.core.errors import AuthRejected, ConnectionLost, MaildError
 from maild.core.outgoing import Item
+from maild.engine.doubts import FindSent
 from maild.engine.hooks import HookBoard
 from maild.engine.submit import Drained, Submitter
 from maild.local.outbox import Outbox
@@ -27,13 +28,23 @@ CHECK_SECRET_EVERY_S = 900.0
 
 
 class Sender:
-    """One account's. `run` drains until `stop`; `hooks` hear of messages that will not arrive."""
+    """One account's. `run` drains until `stop`; `hooks` hear of messages that will not arrive.
 
-    def __init__(self, account: Account, outbox: Outbox, state_dir: Path, hooks: HookBoard) -> None:
+    `find_sent` looks for what may have been sent, None for an account without mailboxes on a server.
+    """
+
+    def __init__(
+        self,
+        account: Account,
+        outbox: Outbox,
+        state_dir: Path,
+        hooks: HookBoard,
+        find_sent: FindSent | None = None,
+    ) -> None:
         self.account = account
         self.error: MaildError | None = None
         self._hooks = hooks
-        self._submitter = Submitter(account, outbox, state_dir, on_failure=self._tell)
+        self._submitter = Submitter(account, outbox, state_dir, find_sent=find_sent, on_failure=self._tell)
         self._woken = anyio.Event()
         self._is_woken = False
         self._is_stopping = False

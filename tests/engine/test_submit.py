@@ -466,7 +466,9 @@ async def test_looked_for_on_the_server(world: World, kept_as: str) -> None:
             (taken,) = world.server.taken
             raw = taken.octets
             if kept_as == "with another Message-ID":
-                raw = raw.replace(b"Message-ID: <", b"Message-ID: <other.").replace(b"To: a@x.", b"To: A <a@X.")
+                raw = raw.replace(b"Message-ID: <", b"Message-ID: <other.").replace(
+                    b"To: a@x.example", b"To: A <a@X.example>"
+                )
             if kept_as != "nothing":
                 store.deliver("Gesendete Objekte", b"Received: from me by you\r\n" + raw, date_s=NOW)
             store.deliver("Gesendete Objekte", b"Message-ID: <x@y>\r\nSubject: one\r\n\r\n")

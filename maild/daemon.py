@@ -37,7 +37,7 @@ from maild.engine.status import AccountDocument, Document, outbox_status
 from maild.engine.supervise import Patience, keep_alive
 from maild.local.notify import Notifier
 from maild.local.outbox import Outbox
-from maild.local.watch import watching
+from maild.local.watch import Watcher, watching
 
 STOP_S = 8.0  # for what is on the wire; then it is cut off, which loses nothing
 TICK_S = 5.0
@@ -97,6 +97,7 @@ class Daemon:
         self._is_to_stop = anyio.Event()
         self._reloading = anyio.Lock()
         self._tasks: TaskGroup | None = None
+        self._watcher: Watcher | None = None
 
     # -- its life
 
@@ -141,7 +142,11 @@ class Daemon:
                 log.warning("watch.failed", reason=exc.text, hint=exc.hint)
                 yield None
                 return
-            yield watcher.tree
+            self._watcher = watcher
+            try:
+                yield watcher.tree
+            finally:
+                self._watcher = None
 
     async def _end(self) -> None:
         self._notifier.stopping()
@@ -263,7 +268,17 @@ class Daemon:
 
     async def _drain(self) -> None:
         with self._outbox.draining():
-            await watch_outbox(self._outbox, self._wake_senders, self._until_outbox_changes)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._hear_of_outbox)
+                await watch_outbox(self._outbox, self._wake_senders, self._until_outbox_changes)
+
+    async def _hear_of_outbox(self) -> None:
+        if self._watcher is None:
+            return
+        async with self._watcher.directory(self._outbox.path) as changes:
+            while True:
+                await changes.hint()
+                self._outbox_changed.set()
 
     def _wake_senders(self, names: Collection[str]) -> None:
         for name in names:

@@ -19,6 +19,7 @@ from maild.core.errors import ConfigError, LocalError
 from maild.engine.accept import NoAccount, Order, Refused, prepared
 from maild.local.outbox import Outbox
 
+SOCKET = "control.sock"
 OK, USAGE, DATA_ERROR, TRY_LATER, BAD_CONFIG = 0, 64, 65, 75, 78  # sysexits.h
 
 HELP = """\
@@ -93,7 +94,16 @@ def _accept(config: Path | None, order: Order) -> int:
     raw = sys.stdin.buffer.read()
     item, text = prepared(raw, order, senders, time.time())
     Outbox(senders.state_dir).accept(item, text)
+    _tell_daemon(senders.state_dir)
     return OK
+
+
+def _tell_daemon(state_dir: Path) -> None:
+    """A daemon hears of the message from the kernel, or within a second; where there is none, nothing is imported."""
+    if (state_dir / SOCKET).exists():
+        from maild.control import hint
+
+        hint(state_dir, {"ask": "outbox"})
 
 
 def _failed(text: str, status: int) -> int:

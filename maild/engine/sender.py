@@ -1,7 +1,7 @@
 """The outbox of a running daemon: each account drains what is due, is woken by what is new, and waits for nobody else.
 
-The daemon is the one drainer for as long as it lives. The outbox's directory is looked at when it changes and once a
-second beside that, which costs one system call.
+The daemon is the one drainer for as long as it lives. The kernel tells when the outbox's directory changes, and whoever
+changes it says so; once a second it is looked at beside that, which costs one system call.
 """
 
 from __future__ import annotations

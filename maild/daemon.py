@@ -337,6 +337,8 @@ class Daemon:
                 yield {"result": {}}
             case {"ask": "flush"}:
                 yield {"result": await self._flush()}
+            case {"ask": "send", "accounts": names}:
+                yield {"result": await self._flush(_names(names), is_due_only=True)}
             case _:
                 raise Refused("the daemon does not know what is asked of it", "restart it after an upgrade", 64)
 
@@ -373,14 +375,16 @@ class Daemon:
                     yield {"progress": progress}
         yield {"result": {name: as_message(request.report) for name, request in requests.items() if request.report}}
 
-    async def _flush(self) -> Message:
+    async def _flush(self, only: Collection[str] = (), *, is_due_only: bool = False) -> Message:
+        """What became of all that waits, or is due, of all accounts or of `only` some."""
         senders = [running.sender for running in self._accounts.values() if running.sender is not None]
         contents = await anyio.to_thread.run_sync(self._outbox.contents)
         waiting = {item.account for item in contents.items if not item.is_over}
+        waiting &= set(only) if only else waiting
         results: Message = {}
 
         async def flush(sender: Sender) -> None:
-            drained = await sender.flush()
+            drained = await sender.flush(is_due_only=is_due_only)
             error = None if drained.error is None else str(drained.error)
             results[sender.account.name] = {"error": error, "counts": dict(drained.counts)}
 

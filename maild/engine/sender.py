@@ -61,9 +61,9 @@ class Sender:
         self._submitter.stop()
         self._woken.set()
 
-    async def flush(self) -> Drained:
-        """Try everything that waits, now; what came of it."""
-        flush = _Flush()
+    async def flush(self, *, is_due_only: bool = False) -> Drained:
+        """Try everything that waits, or only what is due, now; what came of it."""
+        flush = _Flush(is_due_only)
         self._flushes.append(flush)
         self._woken.set()
         await flush.done.wait()
@@ -91,7 +91,7 @@ class Sender:
             flushes, self._flushes, self._is_woken = self._flushes, [], False
             drained = Drained(self.account.name)
             try:
-                drained = await self._submitter.drain(everything=bool(flushes))
+                drained = await self._submitter.drain(everything=not all(f.is_due_only for f in flushes))
             finally:
                 for flush in flushes:
                     flush.drained = drained
@@ -113,6 +113,7 @@ class Sender:
 
 @dataclass(slots=True)
 class _Flush:
+    is_due_only: bool
     drained: Drained | None = None
     done: anyio.Event = field(default_factory=anyio.Event)
 

@@ -41,6 +41,8 @@ from maild.remote.submission import SmtpSession
 CONNECTIONS = 4  # at most, to one server: providers count them
 PER_CONNECTION = 8  # messages that pay for the round trips of one more
 
+TRIED: tuple[State, ...] = ("sent", "deferred", "failed", "uncertain")
+
 log = structlog.get_logger()
 
 
@@ -66,6 +68,12 @@ class Drained:
     def in_words(self) -> str:
         """For example `12 sent, 1 deferred`, of recipients."""
         return ", ".join(f"{count} {state}" for state, count in sorted(self.counts.items())) or "nothing sent"
+
+
+def told(drained: Drained) -> dict[str, object]:
+    """Its JSON form: recipients by what became of them in this drain."""
+    counts = {str(state): drained.counts.get(state, 0) for state in TRIED}
+    return {"ok": drained.is_well, "error": str(drained.error) if drained.error else None, **counts}
 
 
 class Submitter:
@@ -125,8 +133,8 @@ class Submitter:
         self._count_failure(drained)
         drained.next_s = await self._wakes_at(drained)
         if drained.counts:
-            told = {str(state): count for state, count in drained.counts.items()}
-            log.bind(**told).info("outbox.drained", account=self.account.name)
+            counts = {str(state): count for state, count in drained.counts.items()}
+            log.bind(**counts).info("outbox.drained", account=self.account.name)
         return drained
 
     # -- what there is to do

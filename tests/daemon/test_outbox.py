@@ -87,6 +87,32 @@ async def test_a_new_message_is_sent_at_once(
             daemon.stop()
 
 
+async def test_sync_with_send_waits_for_the_daemon_to_send(
+    server: SmtpServer, config: Path, send: Send, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is due; what was deferred keeps its time, unless it is flushed."""
+    monkeypatch.setattr(sender.Sender, "wake", lambda sender: None)
+    settings = load(config)
+    daemon = Daemon(settings, config)
+
+    async def maild(*words: str) -> tuple[int, str]:
+        status = await anyio.to_thread.run_sync(main, ["-c", str(config), *words])
+        return status, capsys.readouterr().out.splitlines()[-1]
+
+    with InstanceLock(settings.state_dir, "maild run"):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(daemon.run)
+            await until(lambda: (settings.state_dir / "outbox" / ".drain.lock").exists())
+            server.react("mail", "451 4.3.0 later")
+            assert await anyio.to_thread.run_sync(send) == 0
+            assert await maild("sync", "--send", "work") == (1, "work: 1 deferred")
+            assert await maild("sync", "--send", "work") == (0, "work: nothing sent")
+            assert server.journal == []
+            assert await maild("outbox", "flush") == (0, "work: 1 sent")
+            assert await maild("sync", "--send", "work") == (0, "work: nothing to send")
+            daemon.stop()
+
+
 @pytest.mark.parametrize(
     "there", ["nothing", "a file", "a dead socket", "a daemon that hangs", "a daemon that is full"]
 )

@@ -12,7 +12,7 @@ import json
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -197,6 +197,8 @@ class _AccountPass:
         work.listed = listing.present
         work.trash = listing.trash
         self._note_unusable(listing)
+        if not work.dry_run:
+            await work.state.run(self._note_roles, listing)
         settled = await settle_mailboxes(work, listing, found)
         visits = await self._to_visit(settled, found, only)
         gone = [row for row in settled.gone if not only or row.name in only]
@@ -297,6 +299,16 @@ class _AccountPass:
             mailbox = self._work.report.mailbox(name)
             mailbox.state, mailbox.error = "error", reason
             log.warning("mailbox.skipped", account=self._work.account.name, mailbox=name, reason=reason)
+
+    def _note_roles(self, listing: Listing) -> None:
+        """For whoever puts something into a mailbox by its role, as the outbox does."""
+        state, layout = self._work.state.state, self._work.account.layout
+        known, roles = state.mailboxes(), dict[str, tuple[MailboxName, str]]()
+        for role, mailbox in listing.roles.items():
+            row = known.get(mailbox.name)
+            with suppress(MailboxUnusable):  # then nothing can be put into it
+                roles[role] = mailbox.name, row.directory if row else str(directory(mailbox.levels, layout))
+        state.set_roles(roles)
 
     # -- all mailboxes together: what vanished in one may have appeared in another
 

@@ -179,6 +179,7 @@ class ImapRemote:
                 frozenset(names.present),
                 names.separator,
                 names.with_role("\\Trash"),
+                names.roles(),
             )
 
     @asynccontextmanager

@@ -14,7 +14,9 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
                        account_options.py: what may be given; asking.py: questions at a terminal
         doctor.py      what is between this machine and the mail
         manual.py      manual pages and shell completions, from the options and the schema
-    demo.py            the whole of it on this machine, against the servers of testing/
+    demo/              the whole of it on this machine, against the servers of testing/: steps.py is what is shown
+        stage.py       the commands and the daemon as processes, and how they are waited for; servers.py: the other side
+        screen.py      text on a terminal or in a pipe; place.py: the directory that it happens in
     daemon.py          composition root: config → accounts → one task group; signals; systemd; what clients ask
     control.py         the daemon's Unix socket, both ends
     log.py             structlog set-up, redaction, catalogue of event names
@@ -110,7 +112,7 @@ Imports point right only, and what a bar divides never sees each other (tests/te
     cli, commands, demo → daemon → control | log → engine → local | remote → config → core
 
 `core` and every `parse.py` import only `core` and those parts of the standard library that do no I/O. A wire library
-has one importer: aioimaplib belongs to remote/imap/session.py, aiosmtplib to remote/smtp.py. Only demo.py and the
+has one importer: aioimaplib belongs to remote/imap/session.py, aiosmtplib to remote/smtp.py. Only demo/ and the
 tests import `testing`.
 """
 

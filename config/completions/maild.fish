@@ -59,7 +59,7 @@ complete -c maild -n '__fish_seen_subcommand_from doctor' -l help -d 'show this 
 complete -c maild -n '__fish_seen_subcommand_from doctor' -l json -d 'print one JSON document on standard output'
 complete -c maild -n __fish_use_subcommand -f -a demo -d 'show it all at work, without an account'
 complete -c maild -n '__fish_seen_subcommand_from demo' -l help -d 'show this help message and exit'
-complete -c maild -n '__fish_seen_subcommand_from demo' -l keep -d 'make the Maildir in this directory and leave it there'
+complete -c maild -n '__fish_seen_subcommand_from demo' -l keep -d 'do it in this directory and leave everything there: config, Maildirs, log'
 complete -c maild -n __fish_use_subcommand -f -a status -d 'show what is going on, and what is in the way'
 complete -c maild -n '__fish_seen_subcommand_from status' -l help -d 'show this help message and exit'
 complete -c maild -n '__fish_seen_subcommand_from status' -l json -d 'print one JSON document on standard output'

@@ -209,6 +209,14 @@ def test_reader_that_has_gone_is_no_reason_for_a_traceback(
     assert process.returncode in status
 
 
+def test_standard_output_that_is_closed_is_no_reason_for_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "maild.toml").write_text(GOOD)
+    words = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "maild", "-c", "maild.toml", "check"]
+    environ = {**os.environ, "PYTHONPATH": str(Path(maild.__file__).parents[1])}
+    said = subprocess.run(words, env=environ, cwd=tmp_path, stderr=subprocess.PIPE, check=True)
+    assert b"Traceback" not in said.stderr
+
+
 def test_name_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
     (tmp_path / "maild.toml").write_text(GOOD.replace('user = "me"', 'user = "日本"'))
     environ = {**os.environ, "PYTHONPATH": str(Path(maild.__file__).parents[1]), "PYTHONIOENCODING": "latin-1"}

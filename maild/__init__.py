@@ -79,7 +79,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         schema.py      every key with its type; rules.py: what keys mean together; units.py: durations, sizes, paths
         places.py      where config and state are; senders.py: who may send, read quickly;
                        outline.py: which accounts there are, as quickly
-        problems.py    the texts of its errors; locate.py: on which line; unbuilt.py: keys that do nothing yet
+        problems.py    the texts of its errors; locate.py: on which line
     core/              pure: nouns and decisions; no await, no I/O, no clock, no randomness
         model.py       what a mailbox, a message on each side, a pair and an operation are
         ports.py       what a protocol must offer

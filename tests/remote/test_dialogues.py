@@ -116,6 +116,14 @@ async def log_out(session: ImapSession) -> None:
         await session.run("NAMESPACE")
 
 
+async def compressed(session: ImapSession) -> tuple[bool, list[object]]:
+    await logged_in(session)
+    is_compressed = await session.compress()
+    namespaces: list[object] = list((await session.run("NAMESPACE")).data("NAMESPACE"))
+    await session.logout()
+    return is_compressed, namespaces
+
+
 async def after_bye(session: ImapSession) -> None:
     await logged_in(session)
     while True:  # the goodbye may arrive before or after the command that it answers
@@ -135,6 +143,7 @@ class Case:
 
 IDLE = {"IMAP4REV1", "IDLE"}
 STARTTLS = {"tls": "starttls"}
+NO_NAMESPACES = [Data("NAMESPACE", [None, None, None])]
 THREE = ({1: b"one", 2: b"two", 3: b"three"}, [])
 
 CASES = {
@@ -219,6 +228,12 @@ CASES = {
     "continuation-unasked": Case(namespace, []),
     "not-imap-in-between": Case(namespace, [Data("NAMESPACE", [None, None, None])]),
     "logout": Case(log_out),
+    "compress": Case(compressed, (True, NO_NAMESPACES)),
+    "compress-no": Case(compressed, (False, NO_NAMESPACES)),
+    "compress-bad": Case(compressed, (False, NO_NAMESPACES)),
+    "compress-absent": Case(compressed, (False, NO_NAMESPACES)),
+    "compress-garbage": Case(compressed, error=(ProtocolViolation, "the compressed stream is damaged")),
+    "compress-bye": Case(compressed, error=(Unavailable, "ended the connection: shutting down")),
     "starttls-absent": Case(error=(TlsFailed, "does not offer STARTTLS; nothing was sent; use port"), changes=STARTTLS),
     "starttls-absent-asked": Case(error=(TlsFailed, "does not offer STARTTLS; nothing was"), changes=STARTTLS),
     "starttls-no": Case(error=(TlsFailed, "refused STARTTLS: TLS not available .*; nothing was"), changes=STARTTLS),

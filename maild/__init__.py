@@ -69,6 +69,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         oauth.py       access tokens, refreshed in time; tokens.py: where they are kept; oauth_login.py: the first ones
         smtp.py        one SMTP connection: commands and replies; submission.py: logging in, messages over it
         imap/          remote.py (the port), session.py (one connection), parse.py (octets → values, pure)
+            line.py      its octets both ways, deflate.py: compressed; login.py; answers.py: what refusals mean
             listing.py   which mailboxes there are; naming.py: being created, renamed, deleted
             box.py       one open mailbox: what is in it, what has changed; opening.py: SELECT, and what comes with it
             push.py      what the server says by itself: NOTIFY, IDLE; liveness.py: proof that a line is alive
@@ -81,7 +82,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         schema.py      every key with its type; rules.py: what keys mean together; units.py: durations, sizes, paths
         places.py      where config and state are; senders.py: who may send, read quickly;
                        outline.py: which accounts there are, as quickly
-        problems.py    the texts of its errors; locate.py: on which line; unbuilt.py: keys that do nothing yet
+        problems.py    the texts of its errors; locate.py: on which line
     core/              pure: nouns and decisions; no await, no I/O, no clock, no randomness
         model.py       what a mailbox, a message on each side, a pair and an operation are
         ports.py       what a protocol must offer

@@ -314,7 +314,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _print_report(report: Report) -> None:
-    for problem in (*report.errors, *report.notes):
+    for problem in report.errors:
         print(printable(str(problem)), file=sys.stderr)
     if report.config:
         for account in report.config.accounts.values():
@@ -329,7 +329,6 @@ def _print_json(report: Report) -> None:
         "ok": report.config is not None,
         "file": report.file or None,
         "errors": [_json_problem(problem) for problem in report.errors],
-        "notes": [_json_problem(problem) for problem in report.notes],
         "accounts": [_json_account(account) for account in _accounts(report.config)],
     }
     print(json.dumps(document, ensure_ascii=False, indent=2))

@@ -12,7 +12,7 @@ from stat import S_IMODE
 
 from pydantic import ValidationError
 
-from maild.config import build, rules, schema, unbuilt, units
+from maild.config import build, rules, schema, units
 from maild.config.locate import Lines
 from maild.config.places import standard_places
 from maild.config.problems import Problem, findings
@@ -39,7 +39,6 @@ class Report:
     file: str
     config: Config | None
     errors: tuple[Problem, ...]
-    notes: tuple[Problem, ...]
 
 
 def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
@@ -54,7 +53,7 @@ def examine(path: Path | None, environ: Mapping[str, str] = os.environ) -> Repor
     """Like `load`, but tells instead of raising."""
     main = _find(path, environ)
     if isinstance(main, Problem):
-        return Report("", None, (main,), ())
+        return Report("", None, (main,))
     files, errors = _beside(main)
     sources: list[Source] = []
     for file in [main, *files]:
@@ -74,11 +73,10 @@ def _judge(main: Path, sources: list[Source], unreadable: list[Problem], environ
     errors += rules.broken_rules(sources, _default_maildir(sources[0], environ), environ)
     if not unreadable:
         errors += rules.missing_accounts(sources)
-    notes = _in_order(main, unbuilt.without_effect(sources))
     if errors:
-        return Report(str(main), None, _in_order(main, errors), notes)
-    config = build.config(main, [model for model in models if model], environ, tuple(map(str, notes)))
-    return Report(str(main), config, (), notes)
+        return Report(str(main), None, _in_order(main, errors))
+    config = build.config(main, [model for model in models if model], environ)
+    return Report(str(main), config, ())
 
 
 def _in_order(main: Path, problems: Iterable[Problem]) -> tuple[Problem, ...]:

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import unicodedata
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 # structlog.dev imports rich if it finds it, for tracebacks maild does not print: 60 ms of every start, and 6 MB.
 _RICH_WAS_THERE = "rich" in sys.modules
@@ -26,6 +26,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger  # noqa: E402
 
 from maild.config.values import LogFormat, LogLevel  # noqa: E402
 from maild.remote import auth  # noqa: E402
+
+if TYPE_CHECKING:
+    from maild.config import Config
 
 if not _RICH_WAS_THERE:
     del sys.modules["rich"]
@@ -79,6 +82,8 @@ _WHAT = "messages mailboxes pulled pushed adopted moved flags deleted skipped re
 _WHY = "reason hint error code command capability version attempt delay_s duration_s limit method changed round_trips"
 KEYS = frozenset(f"{_WHERE} {_WHAT} {_OUTGOING} {_WHY}".split())
 
+NOTHING = cast("LogLevel", "critical")  # no event has this level
+
 _MASK = "***"
 _MASKED_WORDS = frozenset(("password", "passwd", "secret", "token", "authorization"))
 _LONGEST = 2000  # characters of one value; servers send alerts of 100 kB
@@ -103,6 +108,13 @@ def configure(level: LogLevel, log_format: LogFormat = "auto", stream: TextIO | 
         cache_logger_on_first_use=False,
     )
     _catch_standard_logging(output, before, after)
+
+
+def beside_results(config: Config, *, is_verbose: bool) -> LogLevel:
+    """For commands whose results tell all that went wrong: a log is for who asks for one, in the config or by `-v`."""
+    if is_verbose:
+        return "debug"
+    return NOTHING if config.log_level == "info" and config.log_format == "auto" else config.log_level
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

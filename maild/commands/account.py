@@ -10,15 +10,13 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import anyio
 
 from maild import log
-from maild.commands import asking
+from maild.commands import asking, no_such_account, printable
 from maild.commands.asking import say
 from maild.config import Account, Config, Endpoint, Password, Secret, load
-from maild.config.values import LogLevel
 from maild.control import NoDaemon, Refused, ask
 from maild.core.errors import AuthRejected, MaildError
 from maild.engine import accounts, keeping
@@ -26,12 +24,11 @@ from maild.remote.trial import endpoints, try_login
 
 OK, FAILED, USAGE = 0, 1, 64
 _RELOAD_S = 60.0
-NO_LOG = cast("LogLevel", "critical")  # no event has this level: what is printed tells it all
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status. Raises ConfigError, MaildError."""
-    log.configure("debug" if args.verbose else NO_LOG)
+    log.configure("debug" if args.verbose else log.NOTHING)
     match args.action:
         case "add":
             from maild.commands import account_add
@@ -57,12 +54,12 @@ def told_daemon(state_dir: Path) -> list[str]:
 
 
 def _refuse(text: str, status: int = USAGE) -> int:
-    print(f"maild: {text}", file=sys.stderr)
+    print(printable(f"maild: {text}"), file=sys.stderr)
     return status
 
 
 def _no_such(config: Config, name: str) -> int:
-    return _refuse(f"no account is called {name!r}; there are: {', '.join(config.accounts)}")
+    return _refuse(no_such_account(name, config.accounts))
 
 
 # -- list

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from maild.commands import printable
+from maild.commands import no_such_account, printable
 from maild.config.outline import Outline, read_outline
 from maild.control import NoDaemon, Refused, ask
 from maild.engine.status import Document, stored_status
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     outline = read_outline(args.config)
     for name in args.accounts:
         if name not in outline.accounts:
-            return _refuse(f"no account is called {name!r}; there are: {', '.join(outline.accounts)}")
+            return _refuse(no_such_account(name, outline.accounts))
     if args.watch:
         return _watch(lambda: _document(outline, args.accounts), is_complete=args.verbose)
     document = _document(outline, args.accounts)

@@ -13,16 +13,15 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
 from maild import log
-from maild.commands import printable
+from maild.commands import no_such_account, printable
 from maild.commands.progress import shown
 from maild.config import Account, Config, load
-from maild.config.values import LogLevel
 from maild.control import Conversation, NoDaemon, ask, note_progress
 from maild.engine.account import sync_account
 from maild.engine.limits import settle_in
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from maild.engine.submit import Drained
 
 OK, FAILED, USAGE = 0, 1, 64
-NO_LOG = cast("LogLevel", "critical")  # no event has this level
 COUNTERS = {  # in JSON → those of the report that it sums up
     "pulled": ("pulled",),
     "pushed": ("pushed",),
@@ -58,11 +56,11 @@ class _Target:
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status. Raises ConfigError and, for a busy state directory, StateBusy."""
     config = load(args.config)
-    log.configure(_log_level(config, args), config.log_format)
+    log.configure(log.beside_results(config, is_verbose=args.verbose), config.log_format)
     try:
         targets = _targets(config, args.targets)
     except LookupError as exc:
-        print(f"maild: {exc.args[0]}", file=sys.stderr)
+        print(printable(f"maild: {exc.args[0]}"), file=sys.stderr)
         return USAGE
     reports = {target.account.name: AccountReport(target.account.name) for target in targets}
     sent: Mapping[str, Drained] = {}
@@ -103,13 +101,6 @@ def _send(config: Config, names: Sequence[str]) -> Mapping[str, Drained]:
     return {}
 
 
-def _log_level(config: Config, args: argparse.Namespace) -> LogLevel:
-    """The results tell all that went wrong, in one line each; a log is for who asks. `-v` shows every step."""
-    if args.verbose:
-        return "debug"
-    return NO_LOG if config.log_level == "info" and config.log_format == "auto" else config.log_level
-
-
 def _targets(config: Config, words: Sequence[str]) -> list[_Target]:
     """What was asked for; by default all that have mail on a server. Raises LookupError with a text for the user."""
     wanted: dict[str, set[str]] = defaultdict(set)
@@ -117,7 +108,7 @@ def _targets(config: Config, words: Sequence[str]) -> list[_Target]:
     for word in words:
         name, slash, mailbox = word.partition("/")
         if name not in config.accounts:
-            raise LookupError(f"no account is called {name!r}; there are: {', '.join(config.accounts)}")
+            raise LookupError(no_such_account(name, config.accounts))
         if not _is_pulled(config.accounts[name]):
             raise LookupError(f"account {name!r} has neither an imap nor a pop3 section: it has nothing to pull")
         if mailbox not in ("", INBOX) and config.accounts[name].pop3 is not None:

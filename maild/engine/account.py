@@ -23,7 +23,16 @@ import structlog
 from anyio.abc import TaskGroup
 
 from maild.config import Account, Imap
-from maild.core.errors import ConfigError, ConnectionLost, MaildError, PlanRefused, ProtocolViolation, Scope
+from maild.core.errors import (
+    ConfigError,
+    ConnectionLost,
+    MaildError,
+    NoSuchMailbox,
+    PlanRefused,
+    ProtocolViolation,
+    Scope,
+    did_you_mean,
+)
 from maild.core.model import Facts, Listing, MailboxName, RemoteMailbox, Uid
 from maild.core.names import MailboxUnusable, directory
 from maild.core.ports import Remote
@@ -103,9 +112,10 @@ class KeptAccount:
             failure = exc
         except BaseExceptionGroup as group:
             failure = only_ours(group)
+        is_ours = not isinstance(failure, NoSuchMailbox)
         if failure is not None:
             _fail(self.account, report, failure)
-        if not self.dry_run:
+        if not self.dry_run and is_ours:
             with anyio.CancelScope(shield=True):
                 await self._note(report)
         report.duration_s = time.monotonic() - started
@@ -135,7 +145,7 @@ def _fail(account: Account, report: AccountReport, exc: MaildError) -> None:
     for mailbox in report.mailboxes.values():
         if mailbox.state == "syncing":
             mailbox.state, mailbox.error = "error", report.error
-    if report.error != report.known_error:
+    if report.error != report.known_error and not isinstance(exc, NoSuchMailbox):
         log.error("account.failed", account=account.name, error=exc.text, hint=exc.hint)
 
 
@@ -239,8 +249,8 @@ class _AccountPass:
         work = self._work
         gone = {row.name for row in settled.gone}
         if missing := sorted(set(only) - settled.mailboxes.keys() - settled.failed - gone):
-            names = ", ".join(missing)
-            raise PlanRefused(f"{work.account.name}: no such mailbox among those synchronised: {names}")
+            names = ", ".join(f'"{name}"{did_you_mean(name, settled.mailboxes)}' for name in missing)
+            raise NoSuchMailbox(f"no such mailbox among those synchronised: {names}")
         chosen = [m for m in settled.mailboxes.values() if not only or m.name in only]
         visits = await work.state.run(self._changed, chosen, found)
         work.report.unchanged = len(chosen) - len(visits)

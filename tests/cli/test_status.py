@@ -193,7 +193,7 @@ def test_only_the_accounts_asked_for(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["wrok"], "maild: no account is called 'wrok'; there are: work, isp, list\n"),
+        (["wrok"], "maild: no account is called 'wrok' (did you mean \"work\"?); there are: work, isp, list\n"),
         (["a\x1b[31m"], r"maild: no account is called 'a\x1b[31m'"),
         (["--watch"], "maild: --watch draws on a terminal"),
         (["--watch", "--json"], "maild: --watch draws on a terminal"),

@@ -15,12 +15,14 @@ import anyio
 
 from maild import log
 from maild.commands import no_such_account, printable
+from maild.commands.standing import GREEN, RED, YELLOW, behind, look_of
 from maild.config import Account, Config, examine
 from maild.engine.doctor import examine_account
 from maild.engine.surroundings import Finding, examine_machine, examine_maildir, mailboxes_in
 
 OK, FAILED, USAGE, DENIED, BAD_CONFIG = 0, 1, 64, 77, 78
 _SIGNS = {"ok": "ok", "note": "note", "warning": "WARNING", "problem": "PROBLEM"}
+_COLOURS = {"ok": GREEN, "warning": YELLOW, "problem": RED}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,10 +78,15 @@ def _tell(found: Sequence[Finding], args: argparse.Namespace) -> None:
 
 
 def _print(finding: Finding) -> None:
+    """Wrapped and coloured on a terminal; elsewhere a line for each, and one for what to do about it."""
+    look = look_of(sys.stdout, is_wrapped=False)
     where = f"{finding.account}: " if finding.account else ""
-    print(printable(f"{_SIGNS[finding.level]:8} {where}{finding.area}: {finding.text}"))
+    text = f"{where}{finding.area}: {finding.text}"
+    for line in behind(f"{_SIGNS[finding.level]:8} ", text, look, _COLOURS.get(finding.level, "")):
+        print(line)
     if finding.remedy:
-        print(printable(f"{'':8} → {finding.remedy}"))
+        for line in behind(f"{'':8} → ", finding.remedy, look):
+            print(line, flush=True)
 
 
 def _sum_up(found: Sequence[Finding]) -> None:

@@ -8,7 +8,6 @@ that has most left.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -36,7 +35,7 @@ from maild.core.errors import (
 from maild.core.model import Facts, Listing, MailboxName, RemoteMailbox, Uid
 from maild.core.names import MailboxUnusable, directory
 from maild.core.ports import Remote
-from maild.engine.lifetime import only_ours, state_path
+from maild.engine.lifetime import note_pass, only_ours, state_path
 from maild.engine.look import Look, look_at, open_mailbox
 from maild.engine.mailboxes import Settled, delete_there, note_failure, remove_here, scan_of_gone, settle_mailboxes
 from maild.engine.moves import settle_moves
@@ -46,7 +45,6 @@ from maild.engine.report import AccountReport
 from maild.engine.sync import MailboxPass
 from maild.local.maildir import Maildir
 from maild.local.marker import check_root, mark_root
-from maild.local.overview import LAST_PASS
 from maild.local.state import MailboxState, State
 from maild.local.survey import Survey, survey
 from maild.remote import open_remote
@@ -133,9 +131,8 @@ class KeptAccount:
 
     async def _note(self, report: AccountReport) -> None:
         """For `maild status`: when the last pass ended, and how."""
-        told = {"at": int(time.time()), "ok": report.ok, "error": report.error}
         try:
-            await self.state.run(self.state.state.set_meta, LAST_PASS, json.dumps(told))
+            await self.state.run(note_pass, self.state.state, report.error)
         except MaildError as exc:
             _fail(self.account, report, exc)
 

@@ -58,7 +58,7 @@ class Draft:
     name: str
     address: str
     servers: dict[str, dict[str, object]] = field(default_factory=dict)
-    secret: dict[str, object] = field(default_factory=dict)
+    secret: dict[str, object] = field(default_factory=dict, repr=False)
     password: str = field(default="", repr=False)
     maildir: str = ""
     provider: Provider | None = None

@@ -48,6 +48,7 @@ from maild.remote.imap.parse import (
     Untagged,
     printable,
 )
+from maild.remote.masking import masked
 from maild.remote.net import check_pin, tls_context, translated
 from maild.remote.sasl import ChannelBinding, Exchange, choose, refusal_hint
 from maild.remote.scram import NAME as SCRAM
@@ -704,7 +705,7 @@ def _is_not_now(answer: Tagged | Untagged) -> bool:
 
 
 def _goodbye(server: str, event: Untagged) -> MaildError:
-    text = f"{server} ended the connection: {event.text or 'BYE'}"
+    text = f"{server} ended the connection: {masked(event.text) or 'BYE'}"
     if _is_not_now(event):
         return Unavailable(text)
     return ConnectionLost(text)
@@ -716,7 +717,7 @@ def _refused_starttls(server: str, reply: str) -> TlsFailed:
 
 def _refused_login(endpoint: Imap, user: str, reply: Tagged, detail: str) -> MaildError:
     """`detail` is what the challenges before the refusal told."""
-    text = f"{endpoint.host}:{endpoint.port} refused to log in {user}: {reply.text or reply.status}"
+    text = f"{endpoint.host}:{endpoint.port} refused to log in {user}: {masked(reply.text) or reply.status}"
     text += f" ({detail})" if detail else ""
     if _is_not_now(reply):
         return Unavailable(text, "it is tried again later")

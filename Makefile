@@ -54,5 +54,6 @@ $(READY): constraints.txt pyproject.toml .ci/venv
 
 .PHONY: live-packages
 live-packages:
-	@.ci/debian "the live tests" dovecot-imapd dovecot-pop3d dovecot-submissiond strace || \
+	@.ci/debian "the live tests" dovecot-imapd dovecot-pop3d dovecot-submissiond strace \
+		gnome-keyring dbus-daemon dbus-bin || \
 		{ echo "so those that need them are skipped"; test "$(LIVE)" != required; }

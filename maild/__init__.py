@@ -63,6 +63,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         __init__.py    the one `match` on protocol names
         net.py         TLS contexts, timeouts, foreign exceptions → ours
         auth.py        where a secret comes from, when it is no longer tried; keyring.py: the desktop's secret service
+        masking.py     secrets taken out of what servers say
         sasl.py        ways to log in, the same for all protocols; scram.py: the one that proves and sends nothing
         discover.py    where an address has its servers; autoconfig.py: as its provider says; dns.py: SRV and MX
         probe.py       a server looked at without logging in; trial.py: logging in once, to see whether it works

@@ -12,21 +12,26 @@ from typing import Any
 
 import pytest
 
-from maild.config import Account, Password, Smtp
+from maild.config import Account, Imap, Password, Smtp
 from maild.config.senders import Sender, Senders
 from maild.core import outgoing
-from maild.core.errors import AuthRejected, ConnectionLost, LocalError
+from maild.core.errors import AuthRejected, ConnectionLost, LocalError, MaildError, Rejected
+from maild.core.likeness import Likeness
 from maild.core.model import MailboxName
 from maild.core.names import directory
 from maild.core.outgoing import Item
+from maild.engine import doubts
 from maild.engine.accept import Order, prepared
 from maild.engine.aftermath import wants_copy
+from maild.engine.doubts import looking
 from maild.engine.submit import Drained, Submitter
 from maild.local.once import letter_key
 from maild.local.outbox import ItemBusy, Outbox
 from maild.local.state import State
 from maild.remote.smtp import Offline, Timeouts
+from maild.testing.imap import ImapServer
 from maild.testing.smtp import EOF, RESET, SILENCE, Reaction, SmtpServer, Stage
+from maild.testing.store import Store
 from tests.local.crash import Crash, Machine, every_step
 
 USER = "user"
@@ -357,24 +362,118 @@ async def test_doubt_is_settled_by_looking(world: World, knows: bool | None) -> 
     item = world.accept()
     asked: list[str] = []
 
-    async def find_sent(message_id: str) -> bool | None:
-        asked.append(message_id)
+    async def find_sent(wanted: Likeness) -> bool | None:
+        asked.append(wanted.message_id)
         return knows
 
+    account = world.account(sent="none")
     world.server.react("dot", RESET)
-    await world.drain(find_sent=find_sent)
+    await world.drain(account, find_sent=find_sent)
     assert world.item().state == "uncertain"
-    await world.drain(find_sent=find_sent)
+    await world.drain(account, find_sent=find_sent)
     assert asked == [item.message_id]
-    assert len(world.mailbox("Sent")) == (1 if knows else 0)
     assert len(world.outbox.contents().items) == (0 if knows else 1)
     world.now_s += 900
-    await world.drain(find_sent=find_sent)
+    await world.drain(account, find_sent=find_sent)
     assert len(world.server.taken) == (1 if knows else 2)
     ids = {message_from_bytes(message.octets)["Message-ID"] for message in world.server.taken}
     assert ids == {item.message_id}
-    assert len(world.mailbox("Sent")) == 1
     assert world.outbox.contents().items == ()
+
+
+async def never(wanted: Likeness) -> bool | None:
+    raise AssertionError(f"it must not be looked for: {wanted}")
+
+
+async def test_our_own_copy_is_no_proof(world: World) -> None:
+    world.accept()
+    world.server.react("dot", RESET)
+    await world.drain(find_sent=never)
+    await world.drain(find_sent=never)
+    assert world.item().state == "uncertain"
+
+
+async def test_the_copy_of_an_earlier_attempt_is_no_proof(world: World) -> None:
+    """It was for another recipient: the one in doubt might never get the message."""
+    world.accept(A, B)
+    account = world.account(sent="none")
+    world.server.react("rcpt", "451 4.3.0 later", when=B)
+    await world.drain(account)
+    world.now_s += 60
+    world.server.react("dot", RESET)
+    await world.drain(account)
+    assert states(world.item()) == ["sent", "uncertain"]
+    await world.drain(account, find_sent=never)
+    world.now_s += 900
+    assert (await world.drain(account, find_sent=never)).is_well
+    assert [message.recipients for message in world.server.taken] == [(A,), (B,), (B,)]
+
+
+@pytest.mark.parametrize(
+    ("failure", "waits"),
+    [(ConnectionLost("away"), True), (AuthRejected("no"), False), (Rejected("no such mailbox"), False)],
+)
+async def test_a_server_that_cannot_be_asked_is_waited_for_but_not_for_ever(
+    world: World, failure: MaildError, waits: bool
+) -> None:
+    async def find_sent(wanted: Likeness) -> bool | None:
+        raise failure
+
+    account = world.account(sent="none")
+    world.accept()
+    world.server.react("dot", RESET)
+    await world.drain(account)
+    began_s = world.now_s
+    while world.outbox.contents().items:
+        wakes_at = world.item().wakes_at()
+        assert wakes_at is not None
+        assert wakes_at > world.now_s
+        world.now_s = wakes_at
+        await world.drain(account, find_sent=find_sent)
+    assert len(world.server.taken) == 2
+    assert world.now_s - began_s == (4 * 3600 if waits else 900)
+
+
+async def test_a_look_that_takes_for_ever_holds_up_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def find_sent(wanted: Likeness) -> bool | None:
+        await asyncio.Event().wait()
+        return None
+
+    monkeypatch.setattr(doubts, "LOOK_S", 0.05)
+    account = world.account(sent="none")
+    world.accept(A)
+    world.server.react("dot", RESET)
+    await world.drain(account)
+    world.accept(B)
+    await world.drain(account, find_sent=find_sent)
+    assert [message.recipients for message in world.server.journal] == [(B,)]
+    assert world.item().state == "uncertain"
+
+
+@pytest.mark.parametrize("kept_as", ["it is", "with another Message-ID", "nothing"])
+async def test_looked_for_on_the_server(world: World, kept_as: str) -> None:
+    """The whole way: the server's own copy is found over the account's IMAP, by a drain without a daemon."""
+    store = Store()
+    store.create("Gesendete Objekte", "\\Sent")
+    item = world.accept(A, subject="one\nTo: a@x.example")
+    assert item.subject == "one"
+    async with ImapServer(store, {USER: PASSWORD}) as imap:
+        host = Imap(host=imap.host, port=imap.port, user=USER, secret=Password(PASSWORD), tls="none")
+        account = replace(world.account(sent="none"), imap=host)
+        world.server.react("dot", RESET)
+        async with looking(account) as find_sent:
+            await world.drain(account, find_sent=find_sent)
+            (taken,) = world.server.taken
+            raw = taken.octets
+            if kept_as == "with another Message-ID":
+                raw = raw.replace(b"Message-ID: <", b"Message-ID: <other.").replace(
+                    b"To: a@x.example", b"To: A <a@X.example>"
+                )
+            if kept_as != "nothing":
+                store.deliver("Gesendete Objekte", b"Received: from me by you\r\n" + raw, date_s=NOW)
+            store.deliver("Gesendete Objekte", b"Message-ID: <x@y>\r\nSubject: one\r\n\r\n")
+            await world.drain(account, find_sent=find_sent)
+    assert bool(world.outbox.contents().items) == (kept_as == "nothing")
 
 
 # -- the Sent mailbox

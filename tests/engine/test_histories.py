@@ -2,7 +2,8 @@
 
 A history is rounds of changes, each followed by passes until nothing is left to do. The model below knows what each
 message should have become: a flag that one side changed wins, deletion beats flags and moves, of two moves the server's
-wins, nothing else is ever lost or doubled. `MAILD_HISTORIES` sets how many there are (500; `make test-long` 10,000).
+wins, nothing else is ever lost or doubled. `MAILD_HISTORIES` sets how many there are (500; `make test-long` 10,000,
+and a tenth of that over IMAP).
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.engine.twin import LETTERS, Twin
+from maild.testing.imap import ALL, ImapServer
+from maild.testing.store import Store
+from tests.engine.test_twoway import LACKING
+from tests.engine.twin import LETTERS, Twin, WireTwin
+from tests.engine.world import PASSWORD, USER
 
 HISTORIES = int(os.environ.get("MAILD_HISTORIES", "500"))
 FLAGS = ("\\Seen", "\\Flagged", "\\Answered", "$Forwarded")
@@ -304,22 +310,42 @@ def _number(raw: bytes) -> int:
     return int(raw.partition(b"Subject: Nr. ")[2].split(b"\n", 1)[0])
 
 
-@settings(
-    max_examples=HISTORIES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
-)
+SETTINGS_OF_HISTORIES: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
+}
+
+
+async def lived(history: History, rounds: list[Round]) -> None:
+    """A history from its beginning to its end."""
+    history.twin.configure(remote_delete="expunge")
+    await history.begin()
+    for one in rounds:
+        for change in one.changes:
+            history.change(change)
+        await history.settle(one.cut_at)
+        await history.event(one.event)
+
+
+@settings(max_examples=HISTORIES, **SETTINGS_OF_HISTORIES)
 @given(rounds=st.lists(ROUNDS, min_size=1, max_size=3), ways=SETTINGS)
 def test_histories(rounds: list[Round], ways: dict[str, object], in_memory: Path, no_fsync: None) -> None:
     async def live() -> None:
         with tempfile.TemporaryDirectory(dir=in_memory) as directory:
-            history = History(Twin(Path(directory), settings=ways))
-            history.twin.configure(remote_delete="expunge")
-            await history.begin()
-            for one in rounds:
-                for change in one.changes:
-                    history.change(change)
-                await history.settle(one.cut_at)
-                await history.event(one.event)
+            await lived(History(Twin(Path(directory), settings=ways)), rounds)
+
+    anyio.run(live)
+
+
+@pytest.mark.long
+@settings(max_examples=max(1, HISTORIES // 10), **SETTINGS_OF_HISTORIES)
+@given(rounds=st.lists(ROUNDS, min_size=1, max_size=3), lacking=st.sampled_from(sorted(LACKING)))
+def test_histories_over_imap(rounds: list[Round], lacking: str, in_memory: Path, no_fsync: None) -> None:
+    """The same with a line between, cut at any command, and a server that can do more or less."""
+
+    async def live() -> None:
+        with tempfile.TemporaryDirectory(dir=in_memory) as directory:
+            async with ImapServer(Store(), {USER: PASSWORD}, capabilities=ALL - LACKING[lacking]) as server:
+                await lived(History(WireTwin.over(Path(directory), server)), rounds)
 
     anyio.run(live)

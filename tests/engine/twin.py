@@ -249,7 +249,7 @@ class WireTwin(Twin):
     async def sync(
         self, *, lose_at: int | None = None, only: Sequence[str] = (), dry_run: bool = False
     ) -> AccountReport:
-        """With `lose_at` every command from that one on ends its connection: not carried out, halfway, or unanswered."""
+        """With `lose_at` each command from that one on ends its connection: not carried out, halfway or unanswered."""
         report = AccountReport(self.account.name)
         if lose_at is not None:
             ways: tuple[Action, ...] = (Bye("cut for a test"), Cut(after_octets=20), Cut(before_tagged=True))

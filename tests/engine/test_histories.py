@@ -50,9 +50,15 @@ class Known:
     """A message that both sides had when they were equal last, and what became of it on each."""
 
     n: int
-    base: Side
+    base: Side  # as on the server
     here: Side
     there: Side
+
+    @property
+    def may_be_another(self) -> bool:
+        """Deleted here, and on the server the same mailbox has it under another UID: moved away and back, or new."""
+        is_renumbered = self.there.mailbox == self.base.mailbox and self.there.handle != self.base.handle
+        return self.here.is_deleted and not self.there.is_deleted and is_renumbered
 
     def result(self) -> Side | None:
         """What both sides should have in the end; None for nothing."""
@@ -270,6 +276,10 @@ class History:
             wanted[n, self.boxes[index].there, flags] += 1
         found = self._found()
         copied = set(self.copies)
+        for known in self.known:
+            if known.may_be_another:
+                copied.add(known.n)
+                self.copies[known.n] += 1
         exact = {item: count for item, count in wanted.items() if item[0] not in copied}
         assert exact == {item: count for item, count in found.items() if item[0] not in copied}
         deleted = {known.n for known in self.known if known.here.is_deleted or known.there.is_deleted}
@@ -300,10 +310,8 @@ class History:
                 flags = message.flags
                 path = next(p for p in same if {LETTERS[c] for c in p.name.partition(":2,")[2]} == flags)
                 same.remove(path)
-                base = Side(index, flags)
-                self.known.append(
-                    Known(_number(message.raw), base, replace(base, handle=path), replace(base, handle=message.uid))
-                )
+                there = Side(index, flags, handle=message.uid)
+                self.known.append(Known(_number(message.raw), there, replace(there, handle=path), replace(there)))
 
 
 def _number(raw: bytes) -> int:

@@ -60,6 +60,10 @@ class Unpaired:
         """A file with exactly this content."""
         return next((key for key in self.by_content.get(content, ()) if key in self.entries), None)
 
+    def remember(self, key: Key, pair: Pair) -> None:
+        """What was its pair elsewhere: the base of its flags."""
+        self.orphans[key] = Orphan(key, pair.flags, pair.size_octets, pair.digest)
+
     def take(self, key: Key) -> tuple[Entry, LocalIdentity, Flags]:
         """Its entry, identity and base flags; it is no longer unpaired."""
         orphan = self.orphans.pop(key, None)

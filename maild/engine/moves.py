@@ -2,7 +2,9 @@
 
 What moves where is decided in `core.moves`; here is who asks for the facts and what follows:
 
-- gone here, an equal file elsewhere, still on the server: the server moves it too (`MailboxPass.moves_there`);
+- gone here, an equal file elsewhere, still on the server: the server moves it too (`MailboxPass.moves_there`); unless
+  it has an equal new message there already, the copy of a move that was cut off: that one is adopted, and the old one
+  expunged (`MailboxPass.left_behind`);
 - gone there, an equal message elsewhere, still here: the file moves too (`MailboxPass.relocations` of the target);
 - moved on both sides: the server's place wins; moved on one side and deleted on the other: it is deleted.
 """
@@ -38,8 +40,9 @@ async def settle_moves(
     moved_there = await _moved_there(work, passes, moved_here, facts_of)
     for one, new in moved_there.items():
         _follow_server(by_name, one, moved_here.pop(one, None), new)
+    copied = await _copied_already(by_name, moved_here, facts_of)
     for one, file in moved_here.items():
-        _follow_file(by_name, one, file)
+        _follow_file(by_name, one, file, is_copied=one in copied)
     _doom(work, passes)
 
 
@@ -93,6 +96,26 @@ async def _moved_there(
     return remote_moves(gone, fresh)
 
 
+async def _copied_already(
+    by_name: Mapping[MailboxName, MailboxPass], moved_here: Mapping[Gone, File], facts_of: FactsOf
+) -> set[Gone]:
+    """Those that the server has in their new mailbox too: where it has no MOVE, a cut after the COPY leaves that."""
+    wanted: dict[MailboxName, dict[Facts, list[Gone]]] = defaultdict(lambda: defaultdict(list))
+    for one, file in moved_here.items():
+        is_there = one.pair.uid not in by_name[one.mailbox].remote.gone
+        facts = by_name[file.mailbox].unpaired.identities[file.key].facts
+        if is_there and one.mailbox != file.mailbox and facts.message_id:
+            wanted[file.mailbox][facts].append(one)
+    copied: set[Gone] = set()
+    for name, groups in wanted.items():
+        target, sizes = by_name[name], {facts.size_octets for facts in groups}
+        likely = [uid for uid, _, size in target.remote.fresh if size in sizes and uid not in target.retried]
+        for facts in (await facts_of(target, likely)).values() if likely else ():
+            if groups.get(facts):
+                copied.add(groups[facts].pop(0))
+    return copied
+
+
 def _follow_server(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: File | None, new: NewMessage) -> None:
     """The server's move: the file, wherever it is by now, goes to the new mailbox."""
     was, target = by_name[one.mailbox], by_name[new.mailbox]
@@ -107,7 +130,7 @@ def _follow_server(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: 
     target.relocations.append(Relocation(was.mailbox, one.pair, source.mailbox, key, target.mailbox, new.uid, flags))
 
 
-def _follow_file(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: File) -> None:
+def _follow_file(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: File, *, is_copied: bool = False) -> None:
     """The reader's move: the server moves its message too; unless it deleted it, which beats the move."""
     was, target = by_name[one.mailbox], by_name[file.mailbox]
     if one.pair.uid in was.remote.gone:
@@ -119,6 +142,11 @@ def _follow_file(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: Fi
     if was is not target and not was.rules.deletes_there:
         return
     del was.local.gone[one.pair.uid]
+    if is_copied:
+        was.remote.changed.pop(one.pair.uid, None)
+        was.left_behind.append(one.pair.uid)
+        target.unpaired.remember(file.key, one.pair)
+        return
     entry, _, _ = target.unpaired.take(file.key)
     target.awaited.add(file.key)
     if was is target:

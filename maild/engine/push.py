@@ -69,6 +69,11 @@ async def delete_there(
     return gone
 
 
+async def expunge_there(work: Work, box: RemoteBox, mailbox: MailboxState, uids: Sequence[Uid]) -> set[Uid]:
+    """The same for good, wherever deleted messages go otherwise."""
+    return await delete_there(work, box, mailbox, uids, None)
+
+
 async def append_files(
     work: Work,
     box: RemoteBox,

@@ -52,7 +52,7 @@ from maild.engine.apply import Relocation, merge_files, relocate, remove_files
 from maild.engine.look import Look, flags_here, open_mailbox
 from maild.engine.propagate import Delivery
 from maild.engine.pull import Doubts, Pull, Work
-from maild.engine.push import append_files, delete_there, store_flags
+from maild.engine.push import append_files, delete_there, expunge_there, store_flags
 from maild.local.delivery import Delivered
 from maild.local.maildir import Maildir
 from maild.local.scan import Entry
@@ -79,7 +79,8 @@ class MailboxPass:
 
     `local` and `remote` are the news about pairs, `unpaired` files without one. `engine.moves` takes from these what
     has only moved, and leaves `relocations` (files to come here), `moves_there` (messages to go to another mailbox),
-    `rekeyed` (files with another unique name) and `doomed_files`. `awaited` are keys that somebody has to deal with
+    `left_behind` (messages to be expunged here, for they were copied there already), `rekeyed` (files with another
+    unique name) and `doomed_files`. `awaited` are keys that somebody has to deal with
     before the directory may count as looked at.
     """
 
@@ -94,6 +95,7 @@ class MailboxPass:
         self.retried: frozenset[Uid] = frozenset()
         self.relocations: list[Relocation] = []
         self.moves_there: dict[MailboxName, list[Move]] = defaultdict(list)
+        self.left_behind: list[Uid] = []
         self.rekeyed: list[tuple[Pair, Entry]] = []
         self.doomed_files: list[Entry] = []
         self.awaited = work.awaited[remote.name]
@@ -346,7 +348,8 @@ class MailboxPass:
         merges = any(isinstance(o, MergeFlags) and (o.add or o.remove) for o in self.operations)
         deletes = any(isinstance(o, DeleteRemote) for o in self.operations)
         to_send = self.unpaired.entries and self.rules.permitted is not None
-        return bool(merges or deletes or len(self.remote.fresh) or to_send or self.moves_there or self.relocations)
+        moves = self.moves_there or self.left_behind or self.relocations
+        return bool(merges or deletes or len(self.remote.fresh) or to_send or moves)
 
     def foretell(self) -> None:
         """Fill the report with what a pass would do."""
@@ -356,7 +359,7 @@ class MailboxPass:
         writable = self.rules.permitted is not None and self.found.complete
         report.pushed = len(self.unpaired.entries) - len(self._matched) if writable else 0
         report.moved = len(self.relocations)
-        report.moved_there = sum(len(moves) for moves in self.moves_there.values())
+        report.moved_there = sum(len(moves) for moves in self.moves_there.values()) + len(self.left_behind)
         for operation in self.operations:
             self._foretell_one(operation)
         report.deleted += len(self.doomed_files)
@@ -480,6 +483,11 @@ class MailboxPass:
 
     async def _move_there(self, box: RemoteBox) -> None:
         """What a reader moved to another mailbox here; its flags first, for they travel with it."""
+        if self.left_behind:  # before the others: without UIDPLUS marks that are left would be in their way
+            gone = await expunge_there(self._work, box, self.mailbox, self.left_behind)
+            self._work.remote_delta[self.mailbox.id] -= len(gone)
+            self.report.moved_there += len(gone)
+            self._is_undone |= len(gone) < len(self.left_behind)
         for target, moves in self.moves_there.items():
             merges = await self._work.state.run(self._flags_of_moved, target, moves)
             stored = await store_flags(box, list(merges.values()))

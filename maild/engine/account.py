@@ -116,7 +116,7 @@ class KeptAccount:
     async def _pass(self, report: AccountReport, only: Sequence[str]) -> None:
         state = self.state
         await state.run(check_root, self.account.maildir, state.state, self.dry_run)
-        work = Work(self.account, self.imap, self.remote, state, Deliverer(state), report, self.dry_run)
+        work = Work(self.account, self.imap, self.remote, state, Deliverer(state), report, self.dry_run, bool(only))
         await _AccountPass(work).run(only)
         if not self.dry_run and any(report.total(counter) for counter in CHANGES):
             await state.run(mark_root, self.account.maildir, state.state)
@@ -249,6 +249,7 @@ class _AccountPass:
     def _changed(self, mailboxes: list[RemoteMailbox], found: Survey) -> list[_Visit]:
         """Those that have to be opened: a mark moved, or something was left that may come or go now."""
         state, known = self._work.state.state, self._work.state.state.mailboxes()
+        with_leftovers = state.with_leftovers()
         visits: list[_Visit] = []
         for mailbox in mailboxes:
             row = known.get(mailbox.name)
@@ -265,7 +266,8 @@ class _AccountPass:
                     look = look_at(state, row, maildir, may_note=not self._work.dry_run)
                 if look.is_here and not look.has_news and not self._work.dry_run:
                     state.set_stamp(row.id, look.stamp)
-            if (look is not None and (look.has_news or not look.is_here)) or self._has_leftovers(row):
+            has_leftovers = row.id in with_leftovers and self._has_leftovers(row, look)
+            if (look is not None and (look.has_news or not look.is_here)) or has_leftovers:
                 visits.append(_Visit(mailbox, look))
             else:
                 self._work.report.mailbox(mailbox.name).state = "ok"
@@ -280,11 +282,19 @@ class _AccountPass:
         with maildir:
             yield maildir
 
-    def _has_leftovers(self, row: MailboxState) -> bool:
-        """Whether messages were skipped that may come now."""
-        skipped = self._work.state.state.skipped(row.id).values()
-        self._work.report.mailbox(row.name).skipped = len(skipped)
-        return any(message.size_octets <= self._work.imap.max_message_size_octets for message in skipped)
+    def _has_leftovers(self, row: MailboxState, look: Look | None) -> bool:
+        """Whether messages did not travel that may do so now. What is known of files that are gone is dropped."""
+        work, state = self._work, self._work.state.state
+        skipped, unsent = state.skipped(row.id), state.unsent(row.id)
+        if look is not None and (past := unsent.keys() - look.unpaired.keys()):
+            unsent = {key: message for key, message in unsent.items() if key not in past}
+            if not work.dry_run:
+                state.unsent_done(row.id, past)
+        report, limit = work.report.mailbox(row.name), work.imap.max_message_size_octets
+        report.skipped, report.held_back = len(skipped), len(unsent)
+        if any(work.is_due(message) for message in unsent.values()):
+            return True
+        return any(message.size_octets <= limit and work.is_due(message) for message in skipped.values())
 
     def _may_have_moves(self, visits: Sequence[_Visit]) -> bool:
         """Whether a message may have gone from one of these to another: the first must have had it."""

@@ -47,7 +47,7 @@ from maild.core.model import (
 )
 from maild.core.ports import RemoteBox
 from maild.core.reconcile import RemoteNews, Rules, merge_flags, proven_gone, reconcile
-from maild.engine.adopt import Adopted, Unpaired, adopt, match_facts, read_unpaired
+from maild.engine.adopt import Adopted, Unpaired, adopt, kept_uid, match_facts, read_unpaired
 from maild.engine.apply import Relocation, merge_files, relocate, remove_files
 from maild.engine.look import Look, flags_here, open_mailbox
 from maild.engine.propagate import Delivery
@@ -109,6 +109,7 @@ class MailboxPass:
         self._scan: Scan | None = None
         self._here: dict[Uid, Flags] = {}
         self._left_out: list[Skipped] = []
+        self._waiting: set[Key] = set()  # files that the server did not take, until their time has come
         self._matched: dict[Uid, Key] = {}
         self._refusal: PlanRefused | None = None
         self._maildir: Maildir | None = None
@@ -147,18 +148,18 @@ class MailboxPass:
         scan, state, mailbox, news = self.found, self._work.state.state, self.mailbox, self.remote
         limit = self._work.imap.max_message_size_octets
         skipped = state.skipped(mailbox.id) if self._same_epoch else {}
-        too_big = {uid for uid, message in skipped.items() if message.size_octets > limit}
-        self.report.skipped = len(too_big)
+        wait = {uid for uid, m in skipped.items() if m.size_octets > limit or not self._work.is_due(m)}
+        self.report.skipped = len(wait)
         if self._same_epoch:
             items = iter(scan.items)
             while part := list(islice(items, LOOKED_UP)):
-                news.sort(part, state.pairs_of(mailbox.id, [uid for uid, _, _ in part]), too_big)
+                news.sort(part, state.pairs_of(mailbox.id, [uid for uid, _, _ in part]), wait)
         else:
             news.fresh = scan.items  # the whole mailbox is new
             self.local.gone.clear()
             self.local.changed.clear()
         if not scan.full:
-            self._add_skipped({uid: message for uid, message in skipped.items() if uid not in too_big})
+            self._add_skipped({uid: message for uid, message in skipped.items() if uid not in wait})
         self._leave_out(limit)
         if self._same_epoch and (scan.full or scan.vanished):
             news.gone = state.pairs_of(mailbox.id, self._gone(state.uids(mailbox.id)))
@@ -192,6 +193,7 @@ class MailboxPass:
         """The flags of the files that the server changed, and what the files without a pair are."""
         maildir = self._open(make=False)
         if maildir is None:
+            self.unpaired = Unpaired(orphans=self._work.state.state.orphans(self.mailbox.id))
             return
         pairs = {uid: pair for uid, (pair, _) in self.remote.changed.items() if uid not in self.local.changed}
         found = maildir.locate({pair.key: pair.flags for pair in pairs.values()}) if pairs else {}
@@ -201,12 +203,12 @@ class MailboxPass:
         is_known = self._same_epoch or self.mailbox.epoch is None
         entries = self._look.unpaired if is_known else maildir.entries()
         state = self._work.state.state
-        if entries:
-            self.unpaired = read_unpaired(state, self.mailbox, maildir, entries)
-        unsent = state.unsent(self.mailbox.id)
+        self.unpaired = read_unpaired(state, self.mailbox, maildir, entries)
+        unsent = state.unsent(self.mailbox.id) if self._same_epoch else {}
         if not self._work.dry_run and unsent.keys() - entries.keys():
             state.unsent_done(self.mailbox.id, unsent.keys() - entries.keys())
         self.report.held_back = len(unsent.keys() & entries.keys())
+        self._waiting = {key for key, m in unsent.items() if key in entries and not self._work.is_due(m)}
 
     def look_without_server(self) -> None:
         """Only this disk: what the files without a pair are. Blocks."""
@@ -347,9 +349,14 @@ class MailboxPass:
         """Whether anything is left that cannot be done without a session."""
         merges = any(isinstance(o, MergeFlags) and (o.add or o.remove) for o in self.operations)
         deletes = any(isinstance(o, DeleteRemote) for o in self.operations)
-        to_send = self.unpaired.entries and self.rules.permitted is not None
+        to_send = self._to_send and self.rules.permitted is not None
         moves = self.moves_there or self.left_behind or self.relocations
         return bool(merges or deletes or len(self.remote.fresh) or to_send or moves)
+
+    @property
+    def _to_send(self) -> set[Key]:
+        """Files that are new here, unless they turn out to be on the server."""
+        return self.unpaired.entries.keys() - self._waiting - self.unpaired.kept_here.keys()
 
     def foretell(self) -> None:
         """Fill the report with what a pass would do."""
@@ -357,7 +364,7 @@ class MailboxPass:
         report.pulled, report.adopted = report.wanted, len(self._matched)
         report.wanted_octets = self.remote.fresh.without(self._matched).octets
         writable = self.rules.permitted is not None and self.found.complete
-        report.pushed = len(self.unpaired.entries) - len(self._matched) if writable else 0
+        report.pushed = len(self._to_send - set(self._matched.values())) if writable else 0
         report.moved = len(self.relocations)
         report.moved_there = sum(len(moves) for moves in self.moves_there.values()) + len(self.left_behind)
         for operation in self.operations:
@@ -587,17 +594,17 @@ class MailboxPass:
 
     async def _append(self, box: RemoteBox) -> None:
         """What is still unpaired once everything has come is new here: the server gets it."""
-        permitted, maildir = self.rules.permitted, self._maildir
-        if not self.unpaired.entries or maildir is None:
+        permitted, maildir, to_send = self.rules.permitted, self._maildir, sorted(self._to_send)
+        if not to_send or maildir is None:
             return
         if permitted is None or not self.found.complete:
             self._is_undone |= permitted is not None
             return
-        report = await append_files(self._work, box, self.mailbox, maildir, self.unpaired, permitted)
+        report = await append_files(self._work, box, self.mailbox, maildir, self.unpaired, to_send, permitted)
         self.report.pushed += report.appended
-        self.report.held_back = report.refused
+        self.report.held_back = report.refused + len(self._waiting & self.unpaired.entries.keys())
         self._work.remote_delta[self.mailbox.id] += report.paired
-        self._is_undone |= not report.is_complete or report.refused > 0
+        self._is_undone |= not report.is_complete
 
     def withdraw(self) -> None:
         """This attempt has failed: what did not come is no longer expected, the next attempt counts it anew."""
@@ -643,6 +650,9 @@ class MailboxPass:
         if forget and not self._work.failed:  # else it may have moved to where nobody could look
             state.apply([Changes(mailbox.id, drop=forget)])
         state.clear_refusal(mailbox.id)
+        if kept := self.unpaired.kept_here:
+            pairs = [Pair(kept_uid(o.key), o.key, o.flags, o.size_octets, o.digest, "local") for o in kept.values()]
+            state.apply([Changes(mailbox.id, add=pairs)])
         state.drop_orphans(mailbox.id, list(state.orphans(mailbox.id)))
         messages = scan.messages + self._work.remote_delta[mailbox.id]
         is_counted = state.count_there(mailbox.id) + len(state.skipped(mailbox.id)) == messages
@@ -694,8 +704,8 @@ class MailboxPass:
             self._maildir = open_mailbox(self._work.account.maildir, self.mailbox)
             if self._maildir is None and make and not self._work.dry_run:
                 self._maildir = Maildir.create(self._work.account.maildir, PurePosixPath(self.mailbox.directory))
-            if self._maildir is not None and make and not self._work.dry_run:
-                self._maildir.delete_stale_tmp(time.time())
+        if self._maildir is not None and make and not self._work.dry_run:
+            self._maildir.delete_stale_tmp(time.time())
         return self._maildir
 
     def rest(self) -> None:

@@ -79,6 +79,9 @@ _MIGRATIONS = (
         PRIMARY KEY (mailbox, side, id)
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE orphans ADD COLUMN only TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 _REMEDIES = {

@@ -322,7 +322,7 @@ async def test_scenario_cut_at_every_step(quick_path: Path, scenario: Step) -> N
     ids=lambda one: one if isinstance(one, str) else one.__name__,
 )
 async def test_scenario_cut_at_every_command(quick_path: Path, scenario: Step, lacking: str) -> None:
-    """The line is cut at each command in turn, before it, within its answer, or when it is carried out and unanswered."""
+    """The line is cut at each command in turn: before it, within its answer, or carried out and unanswered."""
     wanted, commands = None, 0
     for cut in (None, *range(200)):
         if cut is not None and cut > commands + 2:

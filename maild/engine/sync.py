@@ -79,7 +79,8 @@ class MailboxPass:
 
     `local` and `remote` are the news about pairs, `unpaired` files without one. `engine.moves` takes from these what
     has only moved, and leaves `relocations` (files to come here), `moves_there` (messages to go to another mailbox),
-    `left_behind` (messages to be expunged here, for they were copied there already), `rekeyed` (files with another
+    `left_behind` (messages to be expunged here, for they were copied there already), `trashed`
+    (messages to be deleted that are in the trash already), `rekeyed` (files with another
     unique name) and `doomed_files`. `awaited` are keys that somebody has to deal with
     before the directory may count as looked at.
     """
@@ -96,6 +97,7 @@ class MailboxPass:
         self.relocations: list[Relocation] = []
         self.moves_there: dict[MailboxName, list[Move]] = defaultdict(list)
         self.left_behind: list[Uid] = []
+        self.trashed: set[Uid] = set()
         self.rekeyed: list[tuple[Pair, Entry]] = []
         self.doomed_files: list[Entry] = []
         self.awaited = work.awaited[remote.name]
@@ -558,7 +560,9 @@ class MailboxPass:
             return
         trash = self._work.trash_for(self.name)
         try:
-            gone = await delete_there(self._work, box, self.mailbox, uids, trash)
+            gone = await expunge_there(self._work, box, self.mailbox, [uid for uid in uids if uid in self.trashed])
+            left = [uid for uid in uids if uid not in self.trashed]
+            gone |= await delete_there(self._work, box, self.mailbox, left, trash)
         except Rejected as exc:
             gone = set()
             self.report.error = f"cannot delete messages on the server: {exc.text}"

@@ -25,7 +25,7 @@ from maild.engine.report import AccountReport
 from maild.local.delivery import Incoming
 from maild.local.marker import mark_root
 from maild.local.spool import Spool
-from maild.local.state import Changes, Orphan, SkippedMessage
+from maild.local.state import Changes, MailboxState, Orphan, SkippedMessage
 from maild.local.withheld import UnsentMessage
 
 FETCH_MESSAGES = 500  # one FETCH asks for at most so many messages …
@@ -53,7 +53,8 @@ class Work:
 
     `remote_delta`: by mailbox id, by how many messages with a pair the server has more than it had when it was looked
     at. `awaited`: files that a move is to give a pair. `doomed`: contents that are gone on both sides from a mailbox,
-    so that the server's having moved one elsewhere does not bring it back. `is_asked`: somebody named the mailboxes, so
+    so that the server's having moved one elsewhere does not bring it back. `foreseen`: mailboxes that a
+    dry run takes for made or renamed. `is_asked`: somebody named the mailboxes, so
     that messages which did not travel before are tried at once; else when their time has come, as of `now_s`.
     """
 
@@ -66,6 +67,7 @@ class Work:
     dry_run: bool
     is_asked: bool = False
     now_s: float = field(default_factory=time.time)
+    foreseen: dict[MailboxName, MailboxState] = field(default_factory=dict)
     pulls: list[Pull] = field(default_factory=list)
     is_announced: bool = False
     listed: frozenset[MailboxName] = frozenset()  # what the server has
@@ -76,6 +78,14 @@ class Work:
     remote_delta: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
     awaited: defaultdict[MailboxName, set[Key]] = field(default_factory=lambda: defaultdict(set))
     doomed: defaultdict[Content, list[MailboxName]] = field(default_factory=lambda: defaultdict(list))
+
+    def rows(self) -> dict[MailboxName, MailboxState]:
+        """What is known of each mailbox; in a dry run as it would be after what it foresees."""
+        stored = self.state.state.mailboxes()
+        if not self.foreseen:
+            return stored
+        renamed = {row.id for row in self.foreseen.values()}
+        return {name: row for name, row in stored.items() if row.id not in renamed} | self.foreseen
 
     def is_due(self, message: SkippedMessage | UnsentMessage) -> bool:
         """Whether one that did not travel is to be tried in this pass."""

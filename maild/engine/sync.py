@@ -13,16 +13,17 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import anyio
 import structlog
 
-from maild.core.errors import PlanRefused, Rejected
+from maild.core.errors import PlanRefused, ProtocolViolation, Rejected
 from maild.core.flags import same_flags
 from maild.core.guard import HERE, THERE, is_too_many, refusal
 from maild.core.identity import LocalIdentity
@@ -31,6 +32,7 @@ from maild.core.model import (
     NO_FLAGS,
     DeleteLocal,
     DeleteRemote,
+    Fetched,
     Flags,
     Forget,
     Keep,
@@ -42,12 +44,14 @@ from maild.core.model import (
     Permitted,
     RemoteMailbox,
     Scan,
+    ScanTable,
     Skipped,
     Uid,
 )
-from maild.core.ports import RemoteBox
+from maild.core.moves import Content
+from maild.core.ports import BodyWriter, RemoteBox
 from maild.core.reconcile import RemoteNews, Rules, merge_flags, proven_gone, reconcile
-from maild.engine.adopt import Adopted, Unpaired, adopt, kept_uid, match_facts, read_unpaired
+from maild.engine.adopt import Adopted, Unpaired, adopt, fetched_content, kept_uid, match_facts, read_unpaired
 from maild.engine.apply import Relocation, merge_files, relocate, remove_files
 from maild.engine.look import Look, flags_here, open_mailbox
 from maild.engine.propagate import Delivery
@@ -61,6 +65,7 @@ from maild.local.withheld import Refusal
 
 NOT_DELIVERED = "the server did not deliver it"
 ANY_FLAGS = Permitted(frozenset({"\\Answered", "\\Deleted", "\\Draft", "\\Flagged", "\\Seen", "$Forwarded"}))
+COMPARED_OCTETS = 1 << 20  # what a dry run fetches to compare: messages up to this size, and so much at once
 LOOKED_UP = 1000  # pairs looked up at a time
 
 log = structlog.get_logger()
@@ -118,6 +123,7 @@ class MailboxPass:
         self._delivery: Delivery | None = None
         self._pull: Pull | None = None
         self._pulled = 0
+        self._foreseen_doomed = 0  # messages that a pass would delete on the server instead of pulling them
         self._is_undone = False  # something was not carried out, and has to be looked for again here
         self._is_missed = False  # the same, of what the server said: it has to be asked for everything
 
@@ -139,10 +145,11 @@ class MailboxPass:
         self._scan = scan
         self._same_epoch = self.mailbox.epoch == scan.epoch
         deletions = self._work.imap.deletions
+        # A dry run opens mailboxes for reading only, which says nothing about what may be written.
         self.rules = Rules(
             deletes_here=deletions in {"both", "to_local"},
             deletes_there=deletions in {"both", "to_remote"},
-            permitted=ANY_FLAGS if self._work.dry_run else scan.permitted,  # a look is for reading only
+            permitted=ANY_FLAGS if self._work.dry_run and not self.is_leaving else scan.permitted,
         )
         await self._work.state.run(self._compare)
 
@@ -312,9 +319,38 @@ class MailboxPass:
             likely = [uid for uid, _, size in self.remote.fresh if size in sizes and uid not in self.retried]
             facts = await box.facts(likely) if likely else {}
             self._matched = match_facts(self.unpaired, facts)
+        if self._work.dry_run:
+            await self._compare_contents(box)
         self.report.wanted = len(self.remote.fresh) - len(self._matched)
         if self._work.dry_run:
-            self.foretell()
+            await self.foretell()
+
+    async def _compare_contents(self, box: RemoteBox) -> None:
+        """What only their content tells to be equal, of the messages that a dry run may hold in memory."""
+        sizes = self.unpaired.sizes() if self.unpaired.entries else set()
+        doomed = {octets for octets, _ in self._work.doomed}  # on disk, where each line is an octet shorter
+        table = ScanTable()
+        for uid, flags, size in self.remote.fresh:
+            may_be_equal = size in sizes or any(octets <= size <= 2 * octets for octets in doomed)
+            if size <= COMPARED_OCTETS and uid not in self._matched and may_be_equal:
+                table.add(uid, flags, size)
+        if not len(table):
+            return
+        stream = cast("AsyncGenerator[list[Fetched]]", box.fetch(table.batches(50, COMPARED_OCTETS), _no_body))
+        async with aclosing(stream):
+            async for several in stream:
+                for fetched in several:
+                    self._foresee(fetched.uid, fetched_content(fetched))
+
+    def _foresee(self, uid: Uid, content: Content) -> None:
+        used = self._matched.values()
+        key = next((key for key in self.unpaired.by_content.get(content, ()) if key not in used), None)
+        elsewhere = [name for name in self._work.doomed.get(content, ()) if name != self.name]
+        if key is not None:
+            self._matched[uid] = key
+        elif elsewhere and self.name != self._work.trash:
+            self._work.doomed[content].remove(elsewhere[0])
+            self._foreseen_doomed += 1
 
     @property
     def listed(self) -> RemoteMailbox:
@@ -360,10 +396,14 @@ class MailboxPass:
         """Files that are new here, unless they turn out to be on the server."""
         return self.unpaired.entries.keys() - self._waiting - self.unpaired.kept_here.keys()
 
-    def foretell(self) -> None:
+    async def foretell(self) -> None:
         """Fill the report with what a pass would do."""
+        await self._work.state.run(self._foretell)
+
+    def _foretell(self) -> None:
         report = self.report
-        report.pulled, report.adopted = report.wanted, len(self._matched)
+        report.pulled, report.adopted = report.wanted - self._foreseen_doomed, len(self._matched)
+        report.deleted_there = self._foreseen_doomed
         report.wanted_octets = self.remote.fresh.without(self._matched).octets
         writable = self.rules.permitted is not None and self.found.complete
         report.pushed = len(self._to_send - set(self._matched.values())) if writable else 0
@@ -372,6 +412,36 @@ class MailboxPass:
         for operation in self.operations:
             self._foretell_one(operation)
         report.deleted += len(self.doomed_files)
+        self._foretell_flags()
+
+    def _foretell_flags(self) -> None:
+        """Those of messages that get a pair, or another one, on the way."""
+        maildir, root = self._open(make=False), self._work.account.maildir
+        for uid, key in self._matched.items() if maildir is not None else ():
+            orphan = self.unpaired.orphans.get(key)
+            base = NO_FLAGS if orphan is None else orphan.flags
+            self._foretell_merge(maildir, self.unpaired.entries[key], base, self.remote_flags([uid])[uid])
+        for move in self.relocations:
+            with open_mailbox(root, move.source) or nullcontext() as source:
+                found = source.locate({move.key: move.pair.flags}) if source is not None else {}
+                for entry in found.values():
+                    self._foretell_merge(source, entry, move.pair.flags, move.flags)
+        for name, moves in self.moves_there.items():
+            with open_mailbox(root, self._work.rows()[name]) or nullcontext() as target:
+                found = target.locate({m.key: m.pair.flags for m in moves}) if target is not None else {}
+                for move_there in moves:
+                    if move_there.key in found:
+                        entry, there = found[move_there.key], move_there.flags
+                        self._foretell_merge(target, entry, move_there.pair.flags, there)
+
+    def _foretell_merge(self, maildir: Maildir | None, entry: Entry, base: Flags, there: Flags) -> None:
+        if maildir is None:
+            return
+        here = flags_here(maildir, entry, base)
+        pair = Pair(Uid(""), entry.key, base, 0, b"")
+        merged = merge_flags(pair, here, there, self.rules.permitted)
+        self.report.flags += not same_flags(merged.flags, here)
+        self.report.flags_there += bool(merged.add or merged.remove)
 
     def _foretell_one(self, operation: Operation) -> None:
         match operation:
@@ -724,6 +794,10 @@ class MailboxPass:
             await self._delivery.drained()
             self._delivery = None
         self.rest()
+
+
+def _no_body(size_octets: int) -> BodyWriter:
+    raise ProtocolViolation(f"the server sends {size_octets} octets for a message that it said was smaller")
 
 
 def _is_part_of(approved: Refusal, delete_here: Collection[Key], delete_there: Collection[Uid]) -> bool:

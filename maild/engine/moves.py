@@ -96,7 +96,7 @@ async def _moved_there(
         likely = [uid for uid, _, size in p.remote.fresh if size in sizes and uid not in p.retried]
         for uid, facts in (await facts_of(p, likely)).items() if likely else ():
             fresh[facts].append(NewMessage(p.name, uid))
-    return remote_moves(gone, fresh)
+    return remote_moves(gone, fresh, moved_here)
 
 
 async def _copied_already(

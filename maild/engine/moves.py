@@ -6,11 +6,13 @@ What moves where is decided in `core.moves`; here is who asks for the facts and 
   it has an equal new message there already, the copy of a move that was cut off: that one is adopted, and the old one
   expunged (`MailboxPass.left_behind`);
 - gone there, an equal message elsewhere, still here: the file moves too (`MailboxPass.relocations` of the target);
+- gone here, and on the server in the trash as well: expunged, not moved there once more (`MailboxPass.trashed`);
 - moved on both sides: the server's place wins; moved on one side and deleted on the other: it is deleted.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -43,6 +45,7 @@ async def settle_moves(
     copied = await _copied_already(by_name, moved_here, facts_of)
     for one, file in moved_here.items():
         _follow_file(by_name, one, file, is_copied=one in copied)
+    await _note_trashed(work, passes, facts_of)
     _doom(work, passes)
 
 
@@ -93,7 +96,7 @@ async def _moved_there(
         likely = [uid for uid, _, size in p.remote.fresh if size in sizes and uid not in p.retried]
         for uid, facts in (await facts_of(p, likely)).items() if likely else ():
             fresh[facts].append(NewMessage(p.name, uid))
-    return remote_moves(gone, fresh)
+    return remote_moves(gone, fresh, moved_here)
 
 
 async def _copied_already(
@@ -114,6 +117,38 @@ async def _copied_already(
             if groups.get(facts):
                 copied.add(groups[facts].pop(0))
     return copied
+
+
+async def _note_trashed(work: Work, passes: Sequence[MailboxPass], facts_of: FactsOf) -> None:
+    """Messages to be deleted that are new in the trash already: without MOVE, a deletion that was cut off."""
+    trash = next((p for p in passes if p.name == work.trash), None)
+    if trash is None or not len(trash.remote.fresh):
+        return
+    fresh = [(uid, size) for uid, _, size in trash.remote.fresh if uid not in trash.retried]
+    for p in passes:
+        if p.rules.permitted is None or not p.rules.deletes_there or work.trash_for(p.name) is None:
+            continue
+        gone = [pair for uid, pair in p.local.gone.items() if uid not in p.remote.gone and not pair.only]
+        likely = _likely([pair.size_octets for pair in gone], fresh)
+        if not likely:
+            continue
+        there = await facts_of(p, [pair.uid for pair in gone])
+        copies = list((await facts_of(trash, likely)).values())
+        for uid, facts in there.items():
+            if facts.message_id and facts in copies:
+                copies.remove(facts)
+                p.trashed.add(uid)
+
+
+def _likely(sizes: Sequence[int], fresh: Sequence[tuple[Uid, int]]) -> list[Uid]:
+    """Those that may have one of these sizes on disk, where each line is an octet shorter than on the wire."""
+    ordered = sorted(sizes)
+    likely: list[Uid] = []
+    for uid, size in fresh:
+        at = bisect_right(ordered, size) - 1
+        if at >= 0 and ordered[at] * 2 >= size:
+            likely.append(uid)
+    return likely
 
 
 def _follow_server(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: File | None, new: NewMessage) -> None:

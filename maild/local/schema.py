@@ -82,6 +82,9 @@ _MIGRATIONS = (
     """
     CREATE TABLE roles (role TEXT PRIMARY KEY, name TEXT NOT NULL, directory TEXT NOT NULL) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE orphans ADD COLUMN only TEXT NOT NULL DEFAULT '';
+    """,
 )
 FIRST_WITH_ROLES = 3
 

@@ -315,7 +315,7 @@ async def test_scenario_cut_at_every_step(quick_path: Path, scenario: Step) -> N
 @pytest.mark.parametrize(
     ("scenario", "lacking"),
     [
-        pytest.param(step, name, marks=() if (step, name) == (move_here, "MOVE") else pytest.mark.long)
+        pytest.param(step, name, marks=() if step in (move_here, delete_here) and name == "MOVE" else pytest.mark.long)
         for step in SCENARIOS
         for name in ("nothing", "MOVE", "UIDPLUS", "everything")
     ],

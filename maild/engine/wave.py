@@ -72,6 +72,8 @@ class Wave:
 
     async def has_more(self) -> bool:
         """Whether `take` will give something; claims the next ones, and looks for new ones, if it would not."""
+        if self._ready:
+            return True
         async with self._claiming:
             if not self._ready and not self._due:
                 self.add(await self.find_due())

@@ -14,7 +14,9 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
                        account_options.py: what may be given; asking.py: questions at a terminal
         doctor.py      what is between this machine and the mail
         manual.py      manual pages and shell completions, from the options and the schema
-    demo.py            the whole of it on this machine, against the servers of testing/
+    demo/              the whole of it on this machine, against the servers of testing/: steps.py is what is shown
+        stage.py       the commands and the daemon as processes, and how they are waited for; servers.py: the other side
+        screen.py      text on a terminal or in a pipe; place.py: the directory that it happens in
     daemon.py          composition root: config → accounts → one task group; signals; systemd; what clients ask
     control.py         the daemon's Unix socket, both ends
     log.py             structlog set-up, redaction, catalogue of event names
@@ -61,12 +63,14 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         __init__.py    the one `match` on protocol names
         net.py         TLS contexts, timeouts, foreign exceptions → ours
         auth.py        where a secret comes from, when it is no longer tried; keyring.py: the desktop's secret service
+        masking.py     secrets taken out of what servers say
         sasl.py        ways to log in, the same for all protocols; scram.py: the one that proves and sends nothing
         discover.py    where an address has its servers; autoconfig.py: as its provider says; dns.py: SRV and MX
         probe.py       a server looked at without logging in; trial.py: logging in once, to see whether it works
         oauth.py       access tokens, refreshed in time; tokens.py: where they are kept; oauth_login.py: the first ones
         smtp.py        one SMTP connection: commands and replies; submission.py: logging in, messages over it
         imap/          remote.py (the port), session.py (one connection), parse.py (octets → values, pure)
+            line.py      its octets both ways, deflate.py: compressed; login.py; answers.py: what refusals mean
             listing.py   which mailboxes there are; naming.py: being created, renamed, deleted
             box.py       one open mailbox: what is in it, what has changed; opening.py: SELECT, and what comes with it
             push.py      what the server says by itself: NOTIFY, IDLE; liveness.py: proof that a line is alive
@@ -79,7 +83,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         schema.py      every key with its type; rules.py: what keys mean together; units.py: durations, sizes, paths
         places.py      where config and state are; senders.py: who may send, read quickly;
                        outline.py: which accounts there are, as quickly
-        problems.py    the texts of its errors; locate.py: on which line; unbuilt.py: keys that do nothing yet
+        problems.py    the texts of its errors; locate.py: on which line
     core/              pure: nouns and decisions; no await, no I/O, no clock, no randomness
         model.py       what a mailbox, a message on each side, a pair and an operation are
         ports.py       what a protocol must offer
@@ -110,7 +114,7 @@ Imports point right only, and what a bar divides never sees each other (tests/te
     cli, commands, demo → daemon → control | log → engine → local | remote → config → core
 
 `core` and every `parse.py` import only `core` and those parts of the standard library that do no I/O. A wire library
-has one importer: aioimaplib belongs to remote/imap/session.py, aiosmtplib to remote/smtp.py. Only demo.py and the
+has one importer: aioimaplib belongs to remote/imap/session.py, aiosmtplib to remote/smtp.py. Only demo/ and the
 tests import `testing`.
 """
 

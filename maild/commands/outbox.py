@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import assert_never, cast
+from typing import assert_never
 
 import anyio
 
 from maild import log
 from maild.commands import printable
 from maild.config import Config, load
-from maild.config.values import LogLevel
 from maild.control import NoDaemon, ask, nudge
 from maild.core import outgoing
 from maild.core.errors import LocalError, MaildError, StateBusy
@@ -30,7 +29,6 @@ from maild.engine.submit import Drained, submit_all, told
 from maild.local.outbox import Outbox
 
 OK, FAILED, USAGE = 0, 1, 64
-NO_LOG = cast("LogLevel", "critical")  # no event has this level
 _SHOWN_RECIPIENTS = 3
 _SUBJECT_CHARACTERS = 60
 
@@ -43,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"maild outbox {args.action} {what}", file=sys.stderr)
         return USAGE
     config = load(args.config)
-    log.configure(_log_level(config, args), config.log_format)
+    log.configure(log.beside_results(config, is_verbose=args.verbose), config.log_format)
     outbox = Outbox(config.state_dir)
     match args.action:
         case "list":
@@ -56,13 +54,6 @@ def run(args: argparse.Namespace) -> int:
             status = _each(args, partial(_change, outbox, action, as_json=args.json))
             nudge(config.state_dir, {"ask": "outbox"})
             return status
-
-
-def _log_level(config: Config, args: argparse.Namespace) -> LogLevel:
-    """The results tell all that went wrong; a log is for who asks. `-v` shows every step."""
-    if args.verbose:
-        return "debug"
-    return NO_LOG if config.log_level == "info" and config.log_format == "auto" else config.log_level
 
 
 def _each(args: argparse.Namespace, act: Callable[[str], None]) -> int:

@@ -13,16 +13,15 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
 from maild import log
-from maild.commands import printable
+from maild.commands import no_such_account, printable
 from maild.commands.progress import shown
 from maild.config import Account, Config, load
-from maild.config.values import LogLevel
 from maild.control import Conversation, NoDaemon, note_progress
 from maild.engine.account import sync_account
 from maild.engine.limits import settle_in
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from maild.engine.submit import Drained
 
 OK, FAILED, USAGE = 0, 1, 64
-NO_LOG = cast("LogLevel", "critical")  # no event has this level
 COUNTERS = {  # in JSON → those of the report that it sums up
     "pulled": ("pulled",),
     "pushed": ("pushed",),
@@ -58,11 +56,11 @@ class _Target:
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status. Raises ConfigError and, for a busy state directory, StateBusy."""
     config = load(args.config)
-    log.configure(_log_level(config, args), config.log_format)
+    log.configure(log.beside_results(config, is_verbose=args.verbose), config.log_format)
     try:
         targets, senders = _targets(config, args.targets, may_send=args.send)
     except LookupError as exc:
-        print(f"maild: {exc.args[0]}", file=sys.stderr)
+        print(printable(f"maild: {exc.args[0]}"), file=sys.stderr)
         return USAGE
     reports = {target.account.name: AccountReport(target.account.name) for target in targets}
     sent: Mapping[str, Drained] = {}
@@ -103,13 +101,6 @@ def _send(config: Config, names: Sequence[str]) -> Mapping[str, Drained]:
         return anyio.run(partial(submit_all, config, Outbox(config.state_dir), only=names))
 
 
-def _log_level(config: Config, args: argparse.Namespace) -> LogLevel:
-    """The results tell all that went wrong, in one line each; a log is for who asks. `-v` shows every step."""
-    if args.verbose:
-        return "debug"
-    return NO_LOG if config.log_level == "info" and config.log_format == "auto" else config.log_level
-
-
 def _targets(config: Config, words: Sequence[str], *, may_send: bool) -> tuple[list[_Target], list[str]]:
     """What was asked for; by default all that have mail on a server. Beside it accounts that only send, if they may.
 
@@ -121,7 +112,7 @@ def _targets(config: Config, words: Sequence[str], *, may_send: bool) -> tuple[l
     for word in words:
         name, slash, mailbox = word.partition("/")
         if name not in config.accounts:
-            raise LookupError(f"no account is called {name!r}; there are: {', '.join(config.accounts)}")
+            raise LookupError(no_such_account(name, config.accounts))
         if not _is_pulled(config.accounts[name]):
             if not may_send or slash:
                 raise LookupError(f"account {name!r} has neither an imap nor a pop3 section: it has nothing to pull")

@@ -22,6 +22,7 @@ from maild.core.errors import AuthRejected, ConnectionLost, MaildError, Protocol
 from maild.core.head import disk_form
 from maild.core.outgoing import Notices, Reply, Submission, Verdict, Verdicts
 from maild.remote.auth import Credentials
+from maild.remote.masking import masked
 from maild.remote.net import check_pin, tls_context, translated
 from maild.remote.sasl import ChannelBinding, Exchange, choose, refusal_hint
 from maild.remote.scram import server_end_point
@@ -152,7 +153,7 @@ class SmtpSession:
             raise self._refusal(f"cannot log in {endpoint.user} now", reply)
         if exchange.may_retry_unbound:
             return False
-        text = f"{self._connection.server} refused to log in {endpoint.user}: {reply}"
+        text = f"{self._connection.server} refused to log in {endpoint.user}: {masked(str(reply))}"
         text += f" ({exchange.detail})" if exchange.detail else ""
         raise AuthRejected(text, refusal_hint(endpoint))
 
@@ -160,7 +161,7 @@ class SmtpSession:
         return await self._connection.run(self._timeouts.command_s, *words)
 
     def _refusal(self, what: str, reply: Reply) -> SessionRefused:
-        return SessionRefused(f"{self._connection.server} {what}: {reply}", reply)
+        return SessionRefused(f"{self._connection.server} {what}: {masked(str(reply))}", reply)
 
     # -- one message
 

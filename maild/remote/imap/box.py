@@ -32,12 +32,13 @@ from maild.core.model import (
 )
 from maild.core.ports import OpenBody
 from maild.remote.imap import append, change, lookup
+from maild.remote.imap.answers import Opened
 from maild.remote.imap.dates import internal_date
 from maild.remote.imap.facts import facts_of
 from maild.remote.imap.listing import mark_of
 from maild.remote.imap.opening import SCAN_LIMIT_S, Findings, open_mailbox
 from maild.remote.imap.parse import FetchData, uid_set
-from maild.remote.imap.session import Command, ImapSession, Opened
+from maild.remote.imap.session import Command, ImapSession
 from maild.remote.imap.sets import cut, numbers_of, search
 from maild.remote.imap.stream import messages
 

@@ -34,6 +34,7 @@ test-long: lint live-packages ## the same with the long tests, and Hypothesis se
 
 bench: $(READY) ## maild beside mbsync and OfflineIMAP: times, memory, bytes kept
 	@.ci/debian "the bench" dovecot-imapd isync offlineimap3 || true
+	@.ci/debian "the bench of sending" msmtp postfix || true
 	$(BIN)/python -m tests.bench.run $(BENCH_ARGS)
 
 lint: $(READY) ## ruff (rules and format) and mypy --strict

@@ -20,10 +20,7 @@ from maild.config.rules import Source
 from maild.config.values import Config
 from maild.core.errors import ConfigError
 
-_START = (
-    "to start, write one: [accounts.NAME] with address, and [accounts.NAME.imap] with host and password_command "
-    "(config/maild.toml of the sources shows every key)"
-)
+_START = 'to begin: "maild account add ADDRESS" sets up an account and writes one'
 
 _HINTS = {
     "invalid value": "; a text needs quotes around it",
@@ -40,12 +37,17 @@ class Report:
     config: Config | None
     errors: tuple[Problem, ...]
 
+    @property
+    def is_denied(self) -> bool:
+        """Whether nothing is known to be wrong but that the user may not read it."""
+        return bool(self.errors) and all(problem.is_denied for problem in self.errors)
+
 
 def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
     """The config at `path`, or the first one of the search order; raises ConfigError with all problems at once."""
     report = examine(path, environ)
     if report.config is None:
-        raise ConfigError([str(problem) for problem in report.errors])
+        raise ConfigError([str(problem) for problem in report.errors], is_denied=report.is_denied)
     return report.config
 
 
@@ -106,7 +108,7 @@ def _beside(main: Path) -> tuple[list[Path], list[Problem]]:
     except FileNotFoundError:
         return [], []
     except OSError as error:
-        return [], [Problem(str(directory), 0, "", f"cannot be listed: {error.strerror}")]
+        return [], [_unreadable(directory, "listed", error)]
     return files, []
 
 
@@ -118,13 +120,20 @@ def _read(file: Path, *, is_main: bool) -> Source | Problem:
     except FileNotFoundError:
         return Problem(str(file), 0, "", f"there is no such file; {_START}")
     except OSError as error:
-        return Problem(str(file), 0, "", f"cannot be read: {error.strerror}")
+        return _unreadable(file, "read", error)
     return _parse(str(file), mode, raw, is_main=is_main)
+
+
+def _unreadable(path: Path, what: str, error: OSError) -> Problem:
+    text = f"cannot be {what}: {error.strerror}"
+    return Problem(str(path), 0, "", text, is_denied=isinstance(error, PermissionError))
 
 
 def _parse(name: str, mode: int, raw: bytes, *, is_main: bool) -> Source | Problem:
     try:
         text = raw.decode()
+        if text.startswith("\ufeff"):
+            return Problem(name, 1, "", "begins with a byte order mark: save it as UTF-8 without one")
         table = tomllib.loads(text)
         return Source(name, mode, table, Lines(text), is_main)
     except UnicodeDecodeError as error:

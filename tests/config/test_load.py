@@ -340,7 +340,7 @@ def test_search_order(tmp_path: Path, places: Places) -> None:
 def test_config_that_was_named_has_to_be_there(places: Places) -> None:
     places.write(places.home, places.system)
     for path, environ in ((places.given, {}), (None, {"MAILD_CONFIG": str(places.given)})):
-        with pytest.raises(ConfigError, match=r"given\.toml: there is no such file; to start, write one: \[accounts"):
+        with pytest.raises(ConfigError, match=r"given\.toml: there is no such file; to begin: \"maild account"):
             load(path, {**places.environ, **environ})
 
 
@@ -355,7 +355,7 @@ def test_users_config_that_cannot_be_read_is_not_passed_over(places: Places) -> 
 def test_no_config_at_all_tells_where_it_was_looked_for(places: Places) -> None:
     (problem,) = examine(None, places.environ).errors
     assert str(problem).startswith(f"{places.home}: there is no config; looked at --config and $MAILD_CONFIG")
-    assert str(problem).endswith("(config/maild.toml of the sources shows every key)")
+    assert str(problem).endswith("sets up an account and writes one")
     assert str(places.system) in problem.message
 
 

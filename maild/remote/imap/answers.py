@@ -8,6 +8,7 @@ from maild.config import Imap
 from maild.core.errors import AuthRejected, ConnectionLost, MaildError, Rejected, TlsFailed, Unavailable
 from maild.core.model import Epoch, Permitted
 from maild.remote.imap.parse import Data, Event, Tagged, Untagged
+from maild.remote.masking import masked
 from maild.remote.sasl import refusal_hint
 
 WITHOUT_STARTTLS = 'nothing was sent; use port 993 with tls = "implicit" if the server offers it'
@@ -52,7 +53,7 @@ def _is_not_now(answer: Tagged | Untagged) -> bool:
 
 
 def goodbye(server: str, event: Untagged) -> MaildError:
-    text = f"{server} ended the connection: {event.text or 'BYE'}"
+    text = f"{server} ended the connection: {masked(event.text) or 'BYE'}"
     if _is_not_now(event):
         return Unavailable(text)
     return ConnectionLost(text)
@@ -64,7 +65,7 @@ def refused_starttls(server: str, reply: str) -> TlsFailed:
 
 def refused_login(endpoint: Imap, user: str, reply: Tagged, detail: str) -> MaildError:
     """`detail` is what the challenges before the refusal told."""
-    text = f"{endpoint.host}:{endpoint.port} refused to log in {user}: {reply.text or reply.status}"
+    text = f"{endpoint.host}:{endpoint.port} refused to log in {user}: {masked(reply.text) or reply.status}"
     text += f" ({detail})" if detail else ""
     if _is_not_now(reply):
         return Unavailable(text, "it is tried again later")

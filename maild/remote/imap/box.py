@@ -15,6 +15,7 @@ from typing import cast
 import structlog
 
 from maild.core.errors import Rejected
+from maild.core.likeness import Likeness
 from maild.core.model import (
     NO_FLAGS,
     Appended,
@@ -32,7 +33,7 @@ from maild.core.model import (
     Uid,
 )
 from maild.core.ports import OpenBody
-from maild.remote.imap import append, change
+from maild.remote.imap import append, change, lookup
 from maild.remote.imap.answers import Opened
 from maild.remote.imap.dates import internal_date
 from maild.remote.imap.facts import facts_of
@@ -214,6 +215,10 @@ class Box:
         numbers = numbers_of(uids)
         chunks = (numbers[start : start + FACTS_MESSAGES] for start in range(0, len(numbers), FACTS_MESSAGES))
         return await facts_of(self._session, [uid_set(part) for chunk in chunks for part in cut(chunk)])
+
+    async def holds(self, wanted: Likeness) -> bool:
+        await self._open()  # anew: what came since it was opened may not be shown
+        return await lookup.holds(self._session, wanted)
 
     async def fetch(self, batches: Iterator[Sequence[Uid]], open_body: OpenBody) -> AsyncIterator[list[Fetched]]:
         """A set that the server refuses is asked for again message by message: a bad one costs only itself."""

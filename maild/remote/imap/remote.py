@@ -206,6 +206,7 @@ class ImapRemote:
                 frozenset(names.present),
                 names.separator,
                 names.with_role("\\Trash"),
+                names.roles(),
             )
 
     async def _listed(self, session: ImapSession) -> list[Event]:

@@ -217,7 +217,8 @@ class Box:
         return await facts_of(self._session, [uid_set(part) for chunk in chunks for part in cut(chunk)])
 
     async def holds(self, wanted: Likeness) -> bool:
-        await self._open()  # anew: what came since it was opened may not be shown
+        await self.settle()
+        await self._opening().finish()  # anew: what came since it was opened may not be shown
         return await lookup.holds(self._session, wanted)
 
     async def fetch(self, batches: Iterator[Sequence[Uid]], open_body: OpenBody) -> AsyncIterator[list[Fetched]]:

@@ -199,7 +199,7 @@ class _AccountPass:
 
     async def _run(self, only: Sequence[str]) -> None:
         work = self._work
-        listing, found = await self._both_sides()
+        listing, found = await self._both_sides(only)
         work.report.state = "syncing"
         work.listed = listing.present
         work.trash = listing.trash
@@ -227,7 +227,7 @@ class _AccountPass:
         deleted = [m.deleted_there for m in self._work.report.mailboxes.values() if m.name != trash]
         self._work.report.mailbox(trash).pulled += sum(deleted)
 
-    async def _both_sides(self) -> tuple[Listing, Survey]:
+    async def _both_sides(self, only: Sequence[str]) -> tuple[Listing, Survey]:
         """The mailboxes there and here, asked for at the same time."""
         work, found = self._work, Survey()
 
@@ -235,21 +235,31 @@ class _AccountPass:
             nonlocal found
             if work.account.maildir.exists():
                 found = await work.state.run(survey, work.account.maildir, work.account.layout)
-                await work.state.run(self._look_ahead, found)
+                self._expect(await work.state.run(self._look_ahead, found), only)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look)
             listing = await work.remote.listing()
         return listing, found
 
-    def _look_ahead(self, found: Survey) -> None:
-        """Look at what changed here while the server answers."""
+    def _look_ahead(self, found: Survey) -> list[MailboxState]:
+        """Look at what changed here while the server answers: the mailboxes in which there is something to do."""
         state = self._work.state.state
+        news: list[MailboxState] = []
         for row in state.mailboxes().values():
             here = found.mailboxes.get(row.directory)
             if here is not None and row.epoch is not None and here.stamp.text() != row.stamp:
                 with self._opened_mailbox(row) as maildir:
                     self._looks[row.id] = look_at(state, row, maildir, may_note=not self._work.dry_run)
+                if self._looks[row.id].has_news:
+                    news.append(row)
+        return news
+
+    def _expect(self, news: Sequence[MailboxState], only: Sequence[str]) -> None:
+        """Tell the server's side which mailbox comes first, whatever the listing says: it saves a round trip."""
+        wanted = [(row.name, row.cursor) for row in news if row.cursor and (not only or row.name in only)]
+        for name, cursor in sorted(wanted, key=lambda one: one[0] != "INBOX")[:1]:
+            self._work.remote.expect(name, cursor, read_only=self._work.dry_run)
 
     async def _to_visit(self, settled: Settled, found: Survey, only: Sequence[str]) -> list[_Visit]:
         work = self._work

@@ -77,9 +77,7 @@ retry tries again at once what waits or has failed. Without a daemon, flush send
 
 
 _SENDMAIL = """\
-maild sendmail [-t] [-i] [-f ADDRESS] [-F NAME] [--at TIME] [--account NAME] [RECIPIENT ...]: takes a message from
-standard input into the outbox, from where it is sent as soon as that is possible. Returns 0 once it is safe on the
-disk, and needs no running daemon. maild-sendmail is the same. `maild sendmail --help` tells what each option does."""
+What other programs take for sendmail; maild-sendmail is the same under a name of its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

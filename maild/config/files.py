@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from maild.config import build, rules, schema, unbuilt, units
 from maild.config.locate import Lines
-from maild.config.places import standard_places
+from maild.config.places import account_files, standard_places
 from maild.config.problems import Problem, findings
 from maild.config.rules import Source
 from maild.config.values import Config
@@ -103,15 +103,11 @@ def _find(path: Path | None, environ: Mapping[str, str]) -> Path | Problem:
 
 
 def _beside(main: Path) -> tuple[list[Path], list[Problem]]:
-    """The files of `accounts.d` in name order, without hidden ones, which editors leave."""
-    directory = main.parent / "accounts.d"
+    """The files of `accounts.d`, or why they cannot be listed."""
     try:
-        files = sorted(file for file in directory.iterdir() if file.suffix == ".toml" and file.name[0] != ".")
-    except FileNotFoundError:
-        return [], []
+        return account_files(main), []
     except OSError as error:
-        return [], [_unreadable(directory, "listed", error)]
-    return files, []
+        return [], [_unreadable(main.parent / "accounts.d", "listed", error)]
 
 
 def _read(file: Path, *, is_main: bool) -> Source | Problem:
@@ -127,8 +123,9 @@ def _read(file: Path, *, is_main: bool) -> Source | Problem:
 
 
 def _unreadable(path: Path, what: str, error: OSError) -> Problem:
-    text = f"cannot be {what}: {error.strerror}"
-    return Problem(str(path), 0, "", text, is_denied=isinstance(error, PermissionError))
+    text, is_denied = f"cannot be {what}: {error.strerror}", isinstance(error, PermissionError)
+    hint = "; give the user who runs maild permission to read it" if is_denied else ""
+    return Problem(str(path), 0, "", text + hint, is_denied=is_denied)
 
 
 def _parse(name: str, mode: int, raw: bytes, *, is_main: bool) -> Source | Problem:

@@ -104,7 +104,11 @@ def _add(args: argparse.Namespace) -> int:
     _find_servers(draft, args)
     _find_secret(draft, args, main)
     if args.oauth2 is None and not args.no_test:
-        _test(draft, args, config)
+        try:
+            _test(draft, args, config)
+        except MaildError as exc:
+            exc.hint = f"{exc.hint}; nothing was written" if exc.hint else "nothing was written"
+            raise
     file, written = _write(draft, main, config)
     told = told_daemon(written.state_dir)
     _tell_what_is_next(draft, file, args, is_kept_up_to_date=bool(told))

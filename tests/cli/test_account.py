@@ -147,6 +147,13 @@ def test_nothing_is_written_where_the_password_is_refused(place: Place) -> None:
     assert not place.config.parent.exists()
 
 
+def test_it_is_said_that_nothing_was_written(place: Place, unused_port: int) -> None:
+    server = ["--imap-host", "localhost", "--imap-port", str(unused_port)]
+    assert place.run("account", "add", ADDRESS, *server, "--password-file", place.password_file()) == 1
+    assert "connection refused; check host, port and the network; nothing was written" in place.said
+    assert not place.config.exists()
+
+
 def test_nothing_is_written_where_the_certificate_is_not_trusted(place: Place, tmp_path: Path) -> None:
     other = Authority(tmp_path / "other")
     assert place.add("--password-file", place.password_file(), "--ca-file", str(other.ca_file)) == 1

@@ -361,7 +361,8 @@ def _log_in_everywhere(account: Account) -> None:
 def _seen(tried: Tried) -> list[str]:
     if tried.messages is not None:
         return [f"  Messages on the server: {tried.messages:,}."]
-    named = [f"  {name}{f' ({_ROLES[role]})' if role in _ROLES else ''}" for name, role in tried.mailboxes]
+    mailboxes = sorted(tried.mailboxes, key=lambda mailbox: (mailbox[0] != "INBOX", mailbox[0].casefold()))
+    named = [f"  {name}{f' ({_ROLES[role]})' if role in _ROLES else ''}" for name, role in mailboxes]
     more = [f"  and {len(named) - _SHOWN_MAILBOXES:,} more"] if len(named) > _SHOWN_MAILBOXES else []
     return ([f"Mailboxes there: {len(named):,}"] if named else []) + named[:_SHOWN_MAILBOXES] + more
 

@@ -82,10 +82,10 @@ class Deliverer:
     and noted in the state. A single message does not wait for a batch to fill. Used by the event loop's thread only.
     """
 
-    def __init__(self, state: StateThread, queue_octets: int = QUEUE_OCTETS) -> None:
-        """`queue_octets` of messages may wait for the disk, beside the batches being written."""
+    def __init__(self, state: StateThread, queue_octets: int | None = None) -> None:
+        """`queue_octets` (default: `QUEUE_OCTETS`) of messages may wait, beside the batches being written."""
         self._state = state
-        self._most_octets = queue_octets
+        self._most_octets = QUEUE_OCTETS if queue_octets is None else queue_octets
         self._queue: deque[Item] = deque()
         self._octets = 0
         self._filled = anyio.Event()

@@ -29,6 +29,7 @@ from maild.core.errors import (
     TlsFailed,
     Unavailable,
 )
+from maild.remote.masking import masked
 from maild.remote.net import check_pin, tls_context, translated
 from maild.remote.pop3.parse import Expected, Limits, Parser, Reply, Shape, read_capabilities
 from maild.remote.sasl import Exchange, choose
@@ -292,7 +293,7 @@ def _refusal(what: str, reply: Reply) -> MaildError:
 def _refused_login(server: str, user: str, reply: Reply, detail: str) -> MaildError:
     code = f" [{reply.code}]" if reply.code else ""
     why = f" ({detail})" if detail else ""
-    text = f"{server} refused to log in {user}:{code} {reply.text or reply.status}{why}"
+    text = f"{server} refused to log in {user}:{code} {masked(reply.text) or reply.status}{why}"
     if reply.code != "AUTH" and (hint := _hint_of_busy(reply)) is not None:
         return Unavailable(text, hint)
     return AuthRejected(text, "check user and password; some providers want an app password, or POP3 switched on")

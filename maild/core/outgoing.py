@@ -116,8 +116,8 @@ class Item:
     """A message in the outbox, without its octets.
 
     `sender` is the reverse-path, "" for none. `size_octets` is that of the wire form. `since_s` is when the time began
-    after which it is given up. `next_s` is when it may be tried next. `copy` is that for the Sent mailbox, `copied`
-    where "begun" it may be there already; `reports` counts those that may be in the INBOX.
+    after which it is given up. `next_s` is when it may be tried next. `copy` is that for the Sent mailbox: "begun" as
+    soon as somebody has got the message, when it may be there already.
     """
 
     id: str

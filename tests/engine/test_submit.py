@@ -384,6 +384,38 @@ async def test_the_copy_of_an_earlier_attempt_is_no_proof(world: World) -> None:
     assert [message.recipients for message in world.server.taken] == [(A,), (B,), (B,)]
 
 
+async def test_one_copy_is_no_proof_for_who_was_in_another_transaction(world: World) -> None:
+    world.accept(A, B)
+    account = world.account(sent="none")
+    world.server.react("rcpt", "451 4.3.0 later", when=B)
+    world.server.react("dot", RESET, times=2)
+    await world.drain(account)
+    assert states(world.item()) == ["uncertain", "deferred"]
+    world.now_s += 60
+    await world.drain(account)
+    assert states(world.item()) == ["uncertain", "uncertain"]
+    await world.drain(account, find_sent=never)
+    world.now_s += 900
+    assert (await world.drain(account, find_sent=never)).is_well
+    assert [message.recipients for message in world.server.taken] == [(A,), (B,), (A, B)]
+
+
+async def test_a_second_doubt_about_the_same_recipients_is_looked_up(world: World) -> None:
+    async def find_sent(wanted: Likeness) -> bool | None:
+        return len(world.server.taken) > 1
+
+    world.accept(A, B)
+    account = world.account(sent="none")
+    world.server.react("dot", RESET, times=2)
+    for _ in range(2):
+        await world.drain(account, find_sent=find_sent)
+        world.now_s += 900
+    assert states(world.item()) == ["uncertain", "uncertain"]
+    await world.drain(account, find_sent=find_sent)
+    assert world.outbox.contents().items == ()
+    assert len(world.server.taken) == 2
+
+
 @pytest.mark.parametrize(
     ("failure", "waits"),
     [(ConnectionLost("away"), True), (AuthRejected("no"), False), (Rejected("no such mailbox"), False)],

@@ -31,6 +31,7 @@ test: lint live-packages ## lint, then all tests but the long ones; live tests u
 	$(BIN)/pytest $(BESIDE) $(PYTEST_ARGS)
 
 test-long: lint live-packages ## the same with the long tests, and Hypothesis searching longer
+	@.ci/debian "the live test of sending through Postfix" postfix || true
 	MAILD_HISTORIES=$${MAILD_HISTORIES:-10000} $(BIN)/pytest $(BESIDE) -m "" --hypothesis-profile=long -o faulthandler_timeout=3600 $(PYTEST_ARGS)
 
 bench: $(READY) ## maild beside mbsync and OfflineIMAP: times, memory, bytes kept

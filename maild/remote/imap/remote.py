@@ -1,8 +1,8 @@
 """The port for IMAP: an account's mailboxes over a few sessions.
 
 Set-up to the first FETCH, in round trips: TCP, greeting, log in, (ID, ENABLE, NAMESPACE, LIST in one write), and
-SELECT with the FETCH of flags and sizes right behind it; where this disk has news they go out behind LIST. COMPRESS costs
-one more, for its answer has to come before anything else is sent.
+SELECT with the FETCH of flags and sizes right behind it; where this disk has news they go out behind LIST. COMPRESS
+costs one more, for its answer has to come before anything else is sent.
 
 A session remembers which mailbox it has open, so that several visits of one need no round trip for that.
 """

@@ -159,7 +159,8 @@ def test_every_step_is_shown_in_order_and_plain_in_a_pipe(kept: Kept) -> None:
         r"[\d,]+ ms until the daemon has ended by itself, with exit status 0",
         r"Verified once more, all 64 messages of IMAP and all of POP3\.",
         r"Familie Großeltern: 2 messages, 1 new Gesendet: 3 messages",
-        r"All was as it should be\. The demo took \d+\.\d s",
+        r"All was as it should be\. The demo took \d+\.\d s, of which [\d,]+ ms for a first sync",
+        r"[\d,]+ ms until the same message, sent over SMTP, is back in INBOX by push",
         r"With your own mail .* maild account add .* maild check .* maild sync .* maild run",
     ],
 )

@@ -469,6 +469,7 @@ def test_notes_tell_what_has_no_effect(tmp_path: Path) -> None:
     config = loaded(tmp_path, EVERYTHING, {"HOME": "/home/me", "MAIL": "/srv", "STATE": "/var"})
     keys = [note.removeprefix(f"{tmp_path}/maild.toml:") for note in config.notes]
     assert keys == [
+        "7: maild.default_account: this account has no smtp section, so it cannot send",
         "38: accounts.work.imap.compress: has no effect in this version",
     ]
 

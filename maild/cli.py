@@ -52,8 +52,9 @@ Gets the tokens for an account whose secret is oauth2, once; maild refreshes the
 is used, otherwise a code that can be typed in on any device, where the provider offers that."""
 
 _DEMO = """\
-Starts a mail server of its own on this machine, with sample mail, and synchronises it for real into a Maildir that
-it then shows, step by step. Needs no account and no config, and leaves nothing behind unless told to."""
+Starts mail servers of its own on this machine, with sample mail, and maild against them: a first sync, then the daemon,
+to which mail comes by push, from where flags go back, and through which a message is sent. Shows each step with its
+time, and the Maildirs at the end. Needs no account and no config, and leaves nothing behind unless told to."""
 
 _RUN = """\
 Keeps all accounts up to date until it is stopped: new mail comes as soon as the server tells, changes made here go
@@ -87,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a mailbox name must not stop us on a latin-1 terminal
     try:
         status = _run(argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where it was closed before the start
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -282,7 +284,12 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     demo = commands.add_parser(
         "demo", help="show it all at work, without an account", description=_DEMO, allow_abbrev=False
     )
-    demo.add_argument("--keep", metavar="DIR", type=Path, help="make the Maildir in this directory and leave it there")
+    demo.add_argument(
+        "--keep",
+        metavar="DIR",
+        type=Path,
+        help="do it in this directory and leave everything there: config, Maildirs, log",
+    )
 
 
 def _add_status(commands: argparse._SubParsersAction[_Parser]) -> None:

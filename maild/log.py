@@ -65,6 +65,7 @@ EVENTS = {
     "outbox.drained": "what was due was tried; the counts are recipients by what came of it",
     "outbox.stopped": "an account could not submit, or not keep what it had to; it is tried again",
     "message.failed": "a recipient will not get a message; a report is in the INBOX",
+    "message.doubted": "whether a message was sent cannot be looked up on the server now",
     "message.confirmed": "a message of which it was not known whether it was sent is in the server's Sent mailbox",
     "login.rejected": "the server refused the credentials",
     "login.needed": "the refresh token of an OAuth login dies soon: `maild login` has to be run before then",

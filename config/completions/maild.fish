@@ -4,7 +4,7 @@ function __maild_accounts
 end
 complete -c maild -n __fish_use_subcommand -f -a demo -d 'show it all at work, without an account'
 complete -c maild -n '__fish_seen_subcommand_from demo' -l help -d 'show this help message and exit'
-complete -c maild -n '__fish_seen_subcommand_from demo' -l keep -d 'make the Maildir in this directory and leave it there'
+complete -c maild -n '__fish_seen_subcommand_from demo' -l keep -d 'do it in this directory and leave everything there: config, Maildirs, log'
 complete -c maild -n __fish_use_subcommand -f -a account -d 'set up and look after accounts'
 complete -c maild -n '__fish_seen_subcommand_from account' -l help -d 'show this help message and exit'
 complete -c maild -n '__fish_seen_subcommand_from account' -f -a add -d 'set up an account'

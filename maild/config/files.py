@@ -12,7 +12,7 @@ from stat import S_IMODE
 
 from pydantic import ValidationError
 
-from maild.config import build, rules, schema, unbuilt, units
+from maild.config import build, rules, schema, units
 from maild.config.locate import Lines
 from maild.config.places import account_files, standard_places
 from maild.config.problems import Problem, findings
@@ -76,7 +76,7 @@ def _judge(main: Path, sources: list[Source], unreadable: list[Problem], environ
     errors += rules.broken_rules(sources, _default_maildir(sources[0], environ), environ)
     if not unreadable:
         errors += rules.missing_accounts(sources)
-    notes = _in_order(main, [*unbuilt.without_effect(sources), *rules.doubts(sources)])
+    notes = _in_order(main, rules.doubts(sources))
     if errors:
         return Report(str(main), None, _in_order(main, errors), notes)
     config = build.config(main, [model for model in models if model], environ, tuple(map(str, notes)))

@@ -114,7 +114,7 @@ def test_smallest_config_has_every_default(tmp_path: Path) -> None:
     config = loaded(tmp_path, SMALLEST)
     assert (config.maildir, config.state_dir) == (Path("/home/me/Mail"), Path("/home/me/.local/state/maild"))
     assert (config.log_level, config.log_format, config.default_account) == ("info", "auto", None)
-    assert (config.hooks, config.notes) == (Hooks(), ())
+    assert config.hooks == Hooks()
     (account,) = config.accounts.values()
     assert (account.name, account.address, account.aliases) == ("work", "me@example.org", ())
     assert (account.maildir, account.layout) == (Path("/home/me/Mail/work"), "nested")
@@ -463,15 +463,6 @@ def test_values_cannot_be_changed(tmp_path: Path) -> None:
 )
 def test_deletion_limit(limit: DeletionLimit, messages: int, most: int) -> None:
     assert limit.of(messages) == most
-
-
-def test_notes_tell_what_has_no_effect(tmp_path: Path) -> None:
-    config = loaded(tmp_path, EVERYTHING, {"HOME": "/home/me", "MAIL": "/srv", "STATE": "/var"})
-    keys = [note.removeprefix(f"{tmp_path}/maild.toml:") for note in config.notes]
-    assert keys == [
-        "7: maild.default_account: this account has no smtp section, so it cannot send",
-        "38: accounts.work.imap.compress: has no effect in this version",
-    ]
 
 
 def test_a_default_account_that_cannot_send_is_told(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -22,7 +23,7 @@ from maild.commands.account import told_daemon
 from maild.commands.asking import say
 from maild.config import Account, Config, Password, units
 from maild.core.errors import AuthRejected, MaildError
-from maild.core.providers import Provider, provider_of
+from maild.core.providers import Provider, ServerProtocol, provider_of
 from maild.engine import accounts, keeping
 from maild.remote import discover
 from maild.remote.discover import Found, Offer
@@ -192,12 +193,12 @@ def _discovered(draft: Draft, args: argparse.Namespace) -> dict[str, dict[str, o
     say(f"Looking for the servers of {draft.address} …")
     found = anyio.run(discover.discover, draft.address)
     if found is None:
-        return _asked_servers(draft)
+        return _asked_servers(draft, args)
     draft.provider = found.provider or draft.provider
     incoming = _incoming(found, args)
     chosen = [offer for offer in (incoming, found.offer("smtp")) if offer is not None]
     if not chosen:
-        return _asked_servers(draft)
+        return _asked_servers(draft, args)
     say(f"Found by {found.source}:", *(f"  {_shown(offer)}" for offer in chosen))
     _tell_provider(draft.provider, args)
     _agree(found, chosen, args)
@@ -243,21 +244,41 @@ def _agree(found: Found, chosen: Iterable[Offer], args: argparse.Namespace) -> N
         raise Unanswered("nothing was written", "give the servers with --imap-host and --smtp-host")
 
 
-def _asked_servers(draft: Draft) -> dict[str, dict[str, object]]:
+def _asked_servers(draft: Draft, args: argparse.Namespace) -> dict[str, dict[str, object]]:
     domain = draft.address.rpartition("@")[2]
     if not asking.is_interactive():
         raise Unanswered(f"no servers were found for {domain}", "give them with --imap-host and --smtp-host")
     say(f"No servers were found for {domain}. Your provider's help pages name them.")
     servers: dict[str, dict[str, object]] = {}
-    if host := asking.ask("IMAP server (empty for POP3)"):
-        servers["imap"] = {"host": host}
-    elif host := asking.ask("POP3 server (empty for none)"):
-        servers["pop3"] = {"host": host}
-    if host := asking.ask("Server for sending, SMTP (empty for none)"):
-        servers["smtp"] = {"host": host}
+    if server := _asked_server("IMAP server (empty for POP3)", "imap", draft, args):
+        servers["imap"] = server
+    elif server := _asked_server("POP3 server (empty for none)", "pop3", draft, args):
+        servers["pop3"] = server
+    if server := _asked_server("Server for sending, SMTP (empty for none)", "smtp", draft, args):
+        servers["smtp"] = server
     if not servers:
         raise Unanswered("an account needs a server", "nothing was written")
     return servers
+
+
+def _asked_server(question: str, protocol: ServerProtocol, draft: Draft, args: argparse.Namespace) -> dict[str, object]:
+    """Asked for again until it answers, before any password is; nothing where none was given."""
+    ca_file = None if args.ca_file is None else _absolute(args.ca_file)
+    while answer := asking.ask(question):
+        host, port = answer, ""
+        if found := re.fullmatch(r"([^:]+):([0-9]{1,5})", answer):
+            host, port = found.groups()
+        if args.no_test:
+            return {"host": host, **({"port": int(port)} if port else {})}
+        offer = anyio.run(
+            partial(discover.at_host, port=int(port or 0), ca_file=ca_file), protocol, host, draft.address
+        )
+        if offer is not None:
+            say(f"  {_shown(offer)}")
+            return _section(offer, names_user=False)
+        where = f"port {port}" if port else "the usual ports (HOST:PORT names another)"
+        say(f"  {host} does not speak {protocol.upper()} inside verified TLS at {where}.")
+    return {}
 
 
 def _section(offer: Offer, *, names_user: bool) -> dict[str, object]:

@@ -198,6 +198,28 @@ def test_where_nothing_is_found_the_servers_are_asked_for(world: World, secret_s
     assert world.account()["imap"]["host"] == "imap.mail.example"
 
 
+def test_a_server_is_looked_at_before_the_password_is_asked_for(world: World, secret_scan: SecretScan) -> None:
+    terminal = world.terminal("--ca-file", str(world.authority.ca_file))
+    terminal.until("IMAP server (empty for POP3):")
+    terminal.type("localhost")  # the usual ports are port 1 here
+    terminal.until("localhost does not speak IMAP inside verified TLS at the usual ports (HOST:PORT names another).")
+    terminal.until("IMAP server (empty for POP3):")
+    terminal.type(f"localhost:{world.smtp.port}")
+    terminal.until(f"localhost does not speak IMAP inside verified TLS at port {world.smtp.port}.")
+    terminal.until("IMAP server (empty for POP3):")
+    terminal.type(f"localhost:{world.imap.port}")
+    terminal.until(f"receiving: IMAP localhost:{world.imap.port} (TLS), as {ADDRESS}")
+    terminal.until("SMTP (empty for none):")
+    assert "Password" not in terminal.shown
+    terminal.type(f"localhost:{world.smtp.port}")
+    terminal.until(f"Password of {ADDRESS}:")
+    terminal.type(PASSWORD)
+    terminal.until("Login for sending works")
+    assert terminal.end() == 0
+    secret_scan.lines += terminal.shown.splitlines()
+    assert world.account()["imap"]["port"] == world.imap.port
+
+
 def test_the_end_of_the_input_writes_nothing(world: World) -> None:
     world.describe(pop3=False)
     terminal = world.terminal("--ca-file", str(world.authority.ca_file))

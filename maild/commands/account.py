@@ -145,11 +145,11 @@ def _is_taken(account: Account, secret: Secret, password: str) -> bool:
         try:
             anyio.run(try_login, _with(endpoint, password), account.name)
         except AuthRejected as exc:
-            _refuse(f"{exc.text}; the password was not changed")
+            _refuse(f"{exc.text.rstrip('.')}; the password was not changed")
             _refuse(keeping.LOST_PASSWORD)
             return False
         except MaildError as exc:
-            _refuse(f"{exc.text}; the password was not changed; --no-test changes it all the same")
+            _refuse(f"{exc.text.rstrip('.')}; the password was not changed; --no-test changes it all the same")
             return False
         what = "sending" if protocol == "smtp" else "receiving"
         say(f"Login for {what} works: {endpoint.user} at {endpoint.host}:{endpoint.port}.")
@@ -171,10 +171,11 @@ def _remove(args: argparse.Namespace) -> int:
     if not accounts.is_ours(file, config):
         what = f"take the tables [accounts.{account.name}] and below out of {file}"
         return _refuse(f'maild does not rewrite a file of yours: {what}, then run "maild reload"', FAILED)
-    if not args.yes and not (
-        asking.is_interactive() and asking.confirm(f"Remove account {account.name}? The mail stays.")
-    ):
+    if not args.yes and not asking.is_interactive():
         return _refuse("nothing was removed; --yes removes it without a question")
+    if not args.yes and not asking.confirm(f"Remove account {account.name}? The mail stays."):
+        say("Nothing was removed.")
+        return FAILED
     accounts.remove_file(file)
     say(f"Account {account.name} is removed. Its mail stays in {account.maildir}.")
     _forget_secrets(account, config.path)

@@ -11,7 +11,8 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         run.py         the daemon in the foreground; reload.py: it reads its config again
         login.py       logging in at an OAuth 2.0 provider
         account.py     accounts listed, removed, their passwords changed; account_add.py: one set up, from its address;
-                       account_options.py: what may be given; asking.py: questions at a terminal
+                       account_options.py: what may be given; account_servers.py: where its servers are;
+                       account_draft.py: what is known of it so far; asking.py: questions at a terminal
         doctor.py      what is between this machine and the mail
         manual.py      manual pages and shell completions, from the options and the schema
     demo/              the whole of it on this machine, against the servers of testing/: steps.py is what is shown

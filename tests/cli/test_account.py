@@ -299,6 +299,16 @@ def test_remove_keeps_the_mail(place: Place, monkeypatch: pytest.MonkeyPatch) ->
     assert sorted(path.name for path in place.config.parent.iterdir()) == ["accounts.d", "maild.toml"]
 
 
+def test_what_is_left_in_the_outbox_of_a_removed_account_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.add("--password-file", place.password_file())
+    message = io.TextIOWrapper(io.BytesIO(b"Subject: x\n\nx\n"))
+    monkeypatch.setattr(sys, "stdin", message)
+    assert place.run("sendmail", "you@mail.example") == 0
+    place.said = ""
+    assert place.run("account", "remove", "mail", "--yes") == 0
+    assert "In the outbox of it: 1. They wait for an account of this name" in place.said
+
+
 def test_an_account_in_the_users_own_file_is_not_removed(place: Place) -> None:
     place.config.parent.mkdir(parents=True)
     text = '[accounts.own]\naddress = "a@b.example"\nsmtp = { host = "b.example", password_command = ["pass"] }\n'

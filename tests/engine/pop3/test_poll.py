@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import structlog.testing
 
 from maild.core.maildrop import Terms
-from maild.engine import lifetime, poll
+from maild.engine import lifetime
 from maild.local.overview import read_overview
 from maild.remote.pop3.parse import Limits
 from maild.testing.faults import Answer, Cut, Rewrite
 from tests.engine.maildrop import CAPABILITIES, DAY_S, PopWorld, disk_form, pop_world
 from tests.engine.world import long_body, message
-
-
-@pytest.fixture(autouse=True)
-def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poll, "RETRY_DELAY_S", 0.0)
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[PopWorld]:
-    async with pop_world(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture(params=CAPABILITIES)
-async def any_world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[PopWorld]:
-    async with pop_world(tmp_path, CAPABILITIES[request.param]) as made:
-        yield made
 
 
 async def test_what_is_new_comes_once(any_world: PopWorld) -> None:

@@ -210,7 +210,7 @@ def readers_during_passes(outside: Outside, passes: int) -> None:
                 except FileNotFoundError:
                     continue
                 over.wait(0.001)
-        except BaseException as exc:  # noqa: BLE001
+        except BaseException as exc:
             failures.append(exc)
 
     reader = threading.Thread(target=read)

@@ -8,11 +8,10 @@ that has most left.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,11 +22,20 @@ import structlog
 from anyio.abc import TaskGroup
 
 from maild.config import Account, Imap
-from maild.core.errors import ConfigError, ConnectionLost, MaildError, PlanRefused, ProtocolViolation, Scope
+from maild.core.errors import (
+    ConfigError,
+    ConnectionLost,
+    MaildError,
+    NoSuchMailbox,
+    PlanRefused,
+    ProtocolViolation,
+    Scope,
+    did_you_mean,
+)
 from maild.core.model import Facts, Listing, MailboxName, RemoteMailbox, Uid
 from maild.core.names import MailboxUnusable, directory
 from maild.core.ports import Remote
-from maild.engine.lifetime import only_ours, state_path
+from maild.engine.lifetime import note_pass, only_ours, state_path
 from maild.engine.look import Look, look_at, open_mailbox
 from maild.engine.mailboxes import Settled, delete_there, note_failure, remove_here, scan_of_nothing, settle_mailboxes
 from maild.engine.moves import settle_moves
@@ -37,7 +45,6 @@ from maild.engine.report import AccountReport
 from maild.engine.sync import MailboxPass
 from maild.local.maildir import Maildir
 from maild.local.marker import check_root, mark_root
-from maild.local.overview import LAST_PASS
 from maild.local.state import MailboxState, State
 from maild.local.survey import Survey, survey
 from maild.remote import open_remote
@@ -103,9 +110,10 @@ class KeptAccount:
             failure = exc
         except BaseExceptionGroup as group:
             failure = only_ours(group)
+        is_ours = not isinstance(failure, NoSuchMailbox)
         if failure is not None:
             _fail(self.account, report, failure)
-        if not self.dry_run:
+        if not self.dry_run and is_ours:
             with anyio.CancelScope(shield=True):
                 await self._note(report)
         report.duration_s = time.monotonic() - started
@@ -123,9 +131,8 @@ class KeptAccount:
 
     async def _note(self, report: AccountReport) -> None:
         """For `maild status`: when the last pass ended, and how."""
-        told = {"at": int(time.time()), "ok": report.ok, "error": report.error}
         try:
-            await self.state.run(self.state.state.set_meta, LAST_PASS, json.dumps(told))
+            await self.state.run(note_pass, self.state.state, report.error)
         except MaildError as exc:
             _fail(self.account, report, exc)
 
@@ -135,7 +142,7 @@ def _fail(account: Account, report: AccountReport, exc: MaildError) -> None:
     for mailbox in report.mailboxes.values():
         if mailbox.state == "syncing":
             mailbox.state, mailbox.error = "error", report.error
-    if report.error != report.known_error:
+    if report.error != report.known_error and not isinstance(exc, NoSuchMailbox):
         log.error("account.failed", account=account.name, error=exc.text, hint=exc.hint)
 
 
@@ -192,11 +199,13 @@ class _AccountPass:
 
     async def _run(self, only: Sequence[str]) -> None:
         work = self._work
-        listing, found = await self._both_sides()
+        listing, found = await self._both_sides(only)
         work.report.state = "syncing"
         work.listed = listing.present
         work.trash = listing.trash
         self._note_unusable(listing)
+        if not work.dry_run:
+            await work.state.run(self._note_roles, listing)
         settled = await settle_mailboxes(work, listing, found)
         visits = await self._to_visit(settled, found, only)
         gone = [row for row in settled.gone if not only or row.name in only]
@@ -218,7 +227,7 @@ class _AccountPass:
         deleted = [m.deleted_there for m in self._work.report.mailboxes.values() if m.name != trash]
         self._work.report.mailbox(trash).pulled += sum(deleted)
 
-    async def _both_sides(self) -> tuple[Listing, Survey]:
+    async def _both_sides(self, only: Sequence[str]) -> tuple[Listing, Survey]:
         """The mailboxes there and here, asked for at the same time."""
         work, found = self._work, Survey()
 
@@ -226,28 +235,38 @@ class _AccountPass:
             nonlocal found
             if work.account.maildir.exists():
                 found = await work.state.run(survey, work.account.maildir, work.account.layout)
-                await work.state.run(self._look_ahead, found)
+                self._expect(await work.state.run(self._look_ahead, found), only)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look)
             listing = await work.remote.listing()
         return listing, found
 
-    def _look_ahead(self, found: Survey) -> None:
-        """Look at what changed here while the server answers."""
+    def _look_ahead(self, found: Survey) -> list[MailboxState]:
+        """Look at what changed here while the server answers: the mailboxes in which there is something to do."""
         state = self._work.state.state
+        news: list[MailboxState] = []
         for row in state.mailboxes().values():
             here = found.mailboxes.get(row.directory)
             if here is not None and row.epoch is not None and here.stamp.text() != row.stamp:
                 with self._opened_mailbox(row) as maildir:
                     self._looks[row.id] = look_at(state, row, maildir, may_note=not self._work.dry_run)
+                if self._looks[row.id].has_news:
+                    news.append(row)
+        return news
+
+    def _expect(self, news: Sequence[MailboxState], only: Sequence[str]) -> None:
+        """Tell the server's side which mailbox comes first, whatever the listing says: it saves a round trip."""
+        wanted = [(row.name, row.cursor) for row in news if row.cursor and (not only or row.name in only)]
+        for name, cursor in sorted(wanted, key=lambda one: one[0] != "INBOX")[:1]:
+            self._work.remote.expect(name, cursor, read_only=self._work.dry_run)
 
     async def _to_visit(self, settled: Settled, found: Survey, only: Sequence[str]) -> list[_Visit]:
         work = self._work
         gone = {row.name for row in settled.gone}
         if missing := sorted(set(only) - settled.mailboxes.keys() - settled.failed - gone):
-            names = ", ".join(missing)
-            raise PlanRefused(f"{work.account.name}: no such mailbox among those synchronised: {names}")
+            names = ", ".join(f'"{name}"{did_you_mean(name, settled.mailboxes)}' for name in missing)
+            raise NoSuchMailbox(f"no such mailbox among those synchronised: {names}")
         chosen = [m for m in settled.mailboxes.values() if not only or m.name in only]
         visits = await work.state.run(self._changed, chosen, found)
         work.report.unchanged = len(chosen) - len(visits)
@@ -313,6 +332,16 @@ class _AccountPass:
             mailbox = self._work.report.mailbox(name)
             mailbox.state, mailbox.error = "error", reason
             log.warning("mailbox.skipped", account=self._work.account.name, mailbox=name, reason=reason)
+
+    def _note_roles(self, listing: Listing) -> None:
+        """For whoever puts something into a mailbox by its role, as the outbox does."""
+        state, layout = self._work.state.state, self._work.account.layout
+        known, roles = state.mailboxes(), dict[str, tuple[MailboxName, str]]()
+        for role, mailbox in listing.roles.items():
+            row = known.get(mailbox.name)
+            with suppress(MailboxUnusable):  # then nothing can be put into it
+                roles[role] = mailbox.name, row.directory if row else str(directory(mailbox.levels, layout))
+        state.set_roles(roles)
 
     # -- all mailboxes together: what vanished in one may have appeared in another
 

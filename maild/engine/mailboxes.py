@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 import structlog
 
 from maild.core.errors import LocalError, MaildError, PlanRefused, Scope
-from maild.core.guard import are_too_many_mailboxes
+from maild.core.guard import approval, are_too_many_mailboxes
 from maild.core.mailboxes import (
     CreateRemote,
     DirectoryGone,
@@ -135,7 +135,7 @@ async def _guarded(
         exc = PlanRefused(
             f"mailbox {operation.name} is gone on the server, with {len(gone) - 1} others of {len(rows)};"
             " nothing was deleted here",
-            f"if that is right: maild approve {work.account.name}/{operation.name}",
+            f"if that is right: {approval(work.account.name, operation.name)}",
         )
         settled.failed.add(operation.name)
         note_failure(work, operation.name, exc)

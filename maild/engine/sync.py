@@ -25,7 +25,7 @@ import structlog
 
 from maild.core.errors import PlanRefused, ProtocolViolation, Rejected
 from maild.core.flags import same_flags
-from maild.core.guard import HERE, THERE, is_too_many, refusal
+from maild.core.guard import HERE, THERE, approval, is_too_many, refusal
 from maild.core.identity import LocalIdentity
 from maild.core.mailboxes import INBOX
 from maild.core.model import (
@@ -287,7 +287,7 @@ class MailboxPass:
             self._refusal = PlanRefused(
                 f"mailbox {self.name}: its directory {account.maildir / mailbox.directory} is gone, with"
                 f" {len(delete_there)} messages; nothing was deleted on the server",
-                f"mount or restore it; if it was removed on purpose: maild approve {account.name}/{self.name}",
+                f"mount or restore it; to delete them there too: {approval(account.name, self.name)}",
             )
         elif is_too_many(len(delete_here), total, allowed):
             self._refusal = refusal(account.name, self.name, len(delete_here), total, HERE)
@@ -707,7 +707,8 @@ class MailboxPass:
         self.report.pulled += 1
         self._pulled += 1
         self._work.report.done_messages += 1
-        self._work.report.note_delivered(delivered.path)
+        if self._work.report.delivered is not None:
+            self._work.report.note_delivered(delivered.path)
         self._log.debug("message.pulled", uid=delivered.incoming.uid)
 
     # -- finish

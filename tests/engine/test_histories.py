@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import anyio
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from maild.testing.imap import ALL, ImapServer
@@ -28,6 +28,7 @@ from tests.engine.twin import LETTERS, Twin, WireTwin
 from tests.engine.world import PASSWORD, USER
 
 HISTORIES = int(os.environ.get("MAILD_HISTORIES", "500"))
+PARTS = 10  # each drawn from a seed of its own, so that they can run beside each other
 FLAGS = ("\\Seen", "\\Flagged", "\\Answered", "$Forwarded")
 LETTER_OF = {flag: letter for letter, flag in LETTERS.items()}
 NAMES = ("INBOX", "A", "A/b", "C")
@@ -319,12 +320,6 @@ def _number(raw: bytes) -> int:
     return int(raw.partition(b"Subject: Nr. ")[2].split(b"\n", 1)[0])
 
 
-SETTINGS_OF_HISTORIES: dict[str, Any] = {
-    "deadline": None,
-    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
-}
-
-
 async def lived(history: History, rounds: list[Round]) -> None:
     """A history from its beginning to its end."""
     history.twin.configure(remote_delete="expunge")
@@ -336,26 +331,42 @@ async def lived(history: History, rounds: list[Round]) -> None:
         await history.event(one.event)
 
 
-@settings(max_examples=HISTORIES, **SETTINGS_OF_HISTORIES)
-@given(rounds=st.lists(ROUNDS, min_size=1, max_size=3), ways=SETTINGS)
-def test_histories(rounds: list[Round], ways: dict[str, object], in_memory: Path, no_fsync: None) -> None:
-    async def live() -> None:
-        with tempfile.TemporaryDirectory(dir=in_memory) as directory:
+SETTINGS_OF_HISTORIES: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_histories(part: int, no_fsync: None) -> None:
+    @seed(part)
+    @settings(max_examples=max(1, HISTORIES // PARTS), **SETTINGS_OF_HISTORIES)
+    @given(rounds=st.lists(ROUNDS, min_size=1, max_size=3), ways=SETTINGS)
+    def every(rounds: list[Round], ways: dict[str, object]) -> None:
+        anyio.run(live, rounds, ways)
+
+    async def live(rounds: list[Round], ways: dict[str, object]) -> None:
+        with tempfile.TemporaryDirectory(prefix="maild-test-") as directory:
             await lived(History(Twin(Path(directory), settings=ways)), rounds)
 
-    anyio.run(live)
+    every()
 
 
 @pytest.mark.long
-@settings(max_examples=max(1, HISTORIES // 10), **SETTINGS_OF_HISTORIES)
-@given(rounds=st.lists(ROUNDS, min_size=1, max_size=3), lacking=st.sampled_from(sorted(LACKING)))
-def test_histories_over_imap(rounds: list[Round], lacking: str, in_memory: Path, no_fsync: None) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_histories_over_imap(part: int, no_fsync: None) -> None:
     """The same with a line between, cut at any command, and a server that can do more or less."""
 
-    async def live() -> None:
-        with tempfile.TemporaryDirectory(dir=in_memory) as directory:
+    @seed(part)
+    @settings(max_examples=max(1, HISTORIES // PARTS // 10), **SETTINGS_OF_HISTORIES)
+    @given(rounds=st.lists(ROUNDS, min_size=1, max_size=3), lacking=st.sampled_from(sorted(LACKING)))
+    def every(rounds: list[Round], lacking: str) -> None:
+        anyio.run(live, rounds, lacking)
+
+    async def live(rounds: list[Round], lacking: str) -> None:
+        with tempfile.TemporaryDirectory(prefix="maild-test-") as directory:
             async with ImapServer(Store(), {USER: PASSWORD}, capabilities=ALL - LACKING[lacking]) as server:
                 twin = WireTwin.over(Path(directory), server)
                 await lived(History(twin, tells_renames=lacking != "everything"), rounds)
 
-    anyio.run(live)
+    every()

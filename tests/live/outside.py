@@ -153,7 +153,7 @@ class Outside:
                 levels = [unquote(part) for part in relative.parts]
             else:
                 levels = [unquote(part) for part in relative.name.split(".")[1:]] or ["INBOX"]
-            assert not list((top / "tmp").iterdir()), f"something is left in tmp of {top}"
+            assert not list((top / "tmp").iterdir()), f"left in the tmp of {top}"
             found["\x00".join(levels)] = facts_in(top)
         return found
 

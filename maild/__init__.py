@@ -59,7 +59,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         lock.py        one maild per state directory; marker.py: proof that this is the account's Maildir
     remote/            other machines
         __init__.py    the one `match` on protocol names
-        net.py         TLS contexts, timeouts, foreign exceptions → ours
+        net.py         TLS contexts, timeouts, foreign exceptions → ours; pace.py: turns at a host
         auth.py        where a secret comes from, when it is no longer tried; keyring.py: the desktop's secret service
         sasl.py        ways to log in, the same for all protocols; scram.py: the one that proves and sends nothing
         discover.py    where an address has its servers; autoconfig.py: as its provider says; dns.py: SRV and MX

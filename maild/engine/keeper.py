@@ -29,13 +29,16 @@ from maild.engine.hooks import HookBoard
 from maild.engine.poll import poll_account
 from maild.engine.report import AccountReport
 from maild.engine.status import AccountDocument, stored_account
-from maild.engine.supervise import Pace, Patience, keep_alive
+from maild.engine.supervise import Patience, keep_alive
 from maild.remote.auth import Credentials, read_secret
+from maild.remote.pace import Pace
 
 STUCK_S = 900.0  # an owner without a sign of life for so long is stuck; every command of a session ends before
 TELL_AFTER_S = 3600.0  # of failures that may pass by themselves, before a person is told
 REFRESH_S = 0.5  # how long after a pass what `maild status` shows is read again
 LONGEST_PASS_AT_STOP_S = 4.0
+ACCOUNTS_PER_S = 25.0  # that begin at one host; each needs about two sessions
+MOST_AWAKE = 32  # accounts with their state open: an open SQLite file takes some 250 KiB, opening it some ms
 
 log = structlog.get_logger()
 
@@ -63,10 +66,24 @@ class Common:
 
     state_dir: Path
     hooks: HookBoard
-    pace: Pace = field(default_factory=Pace)
+    pace: Pace = field(default_factory=lambda: Pace(ACCOUNTS_PER_S))
     open_tree: OpenTree | None = None
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
+    _awake: dict[int, KeptAccount] = field(default_factory=dict)  # the one used last comes last
+
+    async def note_use(self, kept: KeptAccount) -> None:
+        """A pass of this account was made; the state of the one that had none for longest may be closed for it."""
+        self.note_end(kept)
+        self._awake[id(kept)] = kept
+        if len(self._awake) > MOST_AWAKE:
+            longest = next(iter(self._awake.values()))
+            self.note_end(longest)
+            await longest.sleep()
+
+    def note_end(self, kept: KeptAccount) -> None:
+        """The account is not kept any more, or its state not open."""
+        self._awake.pop(id(kept), None)
 
 
 @dataclass(slots=True, eq=False)
@@ -215,18 +232,21 @@ class Keeper:
 
     async def _keep(self) -> None:
         """With the state open; raises what keeps it from being opened."""
+        await self._patience.wait(self.common.pace.wait_s(self._host))
         if self.protocol == "pop3":
             await self._own(self._poll)
             return
         async with opened_account(self.account, self.common.state_dir) as kept, anyio.create_task_group() as tasks:
             tasks.start_soon(self._listen_to_server, kept)
             tasks.start_soon(self._listen_to_disk)
-            await self._own(partial(self._pass, kept))
+            try:
+                await self._own(partial(self._pass, kept))
+            finally:
+                self.common.note_end(kept)
             tasks.cancel_scope.cancel()
 
     async def _own(self, make_pass: MakePass) -> None:
         """One pass after another, whenever one is wanted."""
-        await self._patience.wait(self.common.pace.wait_s(self._host))
         while not self._is_stopping:
             self._last_sign_s = self.common.clock()
             if self._requests or (self._is_wanted and self._may_try()):
@@ -363,6 +383,8 @@ class Keeper:
             await self._unless_unreadable(kept.remote.credentials.has_changed)
         self._credentials = kept.remote.credentials if isinstance(kept.remote, LogsIn) else None
         await this.bring_up_to_date(report, only)
+        await kept.remote.rest()
+        await self.common.note_use(kept)
 
     async def _poll(self, report: AccountReport, only: Sequence[str], dry_run: bool) -> None:
         if isinstance(self.failure, AuthRejected) and not await self._has_other_secret():
@@ -415,7 +437,6 @@ class Keeper:
         """Until other mailboxes are synchronised, or a pass fails."""
         await self._is_up.wait()
         self._is_down = anyio.Event()
-        await self.common.pace.turn(self._host)
         async with kept.remote.watch(self._mailboxes, self._idle, kept.imap.push) as watch:
             self.push = watch.method
             log.info("push.started", account=self.account.name, method=watch.method)

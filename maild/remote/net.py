@@ -12,6 +12,7 @@ import hmac
 import os
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,28 @@ from pathlib import Path
 from maild.config import Endpoint
 from maild.core.errors import ConnectionLost, MaildError, TlsFailed
 
-# 256 KiB per connection otherwise, allocated whether used or not; records are 16 KiB (measured: no slower).
-asyncio.sslproto.SSLProtocol.max_size = 32 * 1024
+_READ_OCTETS = 32 * 1024  # of a connection at once; records are 16 KiB (measured: no slower than more)
+
+
+class _Buffers(threading.local):
+    """What TLS connections read into, one for all those of a thread: whatever comes is taken out in the same call."""
+
+    def __init__(self) -> None:
+        self.octets = bytearray(_READ_OCTETS)
+        self.view = memoryview(self.octets)
+
+
+_buffers = _Buffers()
+
+
+def _get_buffer(self: asyncio.sslproto.SSLProtocol, n: int) -> memoryview:
+    self._ssl_buffer, self._ssl_buffer_view = _buffers.octets, _buffers.view  # type: ignore[attr-defined]
+    return _buffers.view
+
+
+# asyncio allocates 256 KiB for each connection, whether used or not. `buffer_updated` reads `_ssl_buffer_view`.
+asyncio.sslproto.SSLProtocol.max_size = _READ_OCTETS
+asyncio.sslproto.SSLProtocol.get_buffer = _get_buffer  # type: ignore[method-assign]
 
 _CA_HINT = "it must hold PEM certificates"
 _PAIR_HINT = "client_cert and client_key must be PEM, belong together, be readable, and the key must not be encrypted"

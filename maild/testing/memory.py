@@ -117,6 +117,9 @@ class MemoryRemote:
     async def prepare(self) -> None:
         """There are no sessions."""
 
+    async def rest(self) -> None:
+        """There are no sessions."""
+
     async def aclose(self) -> None:
         """There is nothing to close."""
 

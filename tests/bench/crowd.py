@@ -20,7 +20,7 @@ from maild.testing.store import Store
 from tests.bench.measure import ROOT
 from tests.servers.certificates import Authority, Certificate
 
-PASSWORD = "correct horse battery staple"  # noqa: S105 - of a server that lives as long as the bench
+PASSWORD = "correct horse battery staple"
 MESSAGES = 20
 BACKLOG_S = 60.0
 

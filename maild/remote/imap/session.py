@@ -19,6 +19,7 @@ import ipaddress
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import anyio
@@ -294,7 +295,8 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
             self.learn_capabilities(argument.split())
 
     def learn_capabilities(self, words: Iterable[Any]) -> None:
-        self.capabilities = {w.decode("ascii", "replace").upper() for w in words if isinstance(w, bytes)}
+        told = frozenset(w.decode("ascii", "replace").upper() for w in words if isinstance(w, bytes))
+        self.capabilities = _one_for_all(told)  # type: ignore[assignment]  # aioimaplib has a set, which it never changes
 
     # -- STARTTLS
 
@@ -691,6 +693,12 @@ class ImapSession:
     def drop(self) -> None:
         """Close at once."""
         self.protocol.fail(ConnectionLost("dropped"))
+
+
+@lru_cache(maxsize=64)
+def _one_for_all(capabilities: frozenset[str]) -> frozenset[str]:
+    """The same object for sessions that are offered the same: some KiB that a thousand of them need once."""
+    return capabilities
 
 
 def _rejected(command: Command, reply: Tagged) -> Rejected:

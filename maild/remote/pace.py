@@ -1,0 +1,42 @@
+"""Turns at a host: many accounts do not come to one server at the same instant, whatever made them come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import anyio
+
+CONNECTS_PER_S, CONNECTS_AT_ONCE = 34.0, 16  # in no second more than 50, which is what a server has to bear
+
+
+@dataclass(slots=True)
+class Pace:
+    """So many turns a second at each host, in the order asked for; after a rest so many at once, without waiting.
+
+    In any second there are at most `per_s + at_once` of them. `clock` gives seconds of any origin.
+    """
+
+    per_s: float
+    at_once: int = 1
+    clock: Callable[[], float] = time.monotonic
+    _free_at_s: dict[str, float] = field(default_factory=dict)  # when the turns that were taken have been paid for
+
+    def delay_s(self, host: str) -> float:
+        """How long whoever asked now would have to wait."""
+        return max(0.0, self._free_at_s.get(host, 0.0) - (self.at_once - 1) / self.per_s - self.clock())
+
+    def wait_s(self, host: str) -> float:
+        """Take the next turn at a host: how long to wait for it."""
+        delay_s = self.delay_s(host)
+        self._free_at_s[host] = max(self._free_at_s.get(host, 0.0), self.clock()) + 1 / self.per_s
+        return delay_s
+
+    async def turn(self, host: str) -> None:
+        """Wait for one."""
+        if (delay_s := self.wait_s(host)) > 0:
+            await anyio.sleep(delay_s)
+
+
+connects = Pace(CONNECTS_PER_S, CONNECTS_AT_ONCE)  # those of this process, of all its accounts and protocols

@@ -31,6 +31,7 @@ from maild.control import ControlServer, Message, Refused, as_message
 from maild.core.errors import ConfigError, LocalError
 from maild.engine.hooks import HookBoard
 from maild.engine.keeper import Common, Keeper, OpenTree, Request, nothing_known
+from maild.engine.limits import give_memory_back
 from maild.engine.network import watch_network
 from maild.engine.sender import Sender, watch_outbox
 from maild.engine.status import AccountDocument, Document, outbox_status
@@ -41,6 +42,7 @@ from maild.local.watch import watching
 
 STOP_S = 8.0  # for what is on the wire; then it is cut off, which loses nothing
 TICK_S = 5.0
+GIVE_BACK_EVERY_S = 60.0
 PROGRESS_S = 0.2
 
 log = structlog.get_logger()
@@ -279,6 +281,7 @@ class Daemon:
         """Tell systemd how it goes, and that it goes; a stuck owner ends that, and systemd starts us again."""
         watchdog_s = self._notifier.watchdog_s
         tick_s = TICK_S if watchdog_s is None else min(TICK_S, watchdog_s / 3)
+        passes, given_back_s = 0, time.monotonic()
         while True:
             stuck = [name for name, running in self._accounts.items() if running.keeper and running.keeper.is_stuck()]
             if not stuck:
@@ -289,6 +292,9 @@ class Daemon:
             for running in self._accounts.values():
                 if running.keeper is not None and running.keeper.is_stale:
                     await running.keeper.document()
+            if passes != self._common.passes and time.monotonic() - given_back_s >= GIVE_BACK_EVERY_S:
+                passes, given_back_s = self._common.passes, time.monotonic()
+                give_memory_back()
             await anyio.sleep(tick_s)
 
     def _in_one_line(self) -> str:

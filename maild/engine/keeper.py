@@ -70,6 +70,7 @@ class Common:
     open_tree: OpenTree | None = None
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
+    passes: int = 0  # made so far
     _awake: dict[int, KeptAccount] = field(default_factory=dict)  # the one used last comes last
 
     async def note_use(self, kept: KeptAccount) -> None:
@@ -378,6 +379,7 @@ class Keeper:
     # -- passes
 
     async def _pass(self, kept: KeptAccount, report: AccountReport, only: Sequence[str], dry_run: bool) -> None:
+        self.common.passes += 1
         this = KeptAccount(kept.account, kept.imap, kept.remote, kept.state, dry_run) if dry_run else kept
         if isinstance(kept.remote, LogsIn) and kept.remote.credentials.refused is not None:
             await self._unless_unreadable(kept.remote.credentials.has_changed)

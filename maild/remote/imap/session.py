@@ -173,6 +173,8 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limits: Limits, server: str) -> None:
         super().__init__(loop)
+        for unused in ("state_condition", "idle_queue", "_idle_event"):
+            delattr(self, unused)  # some KiB for each session
         self.running_loop = loop
         self.wire: asyncio.Transport | None = None  # aioimaplib's own attribute has no type
         self.server = server

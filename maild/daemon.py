@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +30,7 @@ from maild.config.values import LogLevel
 from maild.control import ControlServer, Message, Refused, as_message
 from maild.core.errors import ConfigError, LocalError
 from maild.engine.hooks import HookBoard
-from maild.engine.keeper import Common, Keeper, OpenTree, Request, nothing_known
+from maild.engine.keeper import Common, Keeper, OpenTree, Request, nothing_known, refresh
 from maild.engine.limits import give_memory_back
 from maild.engine.network import watch_network
 from maild.engine.sender import Sender, watch_outbox
@@ -73,11 +73,11 @@ class Running:
             return self.keeper.state
         return self.sender.state if self.sender is not None else "starting"
 
-    async def document(self) -> AccountDocument:
+    def document(self) -> AccountDocument:
         """What `maild status` tells of it; an error of sending where the mail itself has none."""
         error = str(self.sender.error) if self.sender is not None and self.sender.error is not None else None
         if self.keeper is not None:
-            document = await self.keeper.document()
+            document = self.keeper.document()
             return {**document, "state": self.state, "error": document["error"] or error}
         return {**nothing_known(self.protocol), "state": self.state, "error": error}
 
@@ -289,9 +289,7 @@ class Daemon:
             elif watchdog_s is not None:
                 log.error("account.stalled", accounts=stuck, hint="systemd restarts maild when its watchdog ends")
             self._notifier.status(self._in_one_line())
-            for running in self._accounts.values():
-                if running.keeper is not None and running.keeper.is_stale:
-                    await running.keeper.document()
+            await refresh(_keepers(self._accounts.values()))
             if passes != self._common.passes and time.monotonic() - given_back_s >= GIVE_BACK_EVERY_S:
                 passes, given_back_s = self._common.passes, time.monotonic()
                 give_memory_back()
@@ -337,7 +335,8 @@ class Daemon:
 
     async def _status(self, wanted: list[str]) -> Document:
         chosen = {name: self._running(name) for name in wanted} if wanted else dict(self._accounts)
-        accounts = {name: await running.document() for name, running in chosen.items()}
+        await refresh(_keepers(chosen.values()))
+        accounts = {name: running.document() for name, running in chosen.items()}
         return {
             "version": __version__,
             "daemon": {"pid": os.getpid(), "uptime_s": round(time.monotonic() - self._began_s, 1)},
@@ -394,6 +393,10 @@ def _news(requests: Mapping[str, Request], shown: dict[str, Message]) -> Message
             if shown.get(name) != report:
                 shown[name] = news[name] = report
     return news
+
+
+def _keepers(some: Iterable[Running]) -> list[Keeper]:
+    return [running.keeper for running in some if running.keeper is not None]
 
 
 def _names(value: object) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,9 +35,9 @@ from maild.remote.pace import Pace
 
 STUCK_S = 900.0  # an owner without a sign of life for so long is stuck; every command of a session ends before
 TELL_AFTER_S = 3600.0  # of failures that may pass by themselves, before a person is told
-REFRESH_S = 0.5  # how long after a pass what `maild status` shows is read again
+READ_AT_ONCE = 50  # states in one go, for `maild status`
 LONGEST_PASS_AT_STOP_S = 4.0
-ACCOUNTS_PER_S = 25.0  # that begin at one host; each needs about two sessions
+ACCOUNTS_PER_S = 14.0  # that begin at one host; each needs two sessions, and whoever waits for one takes memory
 MOST_AWAKE = 32  # accounts with their state open: an open SQLite file takes some 250 KiB, opening it some ms
 
 log = structlog.get_logger()
@@ -120,8 +120,8 @@ class Keeper:
         self._passing: anyio.CancelScope | None = None
         self._last_sign_s = common.clock()
         self._last_counts: object = None
-        self._stored: AccountDocument | None = None
-        self._is_stale = True
+        self.stored: AccountDocument | None = None
+        self.is_stale = True  # a pass ended since `stored` was read
         self._mailboxes: tuple[MailboxName, ...] = ()
         self._is_down = anyio.Event()  # the watch that there is, is to end
         self._next_poll_s = 0.0
@@ -189,15 +189,9 @@ class Keeper:
             self._stirred.set()
         return silent_s > STUCK_S and not self._is_stopped
 
-    async def document(self) -> AccountDocument:
-        """What `maild status` tells of it, from memory unless a pass has just ended."""
-        if self._stored is None or self._is_stale:
-            await self._refresh()
-        return self.shown()
-
-    def shown(self) -> AccountDocument:
-        """The same as of the last time it was read."""
-        stored = self._stored or nothing_known(self.protocol)
+    def document(self) -> AccountDocument:
+        """What `maild status` tells of it, as of the last `refresh`."""
+        stored = self.stored or nothing_known(self.protocol)
         error = str(self.failure) if self.failure is not None else stored["error"]
         shown: AccountDocument = {**stored, "state": self.state, "push": self.push, "error": error}
         if self.report is not None:
@@ -208,16 +202,6 @@ class Keeper:
                 for name, mailbox in mailboxes.items()
             }
         return shown
-
-    @property
-    def is_stale(self) -> bool:
-        return self._is_stale
-
-    async def _refresh(self) -> None:
-        self._is_stale = False
-        self._stored = await anyio.to_thread.run_sync(
-            stored_account, self.common.state_dir, self.account.name, self.protocol
-        )
 
     # -- the owner
 
@@ -314,7 +298,7 @@ class Keeper:
 
     def _judge(self, report: AccountReport, only: Sequence[str]) -> None:
         """What the end of a pass means for the next one."""
-        self._is_stale = True
+        self.is_stale = True
         self._last_sign_s = self.common.clock()
         failure, had_failed = report.failure, self.failure is not None
         self.common.hooks.note_pass(report)
@@ -353,7 +337,7 @@ class Keeper:
     def _fail(self, failure: MaildError | None) -> None:
         self.failure = failure or MaildError("a fault in maild; the log has its traceback", "please report it")
         self._is_wanted = True
-        self._is_stale = True
+        self.is_stale = True
         self._go_down()
         if isinstance(failure, AuthRejected):
             self._set_timer()
@@ -493,6 +477,21 @@ class Keeper:
     @property
     def _idle(self) -> tuple[MailboxName, ...]:
         return tuple(map(MailboxName, self.account.imap.idle_mailboxes)) if self.account.imap else ()
+
+
+async def refresh(keepers: Iterable[Keeper]) -> None:
+    """Read again what is stored of those that have had a pass since it was read."""
+    stale = [keeper for keeper in keepers if keeper.is_stale]
+    for start in range(0, len(stale), READ_AT_ONCE):
+        some = stale[start : start + READ_AT_ONCE]
+        for keeper in some:
+            keeper.is_stale = False
+        for keeper, stored in zip(some, await anyio.to_thread.run_sync(_read, some), strict=True):
+            keeper.stored = stored
+
+
+def _read(keepers: Sequence[Keeper]) -> list[AccountDocument]:
+    return [stored_account(keeper.common.state_dir, keeper.account.name, keeper.protocol) for keeper in keepers]
 
 
 def _counts(report: AccountReport) -> object:

@@ -22,28 +22,38 @@ from pathlib import Path
 from maild.config import Endpoint
 from maild.core.errors import ConnectionLost, MaildError, TlsFailed
 
-_READ_OCTETS = 16 * 1024  # of a connection at once; OpenSSL keeps a third more than it was ever given
+_READ_OCTETS = 64 * 1024  # of a connection at once
+_FEED_OCTETS = 8 * 1024  # to OpenSSL at once: it keeps for ever a third more than it was ever given
 
 
 class _Buffers(threading.local):
     """What TLS connections read into, one for all those of a thread: whatever comes is taken out in the same call."""
 
     def __init__(self) -> None:
-        self.octets = bytearray(_READ_OCTETS)
-        self.view = memoryview(self.octets)
+        self.octets = memoryview(bytearray(_READ_OCTETS))
 
 
-_buffers = _Buffers()
+class _SharedBuffer(asyncio.sslproto.SSLProtocol):
+    """asyncio's, without the read buffer of 256 KiB that it allocates for each connection, whether used or not."""
+
+    max_size = 16 * 1024  # of what is decrypted at once: a record
+    _buffers = _Buffers()
+
+    def get_buffer(self, n: int) -> memoryview:
+        return self._buffers.octets
+
+    def buffer_updated(self, nbytes: int) -> None:
+        octets = self._buffers.octets
+        for start in range(0, nbytes, _FEED_OCTETS):
+            self._ssl_buffer_view = octets[start : min(nbytes, start + _FEED_OCTETS)]
+            super().buffer_updated(len(self._ssl_buffer_view))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._ssl_buffer = bytearray()
+        super().connection_made(transport)
 
 
-def _get_buffer(self: asyncio.sslproto.SSLProtocol, n: int) -> memoryview:
-    self._ssl_buffer, self._ssl_buffer_view = _buffers.octets, _buffers.view  # type: ignore[attr-defined]
-    return _buffers.view
-
-
-# asyncio allocates 256 KiB for each connection, whether used or not. `buffer_updated` reads `_ssl_buffer_view`.
-asyncio.sslproto.SSLProtocol.max_size = _READ_OCTETS
-asyncio.sslproto.SSLProtocol.get_buffer = _get_buffer  # type: ignore[method-assign]
+asyncio.sslproto.SSLProtocol = _SharedBuffer  # type: ignore[misc]  # the event loop's own
 
 _CA_HINT = "it must hold PEM certificates"
 _PAIR_HINT = "client_cert and client_key must be PEM, belong together, be readable, and the key must not be encrypted"

@@ -15,7 +15,7 @@ from maild.core.errors import AuthRejected, ConnectionLost, MaildError, Unavaila
 from maild.core.model import Listing, MailboxName
 from maild.engine import account as engine
 from maild.engine.hooks import HookBoard
-from maild.engine.keeper import STUCK_S, Common, Keeper, Request
+from maild.engine.keeper import STUCK_S, Common, Keeper, Request, refresh
 from maild.engine.status import AccountDocument
 from maild.testing.memory import MemoryRemote
 from tests.daemon.waiting import until
@@ -273,11 +273,13 @@ async def test_stop_lets_the_pass_end_and_is_told(kept: Kept, monkeypatch: pytes
 async def test_what_status_tells_comes_from_memory(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     async with kept.running(monkeypatch) as keeper:
         await kept.idle()
-        document: AccountDocument = await keeper.document()
+        await refresh([keeper])
+        document: AccountDocument = keeper.document()
         assert (document["state"], document["push"], document["error"]) == ("idle", "idle", None)
         assert document["mailboxes"]["INBOX"]["messages"] == 1
         (kept.state_dir / "work.sqlite").rename(kept.state_dir / "elsewhere")
-        assert await keeper.document() == document
+        await refresh([keeper])
+        assert keeper.document() == document
 
 
 async def test_an_owner_without_a_sign_of_life_is_stuck(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:

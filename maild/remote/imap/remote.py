@@ -308,8 +308,8 @@ class ImapRemote:
 
     async def prepare(self) -> None:
         """Open a further session, if the limit and the server allow it; nobody needs it yet."""
-        if connects.delay_s(self._endpoint.host) > 0:
-            return  # others do
+        if connects.is_crowded(self._endpoint.host):
+            return
         try:
             async with self._session() as session:
                 await session.settled()

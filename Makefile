@@ -33,7 +33,7 @@ test-long: lint live-packages ## the same with the long tests, and Hypothesis se
 	$(BIN)/pytest -m "" --hypothesis-profile=long -o faulthandler_timeout=3600 $(PYTEST_ARGS)
 
 bench: $(READY) ## maild beside mbsync and OfflineIMAP: times, memory, bytes kept
-	@.ci/debian "the bench" dovecot-imapd isync offlineimap3 || true
+	@.ci/debian "the bench" dovecot-imapd dovecot-lmtpd isync offlineimap3 || true
 	$(BIN)/python -m tests.bench.run $(BENCH_ARGS)
 
 lint: $(READY) ## ruff (rules and format) and mypy --strict

@@ -20,7 +20,9 @@ from tests.bench import passes
 from tests.bench.arena import RUN_TIMEOUT_S, Account, Arena, Contender
 from tests.bench.clients import Client, Least, Maild, Mbsync, OfflineImap, Server, mail_directory, maild_program
 from tests.bench.measure import RunFailed, Sample, timed
+from tests.bench.push import push
 from tests.bench.report import Row, Scenario, Target
+from tests.bench.thousand import thousand
 from tests.servers.proxy import DelayProxy
 
 MAILD, MBSYNC, MBSYNC_UNSAFE = Maild(), Mbsync(), Mbsync("mbsync, FSync no", fsync=False)
@@ -346,6 +348,8 @@ SCENARIOS: dict[str, Callable[[Arena], Scenario]] = {
         changes,
         setup,
         start,
+        push,
+        thousand,
         offlineimap,
     )
 }

@@ -4,7 +4,8 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
 
     cli.py             arguments → one command; imports lazily, starts fast; __main__.py: `python -m maild`
     commands/
-        sync.py        one pass over everything, JSON or a plan; progress.py: what a terminal shows meanwhile
+        sync.py        one pass over everything, JSON or a plan; sync_here.py: without a daemon, in this process;
+                       progress.py: what a terminal shows meanwhile
         sendmail.py    a message from standard input into the outbox; outbox.py: what is in it, and sending it now
         status.py      what is going on, as JSON or on a terminal; standing.py: the same in words
         approve.py     the user's word that a refused plan is right

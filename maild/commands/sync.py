@@ -1,7 +1,8 @@
 """`maild sync`: one full pass now, with progress on a terminal, one JSON document, or a plan.
 
-Results go to standard output, progress and diagnostics to standard error. Exit status 0 all well, 1 when an account or
-a mailbox failed or was refused; the others were still done.
+Where a daemon runs it makes the pass, and this process does no more than ask and tell: it needs neither the whole
+config nor an event loop. Without one see `sync_here`. Results go to standard output, progress and diagnostics to
+standard error. Exit status 0 all well, 1 when an account or a mailbox failed or was refused; others were still done.
 """
 
 from __future__ import annotations
@@ -11,30 +12,18 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import anyio
-import anyio.to_thread
-
-from maild import log
 from maild.commands import printable
-from maild.commands.progress import shown
-from maild.config import Account, Config, load
-from maild.config.values import LogLevel
+from maild.config.outline import Outline, read_outline
 from maild.control import Conversation, NoDaemon, ask, note_progress
-from maild.engine.account import sync_account
-from maild.engine.limits import settle_in
-from maild.engine.poll import INBOX, poll_account
 from maild.engine.report import AccountReport, MailboxReport
-from maild.local.lock import InstanceLock
 
 if TYPE_CHECKING:
     from maild.engine.submit import Drained
 
 OK, FAILED, USAGE = 0, 1, 64
-NO_LOG = cast("LogLevel", "critical")  # no event has this level
+INBOX = "INBOX"
 COUNTERS = {  # in JSON → those of the report that it sums up
     "pulled": ("pulled",),
     "pushed": ("pushed",),
@@ -46,37 +35,26 @@ COUNTERS = {  # in JSON → those of the report that it sums up
     "adopted": ("adopted",),
 }
 
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """An account, and the mailboxes of it that were asked for; none means all."""
-
-    account: Account
-    mailboxes: tuple[str, ...]
+Targets = Mapping[str, Sequence[str]]  # an account, and the mailboxes of it that were asked for; none means all
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status. Raises ConfigError and, for a busy state directory, StateBusy."""
-    config = load(args.config)
-    log.configure(_log_level(config, args), config.log_format)
+    outline = read_outline(args.config)
     try:
-        targets = _targets(config, args.targets)
+        targets = _targets(outline, args.targets)
     except LookupError as exc:
+        from maild.config import load
+
+        load(args.config)  # what is wrong with the config comes first
         print(f"maild: {exc.args[0]}", file=sys.stderr)
         return USAGE
-    reports = {target.account.name: AccountReport(target.account.name) for target in targets}
+    reports = {name: AccountReport(name) for name in targets}
     sent: Mapping[str, Drained] = {}
-    if args.send and not args.dry_run:
-        sent = _send(config, [target.account.name for target in targets] if args.targets else [])
-    if _by_daemon(config, targets, reports, args):
-        pass
-    elif args.dry_run and not config.state_dir.exists():
-        settle_in()
-        anyio.run(_sync_all, config, targets, reports, args)
-    else:
-        settle_in()
-        with InstanceLock(config.state_dir, "maild sync"):
-            anyio.run(_sync_all, config, targets, reports, args)
+    if not _by_daemon(outline, targets, reports, args):
+        from maild.commands import sync_here
+
+        sent = sync_here.run(targets, reports, args)
     if args.json:
         counts = {name: {str(state): count for state, count in one.counts.items()} for name, one in sent.items()}
         told = {"sent": counts} if args.send else {}
@@ -88,97 +66,53 @@ def run(args: argparse.Namespace) -> int:
     return OK if all(report.ok for report in reports.values()) and all(s.is_well for s in sent.values()) else FAILED
 
 
-def _send(config: Config, names: Sequence[str]) -> Mapping[str, Drained]:
-    """What is due in the outbox goes out before the pass, which then carries the copies in Sent to the server.
-
-    A daemon does that by itself and is only told to look again. Raises StateBusy while another maild drains it.
-    """
-    try:
-        ask(config.state_dir, {"ask": "outbox"}, timeout_s=None)
-    except NoDaemon:
-        from maild.engine.submit import submit_all
-        from maild.local.outbox import Outbox
-
-        return anyio.run(partial(submit_all, config, Outbox(config.state_dir), only=names))
-    return {}
-
-
-def _log_level(config: Config, args: argparse.Namespace) -> LogLevel:
-    """The results tell all that went wrong, in one line each; a log is for who asks. `-v` shows every step."""
-    if args.verbose:
-        return "debug"
-    return NO_LOG if config.log_level == "info" and config.log_format == "auto" else config.log_level
-
-
-def _targets(config: Config, words: Sequence[str]) -> list[_Target]:
+def _targets(outline: Outline, words: Sequence[str]) -> Targets:
     """What was asked for; by default all that have mail on a server. Raises LookupError with a text for the user."""
     wanted: dict[str, set[str]] = defaultdict(set)
     whole: set[str] = set()
     for word in words:
         name, slash, mailbox = word.partition("/")
-        if name not in config.accounts:
-            raise LookupError(f"no account is called {name!r}; there are: {', '.join(config.accounts)}")
-        if not _is_pulled(config.accounts[name]):
+        protocol = outline.accounts.get(name)
+        if protocol is None:
+            raise LookupError(f"no account is called {name!r}; there are: {', '.join(outline.accounts)}")
+        if protocol == "smtp":
             raise LookupError(f"account {name!r} has neither an imap nor a pop3 section: it has nothing to pull")
-        if mailbox not in ("", INBOX) and config.accounts[name].pop3 is not None:
+        if protocol == "pop3" and mailbox not in ("", INBOX):
             raise LookupError(f"account {name!r} is a POP3 account: its one mailbox on the server is INBOX")
         whole.update([name] if not slash else [])
         wanted[name].update([mailbox] if slash else [])
     if not words:
-        whole.update(name for name, account in config.accounts.items() if _is_pulled(account))
-    chosen = [name for name in config.accounts if name in whole or name in wanted]
-    return [_Target(config.accounts[n], () if n in whole else tuple(sorted(wanted[n]))) for n in chosen]
+        whole.update(name for name, protocol in outline.accounts.items() if protocol != "smtp")
+    chosen = [name for name in outline.accounts if name in whole or name in wanted]
+    return {name: () if name in whole else tuple(sorted(wanted[name])) for name in chosen}
 
 
 def _by_daemon(
-    config: Config, targets: Sequence[_Target], reports: Mapping[str, AccountReport], args: argparse.Namespace
+    outline: Outline, targets: Targets, reports: Mapping[str, AccountReport], args: argparse.Namespace
 ) -> bool:
     """Have the daemon do it, and show how far it is; False where none runs. Raises Refused."""
-    wanted = {target.account.name: list(target.mailboxes) for target in targets}
+    wanted = {name: list(mailboxes) for name, mailboxes in targets.items()}
     try:
-        talk = Conversation(config.state_dir, {"ask": "sync", "targets": wanted, "dry_run": args.dry_run}, None)
+        if args.send and not args.dry_run:
+            ask(outline.state_dir, {"ask": "outbox"}, timeout_s=None)  # it sends by itself, and is told to look again
+        talk = Conversation(outline.state_dir, {"ask": "sync", "targets": wanted, "dry_run": args.dry_run}, None)
     except NoDaemon:
         return False
-    anyio.run(_listen, talk, reports, not args.json)
+    if not args.json and sys.stderr.isatty():
+        from maild.commands.progress import listen
+
+        listen(talk, reports)
+    else:
+        for message in talk:
+            note(reports, message["progress"])
+    note(reports, talk.result)
     return True
 
 
-async def _listen(talk: Conversation, reports: Mapping[str, AccountReport], is_shown: bool) -> None:
-    """Bring the reports up to date with what the daemon says until it is done."""
-
-    def listen() -> None:
-        for message in talk:
-            _note(reports, message["progress"])
-
-    async with shown(reports.values(), is_wanted=is_shown):
-        await anyio.to_thread.run_sync(listen, abandon_on_cancel=True)
-    _note(reports, talk.result)
-
-
-def _note(reports: Mapping[str, AccountReport], told: Mapping[str, Mapping[str, object]]) -> None:
+def note(reports: Mapping[str, AccountReport], told: Mapping[str, Mapping[str, object]]) -> None:
+    """Bring the reports up to date with what the daemon said."""
     for name, progress in told.items():
         note_progress(reports[name], progress)
-
-
-def _is_pulled(account: Account) -> bool:
-    return account.imap is not None or account.pop3 is not None
-
-
-async def _sync_all(
-    config: Config, targets: Sequence[_Target], reports: Mapping[str, AccountReport], args: argparse.Namespace
-) -> None:
-    """All accounts side by side; one that fails stops none of the others."""
-    async with shown(reports.values(), is_wanted=not args.json), anyio.create_task_group() as tasks:
-        for target in targets:
-            report = reports[target.account.name]
-            tasks.start_soon(_sync_one, target, config, report, args.dry_run)
-
-
-async def _sync_one(target: _Target, config: Config, report: AccountReport, dry_run: bool) -> None:
-    if target.account.pop3 is not None:
-        await poll_account(target.account, config.state_dir, report, dry_run=dry_run)
-        return
-    await sync_account(target.account, config.state_dir, report, only=target.mailboxes, dry_run=dry_run)
 
 
 # -- results

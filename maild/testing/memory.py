@@ -117,7 +117,7 @@ class MemoryRemote:
     async def prepare(self) -> None:
         """There are no sessions."""
 
-    async def rest(self) -> None:
+    async def rest(self, keep: int = 1) -> None:
         """There are no sessions."""
 
     async def aclose(self) -> None:

@@ -316,9 +316,9 @@ class ImapRemote:
         except RemoteError as exc:
             log.debug("session.refused", account=self._account, host=self._endpoint.host, reason=exc.text)
 
-    async def rest(self) -> None:
-        """One stays, in a mailbox if any is, so that the next pass finds a line; the others are only in the way."""
-        while len(self._free) > 1:
+    async def rest(self, keep: int = 1) -> None:
+        """The one that stays is in a mailbox, if any is."""
+        while len(self._free) > keep:
             session = min(self._free, key=lambda free: free.opened is not None)
             self._free.remove(session)
             await session.logout()

@@ -27,11 +27,11 @@ from maild import log as log_setup
 from maild.config import Account, Config, load
 from maild.config.outline import outline_of
 from maild.config.values import LogLevel
-from maild.control import ControlServer, Message, Refused, as_message
+from maild.control import ControlServer, Message, Refused, as_message, as_progress
 from maild.core.errors import ConfigError, LocalError
 from maild.engine.hooks import HookBoard
 from maild.engine.keeper import Common, Keeper, OpenTree, Request, nothing_known, refresh
-from maild.engine.limits import give_memory_back
+from maild.engine.limits import Thrift
 from maild.engine.network import watch_network
 from maild.engine.sender import Sender, watch_outbox
 from maild.engine.status import AccountDocument, Document, outbox_status
@@ -42,7 +42,6 @@ from maild.local.watch import watching
 
 STOP_S = 8.0  # for what is on the wire; then it is cut off, which loses nothing
 TICK_S = 5.0
-GIVE_BACK_EVERY_S = 60.0
 PROGRESS_S = 0.2
 
 log = structlog.get_logger()
@@ -281,7 +280,7 @@ class Daemon:
         """Tell systemd how it goes, and that it goes; a stuck owner ends that, and systemd starts us again."""
         watchdog_s = self._notifier.watchdog_s
         tick_s = TICK_S if watchdog_s is None else min(TICK_S, watchdog_s / 3)
-        passes, given_back_s = 0, time.monotonic()
+        thrift = Thrift()
         while True:
             stuck = [name for name, running in self._accounts.items() if running.keeper and running.keeper.is_stuck()]
             if not stuck:
@@ -290,9 +289,7 @@ class Daemon:
                 log.error("account.stalled", accounts=stuck, hint="systemd restarts maild when its watchdog ends")
             self._notifier.status(self._in_one_line())
             await refresh(_keepers(self._accounts.values()))
-            if passes != self._common.passes and time.monotonic() - given_back_s >= GIVE_BACK_EVERY_S:
-                passes, given_back_s = self._common.passes, time.monotonic()
-                give_memory_back()
+            thrift.look(self._common.passes)
             await anyio.sleep(tick_s)
 
     def _in_one_line(self) -> str:
@@ -388,8 +385,7 @@ def _news(requests: Mapping[str, Request], shown: dict[str, Message]) -> Message
     news: Message = {}
     for name, request in requests.items():
         if request.report is not None:
-            report = as_message(request.report)
-            report.pop("mailboxes")
+            report = as_progress(request.report)
             if shown.get(name) != report:
                 shown[name] = news[name] = report
     return news

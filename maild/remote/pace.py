@@ -34,6 +34,11 @@ class Pace:
         self._free_at_s[host] = max(self._free_at_s.get(host, 0.0), self.clock()) + 1 / self.per_s
         return delay_s
 
+    def forget(self) -> None:
+        """As if nobody had come yet."""
+        self._free_at_s.clear()
+        self._next.clear()
+
     def is_crowded(self, host: str) -> bool:
         """Whether others wait for a turn there, or whoever comes would have to."""
         return self.delay_s(host) > 0 or (host in self._next and self._next[host].locked())

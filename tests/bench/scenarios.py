@@ -18,6 +18,7 @@ import tomli_w
 
 from tests.bench import passes
 from tests.bench.arena import RUN_TIMEOUT_S, Account, Arena, Contender
+from tests.bench.asking import asking
 from tests.bench.clients import Client, Least, Maild, Mbsync, OfflineImap, Server, mail_directory, maild_program
 from tests.bench.measure import RunFailed, Sample, timed
 from tests.bench.push import push
@@ -348,6 +349,7 @@ SCENARIOS: dict[str, Callable[[Arena], Scenario]] = {
         changes,
         setup,
         start,
+        asking,
         push,
         thousand,
         offlineimap,

@@ -14,16 +14,15 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from maild.commands import printable
+from maild.commands import no_such_account, printable
 from maild.config.outline import Outline, read_outline
-from maild.control import Conversation, NoDaemon, ask, note_progress
+from maild.control import Conversation, NoDaemon, note_progress
 from maild.engine.report import AccountReport, MailboxReport
 
 if TYPE_CHECKING:
     from maild.engine.submit import Drained
 
 OK, FAILED, USAGE = 0, 1, 64
-INBOX = "INBOX"
 COUNTERS = {  # in JSON → those of the report that it sums up
     "pulled": ("pulled",),
     "pushed": ("pushed",),
@@ -42,49 +41,72 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status. Raises ConfigError and, for a busy state directory, StateBusy."""
     outline = read_outline(args.config)
     try:
-        targets = _targets(outline, args.targets)
+        targets, senders = _targets(outline, args.targets, may_send=args.send)
     except LookupError as exc:
         from maild.config import load
 
         load(args.config)  # what is wrong with the config comes first
-        print(f"maild: {exc.args[0]}", file=sys.stderr)
+        print(printable(f"maild: {exc.args[0]}"), file=sys.stderr)
         return USAGE
     reports = {name: AccountReport(name) for name in targets}
-    sent: Mapping[str, Drained] = {}
-    if not _by_daemon(outline, targets, reports, args):
+    names = [*targets, *senders] if args.targets else []
+    sent: Mapping[str, Drained] | None = {}
+    if args.send and not args.dry_run:
+        sent = _sent_by_daemon(outline, names)
+    if args.targets and not targets and sent is not None:
+        pass  # they only send
+    elif sent is None or not _by_daemon(outline, targets, reports, args):
         from maild.commands import sync_here
 
-        sent = sync_here.run(targets, reports, args)
+        sent = sync_here.run(targets, names, reports, args, sent)
     if args.json:
-        counts = {name: {str(state): count for state, count in one.counts.items()} for name, one in sent.items()}
-        told = {"sent": counts} if args.send else {}
-        print(json.dumps({**document(reports), **told}, ensure_ascii=False, indent=2))
+        results = {"sent": {name: _json_sent(one) for name, one in sent.items()}} if args.send else {}
+        print(json.dumps({**document(reports), **results}, ensure_ascii=False, indent=2))
     else:
         _print_results(reports, is_plan=args.dry_run)
-        for name, one in sent.items():
-            print(f"{name}: {one.in_words}")
+        _print_sent(sent, senders)
     return OK if all(report.ok for report in reports.values()) and all(s.is_well for s in sent.values()) else FAILED
 
 
-def _targets(outline: Outline, words: Sequence[str]) -> Targets:
-    """What was asked for; by default all that have mail on a server. Raises LookupError with a text for the user."""
+def _sent_by_daemon(outline: Outline, names: Sequence[str]) -> Mapping[str, Drained] | None:
+    """What is due in the outbox goes out before the pass, which then carries the copies in Sent to the server.
+
+    None where no daemon runs. Raises Refused.
+    """
+    from maild.commands.outbox import drained_by_daemon
+
+    try:
+        return drained_by_daemon(outline.state_dir, names)
+    except NoDaemon:
+        return None
+
+
+def _targets(outline: Outline, words: Sequence[str], *, may_send: bool) -> tuple[Targets, list[str]]:
+    """What was asked for; by default all that have mail on a server. Beside it accounts that only send, if they may.
+
+    Raises LookupError with a text for the user.
+    """
+    senders: list[str] = []
     wanted: dict[str, set[str]] = defaultdict(set)
     whole: set[str] = set()
     for word in words:
         name, slash, mailbox = word.partition("/")
         protocol = outline.accounts.get(name)
         if protocol is None:
-            raise LookupError(f"no account is called {name!r}; there are: {', '.join(outline.accounts)}")
+            raise LookupError(no_such_account(name, outline.accounts))
         if protocol == "smtp":
-            raise LookupError(f"account {name!r} has neither an imap nor a pop3 section: it has nothing to pull")
-        if protocol == "pop3" and mailbox not in ("", INBOX):
+            if not may_send or slash:
+                raise LookupError(f"account {name!r} has neither an imap nor a pop3 section: it has nothing to pull")
+            senders += [] if name in senders else [name]
+            continue
+        if protocol == "pop3" and mailbox not in ("", "INBOX"):
             raise LookupError(f"account {name!r} is a POP3 account: its one mailbox on the server is INBOX")
         whole.update([name] if not slash else [])
         wanted[name].update([mailbox] if slash else [])
     if not words:
         whole.update(name for name, protocol in outline.accounts.items() if protocol != "smtp")
     chosen = [name for name in outline.accounts if name in whole or name in wanted]
-    return {name: () if name in whole else tuple(sorted(wanted[name])) for name in chosen}
+    return {name: () if name in whole else tuple(sorted(wanted[name])) for name in chosen}, senders
 
 
 def _by_daemon(
@@ -93,8 +115,6 @@ def _by_daemon(
     """Have the daemon do it, and show how far it is; False where none runs. Raises Refused."""
     wanted = {name: list(mailboxes) for name, mailboxes in targets.items()}
     try:
-        if args.send and not args.dry_run:
-            ask(outline.state_dir, {"ask": "outbox"}, timeout_s=None)  # it sends by itself, and is told to look again
         talk = Conversation(outline.state_dir, {"ask": "sync", "targets": wanted, "dry_run": args.dry_run}, None)
     except NoDaemon:
         return False
@@ -138,6 +158,23 @@ def _json_mailbox(mailbox: MailboxReport) -> dict[str, object]:
     sums = {name: sum(getattr(mailbox, one) for one in summed) for name, summed in COUNTERS.items()}
     sides = {name: getattr(mailbox, name) for name in ("flags_there", "deleted_there", "moved_there", "held_back")}
     return {"state": mailbox.state, "error": mailbox.error, **sums, **sides}
+
+
+def _json_sent(drained: Drained) -> dict[str, object]:
+    from maild.engine.submit import told
+
+    return told(drained)
+
+
+def _print_sent(sent: Mapping[str, Drained], senders: Sequence[str]) -> None:
+    """What went out; of accounts that only send also that nothing did."""
+    for name, drained in sent.items():
+        if drained.error is not None:
+            print(printable(f"maild: {name}: {drained.error}"), file=sys.stderr)
+        print(f"{name}: {drained.in_words}")
+    for name in senders:
+        if name not in sent:
+            print(f"{name}: nothing to send")
 
 
 def _print_results(reports: Mapping[str, AccountReport], *, is_plan: bool) -> None:

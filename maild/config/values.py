@@ -185,7 +185,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """All of it. `accounts` keeps the order of the files; `notes` tells which keys this version does not obey yet."""
+    """All of it. `accounts` keeps the order of the files; `notes` tells what is valid and may not be meant."""
 
     path: Path
     maildir: Path

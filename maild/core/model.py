@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import lt
@@ -52,7 +52,8 @@ class Listing:
     """The selectable mailboxes that the config wants, and those that cannot be used with the reason, in words.
 
     `present` names everything the server has, wanted or not, selectable or not: what is missing there is gone.
-    `separator` divides levels, "" where there are none. `trash` is the mailbox with the role \\Trash, wanted or not.
+    `separator` divides levels, "" where there are none. `trash` is the mailbox with the role \\Trash, wanted or not;
+    `roles` are the selectable mailboxes that have one, by role, wanted or not.
     """
 
     mailboxes: tuple[RemoteMailbox, ...]
@@ -60,6 +61,7 @@ class Listing:
     present: frozenset[MailboxName] = frozenset()
     separator: str = "/"
     trash: MailboxName | None = None
+    roles: Mapping[str, RemoteMailbox] = field(default_factory=dict)
 
 
 class ScanTable:
@@ -117,6 +119,14 @@ class ScanTable:
         table = ScanTable()
         for index in range(start, end):
             table.add(self._uids[index], self._flags[index], self._sizes[index])
+        return table
+
+    def sizeless(self) -> ScanTable:
+        """Those that were told without a size."""
+        table = ScanTable()
+        for number, flags, size in zip(self._uids, self._flags, self._sizes, strict=True):
+            if not size:
+                table.add(number, flags, size)
         return table
 
     def without(self, uids: Collection[Uid]) -> ScanTable:

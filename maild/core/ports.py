@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
+from maild.core.likeness import Likeness
 from maild.core.model import (
     Appended,
     Body,
@@ -50,6 +51,9 @@ class RemoteBox(Protocol):
 
     async def facts(self, uids: Sequence[Uid]) -> dict[Uid, Facts]:
         """Size and identifying header fields, without the bodies; a Uid that is gone is missing."""
+
+    async def holds(self, wanted: Likeness) -> bool:
+        """Whether the mailbox has a message like this now. Raises Rejected where the server cannot tell."""
 
     def fetch(self, batches: Iterator[Sequence[Uid]], open_body: OpenBody) -> AsyncIterator[list[Fetched]]:
         """The messages, as they arrive, in no promised order; one that is gone or refused does not come.
@@ -107,6 +111,13 @@ class Remote(Protocol):
 
     async def listing(self) -> Listing:
         """All mailboxes with their marks, in one round trip where the server can."""
+
+    def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False) -> None:
+        """The visit of this mailbox after the listing that is under way begins with a scan from this cursor.
+
+        It may be asked for already then, so that the visit need not wait for it. Nothing depends on it: the visit need
+        not come, and may be otherwise; without a listing under way it is nothing.
+        """
 
     def visit(
         self, mailbox: MailboxName, epoch: Epoch | None = None, *, read_only: bool = False

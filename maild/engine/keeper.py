@@ -22,9 +22,12 @@ import structlog
 
 from maild.config import Account
 from maild.config.values import Layout
-from maild.core.errors import AuthRejected, ConnectionLost, MaildError, Retry, Scope
+from maild.core.errors import AuthRejected, ConnectionLost, MaildError, Retry, Scope, Unavailable
+from maild.core.likeness import Likeness
 from maild.core.model import MailboxName
+from maild.core.ports import Remote
 from maild.engine.account import KeptAccount, opened_account
+from maild.engine.doubts import is_in_sent
 from maild.engine.hooks import HookBoard
 from maild.engine.poll import poll_account
 from maild.engine.report import AccountReport
@@ -134,6 +137,7 @@ class Keeper:
         self._has_lost_push = False
         self._push_patience = Patience(common.clock, common.chance)
         self._probe: Callable[[], None] | None = None
+        self._remote: Remote | None = None
 
     # -- what others may say
 
@@ -205,6 +209,14 @@ class Keeper:
             }
         return shown
 
+    async def find_sent(self, wanted: Likeness) -> bool | None:
+        """Whether the account's Sent mailbox on the server has a message. Raises MaildError where that is not known."""
+        if isinstance(self.failure, AuthRejected):
+            raise self.failure
+        if self._remote is None:
+            raise Unavailable(f"the mail of account {self.account.name} cannot be looked at now")
+        return await is_in_sent(self._remote, wanted)
+
     # -- the owner
 
     async def run(self) -> None:
@@ -224,13 +236,15 @@ class Keeper:
             await self._own(self._poll)
             return
         async with opened_account(self.account, self.common.state_dir) as kept, anyio.create_task_group() as tasks:
-            tasks.start_soon(self._listen_to_server, kept)
-            tasks.start_soon(self._listen_to_disk)
+            self._remote = kept.remote
             try:
+                tasks.start_soon(self._listen_to_server, kept)
+                tasks.start_soon(self._listen_to_disk)
                 await self._own(partial(self._pass, kept))
+                tasks.cancel_scope.cancel()
             finally:
+                self._remote = None
                 self.common.note_end(kept)
-            tasks.cancel_scope.cancel()
 
     async def _own(self, make_pass: MakePass) -> None:
         """One pass after another, whenever one is wanted."""

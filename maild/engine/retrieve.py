@@ -47,6 +47,8 @@ from maild.remote.pop3.remote import Maildrop, Retrieved
 
 PULLING_SINCE = "pop3_pulling_since"  # when a pull began that has not ended: its files may have no pairs yet
 NOT_PULLING = "-"
+QUEUE_OCTETS = 3 << 20  # for the disk: there is one session only, and what it does not read the line holds
+FACTS_KEPT = 2000
 CLOCK_SLACK_S = 2.0  # file times are those of the kernel's tick
 
 log = structlog.get_logger()
@@ -104,6 +106,8 @@ class Retrieval:
     def __init__(self, visit: Visit, drop: Maildrop, news: News, nameless: list[int]) -> None:
         self._visit = visit
         self._drop = drop
+        self._box = visit.box
+        self._log = log.bind(account=visit.account.name)
         self._fresh = {uid: visit.listed[uid] for uid in news.fresh}
         self._nameless = nameless
         self._lost = {uid: visit.known[uid] for uid in news.lost if visit.known[uid].key is not None}
@@ -233,7 +237,7 @@ class Retrieval:
 
     async def _deliver(self, wanted: list[_Wanted], maildir: Maildir) -> None:
         visit = self._visit
-        deliverer = Deliverer(visit.state)
+        deliverer = Deliverer(visit.state, QUEUE_OCTETS)
         delivery = Delivery(visit.mailbox, maildir, self._count_durable)
         failure: MaildError | None = None
         try:
@@ -246,7 +250,7 @@ class Retrieval:
         finally:
             for spool in self._spools:
                 spool.discard()
-        await visit.state.run(visit.table.note_facts, self._facts)
+        await self._note_facts()
         if (raised := failure or delivery.failure) is not None:
             self._expect(-self._left_messages, -self._left_octets)
             raise raised
@@ -270,8 +274,14 @@ class Retrieval:
                         incoming.append(message)
                 await deliverer.put(delivery, incoming)
                 self._spools.difference_update([i.raw for i in incoming if isinstance(i.raw, Spool)])
+                if len(self._facts) >= FACTS_KEPT:
+                    await self._note_facts()
                 done += len(several)
                 visit.suspect = wanted[done].uid if done < len(wanted) else None
+
+    async def _note_facts(self) -> None:
+        facts, self._facts = self._facts, []
+        await self._visit.state.run(self._visit.table.note_facts, facts)
 
     async def _incoming(self, wanted: _Wanted, retrieved: Retrieved, delivery: Delivery) -> Incoming | None:
         """What of an answer is to be delivered: nothing where there is none, or where its content is here."""
@@ -330,10 +340,12 @@ class Retrieval:
         return True
 
     def _count_durable(self, delivered: Delivered) -> None:
-        self._visit.box.pulled += 1
-        self._visit.report.done_messages += 1
-        self._visit.report.note_delivered(delivered.path)
-        log.debug("message.pulled", account=self._visit.account.name, uid=delivered.incoming.uid)
+        report = self._visit.report
+        self._box.pulled += 1
+        report.done_messages += 1
+        if report.delivered is not None:
+            report.note_delivered(delivered.path)
+        self._log.debug("message.pulled", uid=delivered.incoming.uid)
 
     def _conclude(self) -> None:
         """No file of a pull is without its pair any more; what was left on the server is remembered. Blocks."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from maild.core.errors import LocalError, Retry
+from maild.core.errors import LocalError, NoPermission, Retry
 from maild.local.durable import disk_error, make_directory
 
 Row = tuple[Any, ...]
@@ -79,7 +79,14 @@ _MIGRATIONS = (
         PRIMARY KEY (mailbox, side, id)
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE roles (role TEXT PRIMARY KEY, name TEXT NOT NULL, directory TEXT NOT NULL) WITHOUT ROWID;
+    """,
+    """
+    ALTER TABLE orphans ADD COLUMN only TEXT NOT NULL DEFAULT '';
+    """,
 )
+FIRST_WITH_ROLES = 3
 
 _REMEDIES = {
     sqlite3.SQLITE_FULL: "the disk is full: make room, maild then goes on by itself",
@@ -90,6 +97,7 @@ _REMEDIES = {
 }
 _BUSY = "another program has it open for writing: close that one"
 _READING_WAITS_S = 1.0
+_DENIED = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM})
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
@@ -126,11 +134,12 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
+def reading(path: Path, oldest: int = len(_MIGRATIONS)) -> Iterator[sqlite3.Connection]:
     """What is in a file, as of one moment, however busy it is; nothing is made, changed or held up by this.
 
-    Raises FileNotFoundError where there is no file or nothing in it yet, LocalError where it cannot be read,
-    StateUnusable where it is no good, StateLocked where there was no such moment: then try again.
+    `oldest` is the first schema version that the caller can read. Raises FileNotFoundError where there is no file or
+    nothing in it yet, LocalError where it cannot be read, StateUnusable where it is no good, StateLocked where there
+    was no such moment: then try again.
     """
     before = _stamp(path)
     is_open = os.path.exists(f"{path}-wal")  # it is there while somebody has the file open, and after a crash
@@ -142,7 +151,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
             f"file:{quote(os.fsencode(path))}?{way}", uri=True, isolation_level=None, timeout=_READING_WAITS_S
         )
         try:
-            _check_version(database.execute("PRAGMA user_version").fetchone()[0], path)
+            _check_version(database.execute("PRAGMA user_version").fetchone()[0], path, oldest)
             if is_open:
                 database.execute("BEGIN")
             yield database
@@ -174,12 +183,12 @@ def _changed_meanwhile(path: Path) -> StateLocked:
     return StateLocked(f"the state {path} was changed while it was read", "try again")
 
 
-def _check_version(version: int, path: Path) -> None:
+def _check_version(version: int, path: Path, oldest: int) -> None:
     if version > len(_MIGRATIONS):
         raise _too_new(version, path)
     if version == 0:
         raise FileNotFoundError(path)
-    if version < len(_MIGRATIONS):
+    if version < oldest:
         raise LocalError(f"the state {path} is from an older maild", "the next `maild sync` brings it up to date")
 
 
@@ -220,5 +229,6 @@ def _state_error(exc: sqlite3.Error, path: Path) -> LocalError | None:
     if code == sqlite3.SQLITE_BUSY:
         return StateLocked(f"cannot use the state {path}: {exc}", _BUSY)
     if code in _REMEDIES:
-        return LocalError(f"cannot use the state {path}: {exc}", _REMEDIES[code])
+        kind = NoPermission if code in _DENIED else LocalError
+        return kind(f"cannot use the state {path}: {exc}", _REMEDIES[code])
     return None

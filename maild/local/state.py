@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,12 +76,16 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A local message whose pair ended with the mailbox's epoch: known by content, with the flags of its last base."""
+    """A message whose pair ended with the mailbox's epoch: known by content, with the flags of its last base.
+
+    `only` as in `Pair`: where it is not "", its deletion on the other side is not to come undone.
+    """
 
     key: Key
     flags: Flags
     size_octets: int
     digest: bytes
+    only: Only = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +182,12 @@ class State:
 
     def rename_mailbox(self, mailbox_id: int, name: MailboxName, directory: str) -> None:
         """The mailbox has another name and directory on both sides. No other row may have either."""
-        self._write("UPDATE mailboxes SET name = ?, directory = ? WHERE id = ?", (name, directory, mailbox_id))
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE roles SET name = ?, directory = ? WHERE name = (SELECT name FROM mailboxes WHERE id = ?)",
+                (name, directory, mailbox_id),
+            )
+            database.execute("UPDATE mailboxes SET name = ?, directory = ? WHERE id = ?", (name, directory, mailbox_id))
 
     def set_error(self, mailbox_id: int, text: str | None) -> None:
         self._write("UPDATE mailboxes SET error = ? WHERE id = ?", (printable(text), mailbox_id))
@@ -301,7 +310,7 @@ class State:
 
     def orphans(self, mailbox_id: int) -> dict[Key, Orphan]:
         """What `rebuild` left and no pair has taken up since."""
-        rows = self._rows("SELECT key, flags, size_octets, digest FROM orphans WHERE mailbox = ?", (mailbox_id,))
+        rows = self._rows("SELECT key, flags, size_octets, digest, only FROM orphans WHERE mailbox = ?", (mailbox_id,))
         found = (Orphan(pair_rows.key_from(key), pair_rows.flags_from(flags), *rest) for key, flags, *rest in rows)
         return {orphan.key: orphan for orphan in found}
 
@@ -332,6 +341,10 @@ class State:
                 "DELETE FROM skipped WHERE mailbox = ? AND uid = ?", [(mailbox_id, uid) for uid in uids]
             )
 
+    def with_leftovers(self) -> set[int]:
+        """The mailboxes with messages that did not travel, either way."""
+        return {row[0] for row in self._rows("SELECT mailbox FROM skipped UNION SELECT mailbox FROM unsent")}
+
     def hold_back(self, mailbox_id: int, items: Iterable[Unsent], now_s: float | None = None) -> None:
         """Remember local messages that the server did not take; one that was there before is counted once more."""
         when = time.time() if now_s is None else now_s
@@ -350,6 +363,21 @@ class State:
             database.executemany(
                 "DELETE FROM unsent WHERE mailbox = ? AND key = ?",
                 [(mailbox_id, pair_rows.to_row(key)) for key in keys],
+            )
+
+    def roles(self) -> dict[str, tuple[MailboxName, str]]:
+        """The mailbox that has a role on the server (RFC 6154), with its directory: by role, as it was listed last."""
+        return {role: (name, where) for role, name, where in self._rows("SELECT role, name, directory FROM roles")}
+
+    def set_roles(self, roles: Mapping[str, tuple[MailboxName, str]]) -> None:
+        """What a listing told; also of mailboxes that are not synchronised. Nothing is written if it is known."""
+        if roles == self.roles():
+            return
+        with self._transaction() as database:
+            database.execute("DELETE FROM roles")
+            database.executemany(
+                "INSERT INTO roles (role, name, directory) VALUES (?, ?, ?)",
+                [(role, name, where) for role, (name, where) in roles.items()],
             )
 
     def meta(self, name: str) -> str | None:

@@ -20,8 +20,9 @@ import structlog
 from maild.config import Smtp
 from maild.core.errors import AuthRejected, ConnectionLost, MaildError, ProtocolViolation, TlsFailed
 from maild.core.head import disk_form
-from maild.core.outgoing import Reply, Submission, Verdict, Verdicts
+from maild.core.outgoing import Notices, Reply, Submission, Verdict, Verdicts
 from maild.remote.auth import Credentials
+from maild.remote.masking import masked
 from maild.remote.net import check_pin, tls_context, translated
 from maild.remote.sasl import ChannelBinding, Exchange, choose, refusal_hint
 from maild.remote.scram import server_end_point
@@ -36,6 +37,7 @@ _ABOUT_LOGIN = frozenset({530, 534, 535, 538})  # RFC 4954 §6: at whatever comm
 _NOT_IN_PATH = re.compile(r"[\x00-\x20\x7f<>]")
 
 Take = Callable[[], Submission | None]
+Announce = Callable[[Submission], None]
 BeginBody = Callable[[Submission, Verdicts], Awaitable[bytes]]
 
 log = structlog.get_logger()
@@ -77,9 +79,12 @@ class SmtpSession:
         """Nothing more can be submitted over it."""
         return self._closing is not None or self._connection.failure is not None
 
-    async def submit(self, take: Take, begin_body: BeginBody) -> AsyncGenerator[tuple[Submission, Verdicts]]:
+    async def submit(
+        self, take: Take, begin_body: BeginBody, announce: Announce = lambda _: None
+    ) -> AsyncGenerator[tuple[Submission, Verdicts]]:
         """Submit what `take` gives, until it gives None or the session is over; everybody gets a verdict, in order.
 
+        `announce` is called when the server is asked for the body, and may prepare it while the answer is on its way;
         `begin_body` is awaited when the server wants the body, with those it has refused; it returns the message in its
         disk form, and nothing of the body is sent before. With PIPELINING a message costs two round trips. RFC 2920
         lets the next envelope follow the body at once; Dovecot 2.3 dies of that, and leaves the body unanswered.
@@ -89,7 +94,7 @@ class SmtpSession:
             if (unfit := self._unfit(current)) is not None:
                 verdicts.update(dict.fromkeys(current.recipients, Verdict.of(unfit)))
             else:
-                await self._transaction(current, verdicts, begin_body)
+                await self._transaction(current, verdicts, begin_body, announce)
             yield current, verdicts
 
     async def close(self) -> None:
@@ -148,7 +153,7 @@ class SmtpSession:
             raise self._refusal(f"cannot log in {endpoint.user} now", reply)
         if exchange.may_retry_unbound:
             return False
-        text = f"{self._connection.server} refused to log in {endpoint.user}: {reply}"
+        text = f"{self._connection.server} refused to log in {endpoint.user}: {masked(str(reply))}"
         text += f" ({exchange.detail})" if exchange.detail else ""
         raise AuthRejected(text, refusal_hint(endpoint))
 
@@ -156,7 +161,7 @@ class SmtpSession:
         return await self._connection.run(self._timeouts.command_s, *words)
 
     def _refusal(self, what: str, reply: Reply) -> SessionRefused:
-        return SessionRefused(f"{self._connection.server} {what}: {reply}", reply)
+        return SessionRefused(f"{self._connection.server} {what}: {masked(str(reply))}", reply)
 
     # -- one message
 
@@ -164,6 +169,8 @@ class SmtpSession:
         """Why this server cannot be asked to take a message at all, in the form of a reply; None if it can."""
         if any(_NOT_IN_PATH.search(path) for path in (submission.sender, *submission.recipients)):
             return Reply(553, "5.1.3 an address holds what must not be sent to a server")
+        if _NOT_IN_PATH.search(submission.notices.notify + submission.notices.ret):
+            return Reply(554, "5.5.4 what is asked of notices of delivery must not be sent to a server")
         if submission.utf8 == "needed" and "smtputf8" not in self._extensions:
             return Reply(553, "5.6.7 the server does not take addresses beyond ASCII (SMTPUTF8)")
         limit = self._extensions.get("size", "")
@@ -181,15 +188,18 @@ class SmtpSession:
         if has_utf8:
             parameters.append("SMTPUTF8")
         charset = "utf-8" if has_utf8 else "ascii"
-        mail = " ".join([f"MAIL FROM:<{submission.sender}>", *parameters])
-        return [mail.encode(charset), *(f"RCPT TO:<{r}>".encode(charset) for r in submission.recipients)]
+        for_mail, for_recipient = _notices(submission.notices) if "dsn" in self._extensions else ("", "")
+        mail = " ".join([f"MAIL FROM:<{submission.sender}>", *parameters]) + for_mail
+        return [mail.encode(charset), *(f"RCPT TO:<{r}>{for_recipient}".encode(charset) for r in submission.recipients)]
 
-    async def _transaction(self, this: Submission, verdicts: dict[str, Verdict], begin_body: BeginBody) -> None:
+    async def _transaction(
+        self, this: Submission, verdicts: dict[str, Verdict], begin_body: BeginBody, announce: Announce
+    ) -> None:
         """Submit one message, into `verdicts`. A lost connection is no error here: it is what the verdicts tell."""
         is_dot_sent = False
         accepted: list[str] = []
         try:
-            accepted, reply = await self._opened(this, verdicts)
+            accepted, reply = await self._opened(this, verdicts, announce)
             if reply is None:
                 return
             if reply.code == _START_INPUT:
@@ -224,10 +234,12 @@ class SmtpSession:
         self._connection.send([], b".\r\n")
         self._needs_reset = self._is_inside_body = False
 
-    async def _opened(self, this: Submission, verdicts: dict[str, Verdict]) -> tuple[list[str], Reply | None]:
+    async def _opened(
+        self, this: Submission, verdicts: dict[str, Verdict], announce: Announce
+    ) -> tuple[list[str], Reply | None]:
         """MAIL, RCPT and DATA: whom the server accepted, and its answer to DATA, None where it was not asked."""
         if self._can_pipeline():
-            return await self._opened_at_once(this, verdicts)
+            return await self._opened_at_once(this, verdicts, announce)
         if self._needs_reset:
             await self._step(b"RSET")
         self._needs_reset = True
@@ -239,11 +251,17 @@ class SmtpSession:
         for address, command in zip(this.recipients, recipients, strict=True):
             self._judge(address, await self._step(command), verdicts)
         accepted = [address for address in this.recipients if address not in verdicts]
-        return accepted, await self._step(b"DATA") if accepted else None
+        if not accepted:
+            return [], None
+        announce(this)
+        return accepted, await self._step(b"DATA")
 
-    async def _opened_at_once(self, this: Submission, verdicts: dict[str, Verdict]) -> tuple[list[str], Reply | None]:
+    async def _opened_at_once(
+        self, this: Submission, verdicts: dict[str, Verdict], announce: Announce
+    ) -> tuple[list[str], Reply | None]:
         reset = [b"RSET"] if self._needs_reset else []
         self._connection.send([*reset, *self._envelope(this), b"DATA"])
+        announce(this)
         self._needs_reset = True
         if reset:
             await self._next(self._timeouts.command_s)
@@ -288,6 +306,18 @@ class SmtpSession:
                 break
             self._connection.send([], block)
             await self._connection.room(self._timeouts.block_s)
+
+
+def _notices(wanted: Notices) -> tuple[str, str]:
+    """What MAIL and RCPT say of delivery status notifications (RFC 3461 §4)."""
+    for_mail = f" RET={wanted.ret}" if wanted.ret else ""
+    for_mail += f" ENVID={xtext(wanted.envid)}" if wanted.envid else ""
+    return for_mail, f" NOTIFY={wanted.notify}" if wanted.notify else ""
+
+
+def xtext(text: str) -> str:
+    """Printable ASCII as a parameter's value holds it (RFC 3461 §4)."""
+    return "".join(c if "!" <= c <= "~" and c not in "+=" else f"+{ord(c):02X}" for c in text)
 
 
 def wire_blocks(text: bytes, block_octets: int = BLOCK_OCTETS) -> Iterator[bytes]:

@@ -38,6 +38,7 @@ class Sizes:
     big_octets: int
     mailboxes: int
     mailbox_messages: int
+    outbox: int
     rounds: int
     few_rounds: int
     deliveries: int = 60
@@ -46,9 +47,9 @@ class Sizes:
     settle_s: float = 75.0  # maild gives memory back a minute after it was busy
 
 
-FULL = Sizes(10_000, 2_000, 300, 100_000, 10_000, 200_000_000, 200, 50, rounds=5, few_rounds=2)
+FULL = Sizes(10_000, 2_000, 300, 100_000, 10_000, 200_000_000, 200, 50, 200, rounds=5, few_rounds=2)
 QUICK = Sizes(
-    *(500, 200, 50, 2_000, 500, 20_000_000, 10, 10),
+    *(500, 200, 50, 2_000, 500, 20_000_000, 10, 10, 20),
     rounds=1,
     few_rounds=1,
     deliveries=4,
@@ -97,6 +98,7 @@ class Arena:
     work: Path = field(init=False)
     plain: Dovecot = field(init=False)
     _compressing: Dovecot | None = None
+    _pop3: Dovecot | None = None
     _accounts: dict[str, Account] = field(default_factory=dict)
     _failures: set[str] = field(default_factory=set)
     _leaving: ExitStack = field(default_factory=ExitStack)
@@ -142,6 +144,14 @@ class Arena:
         """How to reach it from far away; the proxy lives as long as the stack."""
         proxy = stack.enter_context(DelayProxy(self.plain.imap_port, rtt_s=rtt_s))
         return replace(self.server(account), port=proxy.port)
+
+    def maildrop_port(self) -> int:
+        """Where every account is a POP3 maildrop, which nobody changes: no flags are set there."""
+        if self._pop3 is None:
+            settings = "protocol pop3 {\n  pop3_no_flag_updates = yes\n}"
+            dovecot = Dovecot(mail_format="mdbox", pop3=True, mail_root=self.plain.mail_root, settings=settings)
+            self._pop3 = self._leaving.enter_context(dovecot)
+        return self._pop3.pop3_port
 
     def _compressing_server(self) -> Dovecot:
         if self._compressing is None:

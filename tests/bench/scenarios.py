@@ -21,6 +21,8 @@ from tests.bench.arena import RUN_TIMEOUT_S, Account, Arena, Contender
 from tests.bench.asking import asking
 from tests.bench.clients import Client, Least, Maild, Mbsync, OfflineImap, Server, mail_directory, maild_program
 from tests.bench.measure import RunFailed, Sample, timed
+from tests.bench.outbox import outbox
+from tests.bench.pop3 import pop3
 from tests.bench.push import push
 from tests.bench.report import Row, Scenario, Target
 from tests.bench.thousand import thousand
@@ -353,5 +355,7 @@ SCENARIOS: dict[str, Callable[[Arena], Scenario]] = {
         push,
         thousand,
         offlineimap,
+        pop3,
+        outbox,
     )
 }

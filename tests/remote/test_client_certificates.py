@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from maild.config import Imap, NoSecret, Password
 from maild.core.errors import TlsFailed
+from maild.remote.imap.login import login
 from maild.remote.net import tls_context
 from maild.testing.dialogue import Dialogue
 from tests.remote.conftest import Connect
@@ -50,7 +51,7 @@ async def test_external_logs_in_by_certificate(authority: Authority, connect: Co
     )
     async with Dialogue(script, tls=demanding(authority), implicit_tls=True) as server:
         session = await connect(endpoint(authority, authority.good(), server.port))
-        await session.login("user", "")
+        await login(session, "user", "")
         assert session.has("IDLE")
 
 
@@ -80,6 +81,7 @@ def test_a_renewed_ca_file_is_read_again(tmp_path: Path) -> None:
 def test_key_and_certificate_may_share_a_file(authority: Authority, tmp_path: Path) -> None:
     issued = authority.good()
     both = tmp_path / "both.pem"
+    both.touch(mode=0o600)
     both.write_bytes(issued.key_file.read_bytes() + issued.chain_file.read_bytes())
     one = Imap(host="h.example", port=993, user="u", secret=NoSecret(), client_cert=both)
     assert tls_context(one) is tls_context(one)

@@ -29,15 +29,17 @@ from maild.core.errors import (
     TlsFailed,
     Unavailable,
 )
-from maild.remote.net import check_pin, tls_context, translated
+from maild.remote.masking import masked
+from maild.remote.net import check_pin, tls_context, tls_hint, translated
 from maild.remote.pop3.parse import Expected, Limits, Parser, Reply, Shape, read_capabilities
 from maild.remote.sasl import Exchange, choose
 
 CONNECT_TIMEOUT_S = 30.0
 STALL_S = 60.0  # within this a reply must be whole, or bring `STALL_OCTETS` of it
 STALL_OCTETS = 4096  # a byte now and then is no proof of life
-IN_FLIGHT = 200  # commands sent ahead: some 2.4 KB, which every socket's buffers hold
-READ_OCTETS = 65_536
+IN_FLIGHT = 300  # commands sent ahead: some 3 KB, which every socket's buffers hold
+SENT_TOGETHER = 50
+READ_OCTETS = 256 << 10  # as much as asyncio reads at once: asked for less, what is left over is copied each time
 LINE_OCTETS = 255  # the longest command (RFC 2449 §4)
 
 _NOT_NOW = {
@@ -71,6 +73,8 @@ class Pop3Session:
     async def connect(cls, endpoint: Pop3, max_message_octets: int) -> Pop3Session:
         """TCP, TLS as the config demands, greeting, capabilities; nothing secret is sent."""
         with translated(endpoint):
+            if endpoint.tls != "none":
+                tls_context(endpoint)  # without good files nobody is called
             session = cls(endpoint, await _connected(endpoint), Limits(body=max_message_octets))
             try:
                 await session._begin()
@@ -101,7 +105,8 @@ class Pop3Session:
         except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
             if isinstance(exc.__cause__, ssl.SSLError):
                 raise exc.__cause__ from exc
-            raise ConnectionLost(f"{self.server} closed the connection during the TLS handshake") from exc
+            text = f"{self.server} closed the connection during the TLS handshake"
+            raise ConnectionLost(text, tls_hint(self.endpoint)) from exc
         self._stream = secure
         check_pin(self.endpoint, secure.extra_attributes[TLSAttribute.peer_certificate_binary]())
 
@@ -181,7 +186,7 @@ class Pop3Session:
         await self._see_violation()
         try:
             while True:
-                if self._parser.outstanding <= most // 2:
+                if self._parser.outstanding <= max(most - SENT_TOGETHER, 0):
                     await self._send(left, most - self._parser.outstanding)
                 if not self._parser.outstanding and self._parser.violation is None:
                     return
@@ -291,7 +296,7 @@ def _refusal(what: str, reply: Reply) -> MaildError:
 def _refused_login(server: str, user: str, reply: Reply, detail: str) -> MaildError:
     code = f" [{reply.code}]" if reply.code else ""
     why = f" ({detail})" if detail else ""
-    text = f"{server} refused to log in {user}:{code} {reply.text or reply.status}{why}"
+    text = f"{server} refused to log in {user}:{code} {masked(reply.text) or reply.status}{why}"
     if reply.code != "AUTH" and (hint := _hint_of_busy(reply)) is not None:
         return Unavailable(text, hint)
     return AuthRejected(text, "check user and password; some providers want an app password, or POP3 switched on")

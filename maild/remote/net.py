@@ -25,7 +25,7 @@ from maild.config import Endpoint
 from maild.core.errors import ConnectionLost, MaildError, TlsFailed
 
 _READ_OCTETS = 64 * 1024  # of a connection at once
-_FEED_OCTETS = 8 * 1024  # to OpenSSL at once: it keeps for ever a third more than it was ever given
+_FEED_OCTETS = 16 * 1024  # to OpenSSL at once: it keeps for ever a third more than it was ever given
 
 
 class _Buffers(threading.local):

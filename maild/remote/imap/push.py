@@ -27,7 +27,7 @@ import structlog
 from maild.core.errors import ConnectionLost, MaildError, Rejected, Unavailable
 from maild.core.model import MailboxName, Push
 from maild.remote.imap.listing import status_items, wire_name
-from maild.remote.imap.opening import finish_anyhow, leave_mailbox, open_mailbox
+from maild.remote.imap.opening import Opening, finish_anyhow, leave_mailbox
 from maild.remote.imap.parse import Data, Event, FetchData, Numbered, Token, Untagged, Vanished
 from maild.remote.imap.session import Command, ImapSession, ignore, quoted
 
@@ -154,7 +154,7 @@ class _OneMailbox:
 
     async def begin(self) -> None:
         """Open it. Raises Rejected."""
-        await open_mailbox(self._session, self._wire, self._name, read_only=True)
+        await Opening(self._session, self._wire, self._name, read_only=True).finish()
 
     async def renew(self) -> None:
         """It stays open."""

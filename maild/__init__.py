@@ -4,7 +4,8 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
 
     cli.py             arguments → one command; imports lazily, starts fast; __main__.py: `python -m maild`
     commands/
-        sync.py        one pass over everything, JSON or a plan; progress.py: what a terminal shows meanwhile
+        sync.py        one pass over everything, JSON or a plan; sync_here.py: without a daemon, in this process;
+                       progress.py: what a terminal shows meanwhile
         sendmail.py    a message from standard input into the outbox; outbox.py: what is in it, and sending it now
         status.py      what is going on, as JSON or on a terminal; standing.py: the same in words
         approve.py     the user's word that a refused plan is right
@@ -62,7 +63,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         lock.py        one maild per state directory; marker.py: proof that this is the account's Maildir
     remote/            other machines
         __init__.py    the one `match` on protocol names
-        net.py         TLS contexts, timeouts, foreign exceptions → ours
+        net.py         TLS contexts, timeouts, foreign exceptions → ours; pace.py: turns at a host
         auth.py        where a secret comes from, when it is no longer tried; keyring.py: the desktop's secret service
         masking.py     secrets taken out of what servers say
         sasl.py        ways to log in, the same for all protocols; scram.py: the one that proves and sends nothing

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,11 +27,12 @@ from maild import log as log_setup
 from maild.config import Account, Config, load
 from maild.config.outline import outline_of
 from maild.config.values import LogLevel
-from maild.control import ControlServer, Message, Refused, as_message
+from maild.control import ControlServer, Message, Refused, as_message, as_progress
 from maild.core.errors import ConfigError, LocalError
 from maild.engine.hooks import HookBoard
-from maild.engine.keeper import Common, Keeper, OpenTree, Request, nothing_known
+from maild.engine.keeper import Common, Keeper, OpenTree, Request, nothing_known, refresh
 from maild.engine.lifetime import Trust, trust_of
+from maild.engine.limits import Thrift
 from maild.engine.network import watch_network
 from maild.engine.sender import Sender, watch_outbox
 from maild.engine.status import AccountDocument, Document, outbox_status
@@ -73,11 +74,11 @@ class Running:
             return self.keeper.state
         return self.sender.state if self.sender is not None else "starting"
 
-    async def document(self) -> AccountDocument:
+    def document(self) -> AccountDocument:
         """What `maild status` tells of it; an error of sending where the mail itself has none."""
         error = str(self.sender.error) if self.sender is not None and self.sender.error is not None else None
         if self.keeper is not None:
-            document = await self.keeper.document()
+            document = self.keeper.document()
             return {**document, "state": self.state, "error": document["error"] or error}
         return {**nothing_known(self.protocol), "state": self.state, "error": error}
 
@@ -302,6 +303,7 @@ class Daemon:
         """Tell systemd how it goes, and that it goes; a stuck owner ends that, and systemd starts us again."""
         watchdog_s = self._notifier.watchdog_s
         tick_s = TICK_S if watchdog_s is None else min(TICK_S, watchdog_s / 3)
+        thrift = Thrift()
         while True:
             stuck = [name for name, running in self._accounts.items() if running.keeper and running.keeper.is_stuck()]
             if not stuck:
@@ -309,9 +311,8 @@ class Daemon:
             elif watchdog_s is not None:
                 log.error("account.stalled", accounts=stuck, hint="systemd restarts maild when its watchdog ends")
             self._notifier.status(self._in_one_line())
-            for running in self._accounts.values():
-                if running.keeper is not None and running.keeper.is_stale:
-                    await running.keeper.document()
+            await refresh(_keepers(self._accounts.values()))
+            thrift.look(self._common.passes)
             await anyio.sleep(tick_s)
 
     def _in_one_line(self) -> str:
@@ -356,7 +357,8 @@ class Daemon:
 
     async def _status(self, wanted: list[str]) -> Document:
         chosen = {name: self._running(name) for name in wanted} if wanted else dict(self._accounts)
-        accounts = {name: await running.document() for name, running in chosen.items()}
+        await refresh(_keepers(chosen.values()))
+        accounts = {name: running.document() for name, running in chosen.items()}
         return {
             "version": __version__,
             "daemon": {"pid": os.getpid(), "uptime_s": round(time.monotonic() - self._began_s, 1)},
@@ -410,11 +412,14 @@ def _news(requests: Mapping[str, Request], shown: dict[str, Message]) -> Message
     news: Message = {}
     for name, request in requests.items():
         if request.report is not None:
-            report = as_message(request.report)
-            report.pop("mailboxes")
+            report = as_progress(request.report)
             if shown.get(name) != report:
                 shown[name] = news[name] = report
     return news
+
+
+def _keepers(some: Iterable[Running]) -> list[Keeper]:
+    return [running.keeper for running in some if running.keeper is not None]
 
 
 def _names(value: object) -> list[str]:

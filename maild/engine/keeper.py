@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,13 +33,18 @@ from maild.engine.hooks import HookBoard
 from maild.engine.poll import poll_account, remembered_terms
 from maild.engine.report import AccountReport
 from maild.engine.status import AccountDocument, stored_account
-from maild.engine.supervise import Pace, Patience, keep_alive
+from maild.engine.supervise import Patience, keep_alive
 from maild.remote.auth import Credentials
+from maild.remote.pace import Pace
 
 STUCK_S = 900.0  # an owner without a sign of life for so long is stuck; every command of a session ends before
 TELL_AFTER_S = 3600.0  # of failures that may pass by themselves, before a person is told
-REFRESH_S = 0.5  # how long after a pass what `maild status` shows is read again
+READ_AT_ONCE = 50  # states in one go, for `maild status`
 LONGEST_PASS_AT_STOP_S = 4.0
+ACCOUNTS_PER_S = 14.0  # that begin at one host; each needs two sessions, and whoever waits for one takes memory
+MOST_AWAKE = (
+    32  # accounts with state and a line for work open: some 400 KiB, to be had again in some ms and 5 round trips
+)
 
 log = structlog.get_logger()
 
@@ -67,10 +72,25 @@ class Common:
 
     state_dir: Path
     hooks: HookBoard
-    pace: Pace = field(default_factory=Pace)
+    pace: Pace = field(default_factory=lambda: Pace(ACCOUNTS_PER_S))
     open_tree: OpenTree | None = None
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
+    passes: int = 0  # made so far
+    _awake: dict[int, KeptAccount] = field(default_factory=dict)  # the one used last comes last
+
+    async def note_use(self, kept: KeptAccount) -> None:
+        """A pass of this account was made; the state of the one that had none for longest may be closed for it."""
+        self.note_end(kept)
+        self._awake[id(kept)] = kept
+        if len(self._awake) > MOST_AWAKE:
+            longest = next(iter(self._awake.values()))
+            self.note_end(longest)
+            await longest.sleep()
+
+    def note_end(self, kept: KeptAccount) -> None:
+        """The account is not kept any more, or its state not open."""
+        self._awake.pop(id(kept), None)
 
 
 @dataclass(slots=True, eq=False)
@@ -106,8 +126,8 @@ class Keeper:
         self._passing: anyio.CancelScope | None = None
         self._last_sign_s = common.clock()
         self._last_counts: object = None
-        self._stored: AccountDocument | None = None
-        self._is_stale = True
+        self.stored: AccountDocument | None = None
+        self.is_stale = True  # a pass ended since `stored` was read
         self._mailboxes: tuple[MailboxName, ...] = ()
         self._is_down = anyio.Event()  # the watch that there is, is to end
         self._next_poll_s = 0.0
@@ -176,15 +196,9 @@ class Keeper:
             self._stirred.set()
         return silent_s > STUCK_S and not self._is_stopped
 
-    async def document(self) -> AccountDocument:
-        """What `maild status` tells of it, from memory unless a pass has just ended."""
-        if self._stored is None or self._is_stale:
-            await self._refresh()
-        return self.shown()
-
-    def shown(self) -> AccountDocument:
-        """The same as of the last time it was read."""
-        stored = self._stored or nothing_known(self.protocol)
+    def document(self) -> AccountDocument:
+        """What `maild status` tells of it, as of the last `refresh`."""
+        stored = self.stored or nothing_known(self.protocol)
         error = str(self.failure) if self.failure is not None else stored["error"]
         shown: AccountDocument = {**stored, "state": self.state, "push": self.push, "error": error}
         if self.report is not None:
@@ -195,16 +209,6 @@ class Keeper:
                 for name, mailbox in mailboxes.items()
             }
         return shown
-
-    @property
-    def is_stale(self) -> bool:
-        return self._is_stale
-
-    async def _refresh(self) -> None:
-        self._is_stale = False
-        self._stored = await anyio.to_thread.run_sync(
-            stored_account, self.common.state_dir, self.account.name, self.protocol
-        )
 
     async def find_sent(self, wanted: Likeness) -> bool | None:
         """Whether the account's Sent mailbox on the server has a message. Raises MaildError where that is not known."""
@@ -228,6 +232,7 @@ class Keeper:
 
     async def _keep(self) -> None:
         """With the state open; raises what keeps it from being opened."""
+        await self._patience.wait(self.common.pace.wait_s(self._host))
         if self.account.pop3 is not None:
             await self._await_login_delay()
             credentials = Credentials(self.account.pop3, self.account.name)
@@ -243,10 +248,10 @@ class Keeper:
                 tasks.cancel_scope.cancel()
             finally:
                 self._remote = None
+                self.common.note_end(kept)
 
     async def _own(self, make_pass: MakePass) -> None:
         """One pass after another, whenever one is wanted."""
-        await self._patience.wait(self.common.pace.wait_s(self._host))
         while not self._is_stopping:
             self._last_sign_s = self.common.clock()
             if self._requests or (self._is_wanted and self._may_try()):
@@ -317,7 +322,7 @@ class Keeper:
 
     def _judge(self, report: AccountReport, only: Sequence[str]) -> None:
         """What the end of a pass means for the next one."""
-        self._is_stale = True
+        self.is_stale = True
         self._last_sign_s = self.common.clock()
         failure, had_failed = report.failure, self.failure is not None
         self.common.hooks.note_pass(report)
@@ -356,7 +361,7 @@ class Keeper:
     def _fail(self, failure: MaildError | None) -> None:
         self.failure = failure or MaildError("a fault in maild; the log has its traceback", "please report it")
         self._is_wanted = True
-        self._is_stale = True
+        self.is_stale = True
         self._go_down()
         if isinstance(failure, AuthRejected):
             self._set_timer()
@@ -382,11 +387,14 @@ class Keeper:
     # -- passes
 
     async def _pass(self, kept: KeptAccount, report: AccountReport, only: Sequence[str], dry_run: bool) -> None:
+        self.common.passes += 1
         this = KeptAccount(kept.account, kept.imap, kept.remote, kept.state, dry_run) if dry_run else kept
         if isinstance(kept.remote, LogsIn) and kept.remote.credentials.refused is not None:
             await self._unless_unreadable(kept.remote.credentials.has_changed)
         self._credentials = kept.remote.credentials if isinstance(kept.remote, LogsIn) else None
         await this.bring_up_to_date(report, only)
+        await kept.remote.rest()
+        await self.common.note_use(kept)
 
     async def _await_login_delay(self) -> None:
         """Nothing is polled by itself before the server wants to hear from us, whoever polled it last."""
@@ -432,7 +440,6 @@ class Keeper:
         """Until other mailboxes are synchronised, or a pass fails."""
         await self._is_up.wait()
         self._is_down = anyio.Event()
-        await self.common.pace.turn(self._host)
         async with kept.remote.watch(self._mailboxes, self._idle, kept.imap.push) as watch:
             self.push = watch.method
             log.info("push.started", account=self.account.name, method=watch.method)
@@ -487,6 +494,21 @@ class Keeper:
     @property
     def _idle(self) -> tuple[MailboxName, ...]:
         return tuple(map(MailboxName, self.account.imap.idle_mailboxes)) if self.account.imap else ()
+
+
+async def refresh(keepers: Iterable[Keeper]) -> None:
+    """Read again what is stored of those that have had a pass since it was read."""
+    stale = [keeper for keeper in keepers if keeper.is_stale]
+    for start in range(0, len(stale), READ_AT_ONCE):
+        some = stale[start : start + READ_AT_ONCE]
+        for keeper in some:
+            keeper.is_stale = False
+        for keeper, stored in zip(some, await anyio.to_thread.run_sync(_read, some), strict=True):
+            keeper.stored = stored
+
+
+def _read(keepers: Sequence[Keeper]) -> list[AccountDocument]:
+    return [stored_account(keeper.common.state_dir, keeper.account.name, keeper.protocol) for keeper in keepers]
 
 
 def _counts(report: AccountReport) -> object:

@@ -105,7 +105,8 @@ class State:
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path = path
-        self._database = database
+        self._opened: sqlite3.Connection | None = database
+        self._is_closed = False
 
     @classmethod
     def open(cls, path: Path) -> State:
@@ -113,7 +114,22 @@ class State:
         return cls(path, open_database(path))
 
     def close(self) -> None:
-        self._database.close()
+        self.sleep()
+        self._is_closed = True
+
+    def sleep(self) -> None:
+        """Close the file; the next use opens it again."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    @property
+    def _database(self) -> sqlite3.Connection:
+        if self._opened is None:
+            if self._is_closed:
+                raise sqlite3.ProgrammingError("the state was closed")
+            self._opened = open_database(self.path)
+        return self._opened
 
     def mailboxes(self) -> dict[MailboxName, MailboxState]:
         """Every mailbox there is a state for."""

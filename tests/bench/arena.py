@@ -41,10 +41,22 @@ class Sizes:
     outbox: int
     rounds: int
     few_rounds: int
+    deliveries: int = 60
+    storm: int = 500
+    crowd: int = 1_000
+    settle_s: float = 75.0  # maild gives memory back a minute after it was busy
 
 
 FULL = Sizes(10_000, 2_000, 300, 100_000, 10_000, 200_000_000, 200, 50, 200, rounds=5, few_rounds=2)
-QUICK = Sizes(500, 200, 50, 2_000, 500, 20_000_000, 10, 10, 20, rounds=1, few_rounds=1)
+QUICK = Sizes(
+    *(500, 200, 50, 2_000, 500, 20_000_000, 10, 10, 20),
+    rounds=1,
+    few_rounds=1,
+    deliveries=4,
+    storm=30,
+    crowd=10,
+    settle_s=1.0,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,14 @@ import tomli_w
 
 from tests.bench import passes
 from tests.bench.arena import RUN_TIMEOUT_S, Account, Arena, Contender
+from tests.bench.asking import asking
 from tests.bench.clients import Client, Least, Maild, Mbsync, OfflineImap, Server, mail_directory, maild_program
 from tests.bench.measure import RunFailed, Sample, timed
 from tests.bench.outbox import outbox
 from tests.bench.pop3 import pop3
+from tests.bench.push import push
 from tests.bench.report import Row, Scenario, Target
+from tests.bench.thousand import thousand
 from tests.servers.proxy import DelayProxy
 
 MAILD, MBSYNC, MBSYNC_UNSAFE = Maild(), Mbsync(), Mbsync("mbsync, FSync no", fsync=False)
@@ -349,6 +352,9 @@ SCENARIOS: dict[str, Callable[[Arena], Scenario]] = {
         changes,
         setup,
         start,
+        asking,
+        push,
+        thousand,
         offlineimap,
         pop3,
         outbox,

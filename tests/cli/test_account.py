@@ -19,6 +19,7 @@ import pytest
 from maild import cli
 from maild.cli import main
 from maild.commands import account
+from maild.config import examine
 from maild.testing.imap import ImapServer
 from maild.testing.pop3 import Pop3Server
 from maild.testing.smtp import SmtpServer
@@ -350,13 +351,25 @@ def test_where_the_user_name_differs_between_the_servers(place: Place) -> None:
     assert (found["imap"]["user"], found["smtp"]["user"]) == ("me", "me@icloud.com")
 
 
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+
+
 def readme_commands() -> list[str]:
-    text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    return re.findall(r"^    maild ((?:account|doctor)\b[^#\n]*)", text, re.MULTILINE)
+    return re.findall(r"^    maild ((?!sendmail)[a-z]\w*\b[^#\n]*)", README, re.MULTILINE)
 
 
 def test_the_readme_shows_how() -> None:
-    assert len(readme_commands()) > 5
+    shown = {line.split()[0] for line in readme_commands()}
+    assert {"account", "sync", "run", "outbox"} <= shown
+
+
+@pytest.mark.parametrize("text", re.findall(r"^```toml\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+def test_what_the_readme_shows_is_a_good_config(text: str, tmp_path: Path) -> None:
+    account = (
+        '[accounts.another]\naddress = "me@example.net"\nsmtp = { host = "h.example", password_command = ["x"] }\n'
+    )
+    (tmp_path / "maild.toml").write_text(account + text)
+    assert examine(tmp_path / "maild.toml").errors == ()
 
 
 @pytest.mark.parametrize("line", readme_commands())

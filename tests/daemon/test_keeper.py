@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -14,8 +15,9 @@ from maild.config import Hooks
 from maild.core.errors import AuthRejected, ConnectionLost, MaildError, Unavailable
 from maild.core.model import Listing, MailboxName
 from maild.engine import account as engine
+from maild.engine import keeper as keeper_module
 from maild.engine.hooks import HookBoard
-from maild.engine.keeper import STUCK_S, Common, Keeper, Request
+from maild.engine.keeper import STUCK_S, Common, Keeper, Request, refresh
 from maild.engine.status import AccountDocument
 from maild.testing.memory import MemoryRemote
 from tests.daemon.waiting import until
@@ -273,11 +275,13 @@ async def test_stop_lets_the_pass_end_and_is_told(kept: Kept, monkeypatch: pytes
 async def test_what_status_tells_comes_from_memory(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     async with kept.running(monkeypatch) as keeper:
         await kept.idle()
-        document: AccountDocument = await keeper.document()
+        await refresh([keeper])
+        document: AccountDocument = keeper.document()
         assert (document["state"], document["push"], document["error"]) == ("idle", "idle", None)
         assert document["mailboxes"]["INBOX"]["messages"] == 1
         (kept.state_dir / "work.sqlite").rename(kept.state_dir / "elsewhere")
-        assert await keeper.document() == document
+        await refresh([keeper])
+        assert keeper.document() == document
 
 
 async def test_an_owner_without_a_sign_of_life_is_stuck(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,3 +313,37 @@ async def test_state_that_cannot_be_opened_is_an_error_of_the_account(
         await request.done.wait()
         assert request.report is not None
         assert request.report.error
+
+
+async def test_of_many_accounts_the_one_without_a_pass_for_longest_sleeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "MOST_AWAKE", 2)
+    common = Common(tmp_path, HookBoard(Hooks()))
+
+    class Sleeper:
+        slept = 0
+
+        async def sleep(self) -> None:
+            self.slept += 1
+
+    some: list[Any] = [Sleeper() for _ in range(4)]
+    for one in (some[0], some[1], some[0], some[2]):
+        await common.note_use(one)
+    assert [one.slept for one in some] == [0, 1, 0, 0]
+    common.note_end(some[0])
+    await common.note_use(some[3])
+    assert [one.slept for one in some] == [0, 1, 0, 0]
+
+
+async def test_an_account_that_slept_goes_on_as_before(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "MOST_AWAKE", 0)
+    async with kept.running(monkeypatch) as keeper:
+        await kept.idle()
+        assert [file.name for file in kept.state_dir.iterdir()] == ["work.sqlite"]
+        kept.deliver(2)
+        kept.held.watches[-1].say()
+        await until(lambda: kept.find(2))
+        await kept.idle()
+        assert [file.name for file in kept.state_dir.iterdir()] == ["work.sqlite"]
+        assert keeper.failure is None

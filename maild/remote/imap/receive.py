@@ -10,7 +10,8 @@ What is kept by this file:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -83,7 +84,7 @@ class Receiver:
         self.limits = limits
         self.parser = Parser(limits)
         self.greeting: asyncio.Future[Untagged] = asyncio.get_running_loop().create_future()
-        self.capabilities: set[str] = set()
+        self.capabilities: Set[str] = frozenset()
         self.waiting: dict[str, Waiting] = {}  # by tag, the oldest first
         self.opened: Opened | None = None  # the mailbox that is open, None also where that is in doubt
         self.is_private = False  # TLS is up, or the user said that plain text will do
@@ -93,7 +94,7 @@ class Receiver:
     def forget(self) -> None:
         """What was said so far was said by anybody."""
         self.parser = Parser(self.limits)
-        self.capabilities = set()
+        self.capabilities = frozenset()
         self.turning = None
 
     def end(self, failure: MaildError) -> None:
@@ -191,7 +192,8 @@ class Receiver:
             self._learn(event.argument.split())
 
     def _learn(self, words: Iterable[Any]) -> None:
-        self.capabilities = {w.decode("ascii", "replace").upper() for w in words if isinstance(w, bytes)}
+        told = frozenset(w.decode("ascii", "replace").upper() for w in words if isinstance(w, bytes))
+        self.capabilities = _one_for_all(told)
 
     # -- turning: STARTTLS, COMPRESS
 
@@ -220,3 +222,9 @@ class Receiver:
             self._line.received(rest, len(rest))
         else:
             self._feed(rest, len(rest))
+
+
+@lru_cache(maxsize=64)
+def _one_for_all(capabilities: frozenset[str]) -> frozenset[str]:
+    """The same object for sessions that are offered the same: some KiB that a thousand of them need once."""
+    return capabilities

@@ -38,6 +38,7 @@ from maild.remote.imap.opening import finish_anyhow, leave_ahead, leave_mailbox
 from maild.remote.imap.parse import Event
 from maild.remote.imap.push import Experience, Hint, News, Wanted, foreign_of, watching
 from maild.remote.imap.session import Command, ImapSession, ignore, quoted
+from maild.remote.pace import connects
 
 LEARNT_LIMIT_S = 600.0  # a server that allowed fewer sessions for a while, as after a lost network, is tried again
 
@@ -158,6 +159,7 @@ class ImapRemote:
 
     async def _connect(self) -> ImapSession:
         endpoint = self._endpoint
+        await connects.turn(endpoint.host)
         session = await ImapSession.connect(endpoint, endpoint.max_message_size_octets * 3 // 2 + (1 << 20))
         try:
             await self.credentials.log_in(
@@ -380,11 +382,21 @@ class ImapRemote:
 
     async def prepare(self) -> None:
         """Open a further session, if the limit and the server allow it; nobody needs it yet."""
+        if connects.is_crowded(self._endpoint.host):
+            return
         try:
             async with self._session() as session:
                 await session.settled()
         except RemoteError as exc:
             log.debug("session.refused", account=self._account, host=self._endpoint.host, reason=exc.text)
+
+    async def rest(self, keep: int = 1) -> None:
+        """The one that stays is in a mailbox, if any is."""
+        while len(self._free) > keep:
+            session = min(self._free, key=lambda free: free.opened is not None)
+            self._free.remove(session)
+            await session.logout()
+            await self._count_back()
 
     async def aclose(self) -> None:
         free, self._free = self._free, []

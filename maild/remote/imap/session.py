@@ -100,12 +100,14 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         self.line = Line(server, self._receive, self.fail)
         self.receiver = Receiver(server, limits, self.line)
         super().__init__(loop)
+        for unused in ("state_condition", "idle_queue", "_idle_event"):
+            delattr(self, unused)  # some KiB for each session
         self.running_loop = loop
         self.pending_async_commands = self.receiver.waiting
 
     @property
     def capabilities(self) -> set[str]:
-        return self.receiver.capabilities
+        return self.receiver.capabilities  # type: ignore[return-value]  # of aioimaplib, which never changes it
 
     @capabilities.setter
     def capabilities(self, capabilities: set[str]) -> None:

@@ -12,7 +12,8 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         run.py         the daemon in the foreground; reload.py: it reads its config again
         login.py       logging in at an OAuth 2.0 provider
         account.py     accounts listed, removed, their passwords changed; account_add.py: one set up, from its address;
-                       account_options.py: what may be given; asking.py: questions at a terminal
+                       account_options.py: what may be given; account_servers.py: where its servers are;
+                       account_draft.py: what is known of it so far; asking.py: questions at a terminal
         doctor.py      what is between this machine and the mail
         manual.py      manual pages and shell completions, from the options and the schema
     demo/              the whole of it on this machine, against the servers of testing/: steps.py is what is shown
@@ -71,7 +72,8 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         oauth.py       access tokens, refreshed in time; tokens.py: where they are kept; oauth_login.py: the first ones
         smtp.py        one SMTP connection: commands and replies; submission.py: logging in, messages over it
         imap/          remote.py (the port), session.py (one connection), parse.py (octets → values, pure)
-            line.py      its octets both ways, deflate.py: compressed; login.py; answers.py: what refusals mean
+            receive.py   events to the commands they belong to; line.py: octets both ways, deflate.py: compressed
+            login.py     by the strongest mechanism there is; answers.py: what a server's refusals mean
             listing.py   which mailboxes there are; naming.py: being created, renamed, deleted
             box.py       one open mailbox: what is in it, what has changed; opening.py: SELECT, and what comes with it
             push.py      what the server says by itself: NOTIFY, IDLE; liveness.py: proof that a line is alive

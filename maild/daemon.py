@@ -31,6 +31,7 @@ from maild.control import ControlServer, Message, Refused, as_message, as_progre
 from maild.core.errors import ConfigError, LocalError
 from maild.engine.hooks import HookBoard
 from maild.engine.keeper import Common, Keeper, OpenTree, Request, nothing_known, refresh
+from maild.engine.lifetime import Trust, trust_of
 from maild.engine.limits import Thrift
 from maild.engine.network import watch_network
 from maild.engine.sender import Sender, watch_outbox
@@ -55,6 +56,7 @@ class Running:
     protocol: str
     keeper: Keeper | None
     sender: Sender | None
+    trust: Trust
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     has_started: bool = False
     ended: anyio.Event = field(default_factory=anyio.Event)
@@ -200,7 +202,7 @@ class Daemon:
         if account.smtp is not None:
             find_sent = keeper.find_sent if keeper is not None and account.imap is not None else None
             sender = Sender(account, self._outbox, self.config.state_dir, self._hooks, find_sent)
-        running = self._accounts[account.name] = Running(account, protocol, keeper, sender)
+        running = self._accounts[account.name] = Running(account, protocol, keeper, sender, trust_of(account))
         if self._tasks is not None:
             self._tasks.start_soon(self._keep, running)
 
@@ -217,11 +219,16 @@ class Daemon:
             running.ended.set()
 
     async def _replace(self, config: Config) -> list[str]:
-        """Stop what is gone or another, start what is new; the rest does not notice. The names of what changed."""
+        """Stop what is gone or another, start what is new; the rest does not notice. The names of what changed.
+
+        An account is another too when its certificates were replaced: its connections were made with the old ones.
+        """
         changed = [
             name
             for name, running in self._accounts.items()
-            if config.accounts.get(name) != running.account or running.state == "auth_rejected"
+            if (wanted := config.accounts.get(name)) != running.account
+            or running.state == "auth_rejected"
+            or trust_of(wanted) != running.trust
         ]
         old = [self._accounts[name] for name in changed]
         with anyio.move_on_after(STOP_S):

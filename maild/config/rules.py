@@ -105,7 +105,7 @@ def missing_accounts(sources: list[Source]) -> Iterator[Problem]:
     """No account at all, and a default account that is none; to be asked only when every file could be read."""
     main, names = sources[0], [place.name for place in places(sources)]
     if not any("accounts" in source.table and source.table["accounts"] != {} for source in sources):
-        yield main.problem((), "there is no account yet; add [accounts.NAME] with an address, and [accounts.NAME.imap]")
+        yield main.problem((), 'there is no account yet; "maild account add ADDRESS" sets one up')
     wanted = (as_table(main.table.get("maild")) or {}).get("default_account")
     if isinstance(wanted, str) and wanted and wanted not in names:
         yield main.problem(("maild", "default_account"), "no account has this name" + suggestion(wanted, names))

@@ -24,16 +24,17 @@ from maild.config import Account
 from maild.config.values import Layout
 from maild.core.errors import AuthRejected, ConnectionLost, MaildError, Retry, Scope, Unavailable
 from maild.core.likeness import Likeness
+from maild.core.maildrop import Terms, next_poll_s
 from maild.core.model import MailboxName
 from maild.core.ports import Remote
 from maild.engine.account import KeptAccount, opened_account
 from maild.engine.doubts import is_in_sent
 from maild.engine.hooks import HookBoard
-from maild.engine.poll import poll_account
+from maild.engine.poll import poll_account, remembered_terms
 from maild.engine.report import AccountReport
 from maild.engine.status import AccountDocument, stored_account
 from maild.engine.supervise import Patience, keep_alive
-from maild.remote.auth import Credentials, read_secret
+from maild.remote.auth import Credentials
 from maild.remote.pace import Pace
 
 STUCK_S = 900.0  # an owner without a sign of life for so long is stuck; every command of a session ends before
@@ -131,8 +132,8 @@ class Keeper:
         self._is_down = anyio.Event()  # the watch that there is, is to end
         self._next_poll_s = 0.0
         self._credentials: Credentials | None = None
-        self._refused_secret: str | None = None  # of POP3, whose sessions do not know of each other
-        self._least_s = 0  # between two logins, as a POP3 server wants it
+        self._terms = Terms()  # as a POP3 server wants to be polled
+        self._login_from_s = 0.0  # before, it takes no login
         self._is_told = False  # the hook has been told of what is wrong
         self._has_lost_push = False
         self._push_patience = Patience(common.clock, common.chance)
@@ -232,8 +233,11 @@ class Keeper:
     async def _keep(self) -> None:
         """With the state open; raises what keeps it from being opened."""
         await self._patience.wait(self.common.pace.wait_s(self._host))
-        if self.protocol == "pop3":
-            await self._own(self._poll)
+        if self.account.pop3 is not None:
+            await self._await_login_delay()
+            credentials = Credentials(self.account.pop3, self.account.name)
+            self._credentials = credentials = self._credentials or credentials
+            await self._own(partial(self._poll, credentials))
             return
         async with opened_account(self.account, self.common.state_dir) as kept, anyio.create_task_group() as tasks:
             self._remote = kept.remote
@@ -261,14 +265,18 @@ class Keeper:
         """Whether a pass that nobody waits for may be made now."""
         if isinstance(self.failure, AuthRejected):
             return False
-        return not self._patience.failures or self.common.clock() >= self._patience.retry_at_s
+        return self.common.clock() >= self._try_from_s
+
+    @property
+    def _try_from_s(self) -> float:
+        return max(self._login_from_s, self._patience.retry_at_s if self._patience.failures else 0.0)
 
     async def _until_stirred(self) -> None:
         """Wait for a word, for the timer, or for the end of a delay."""
         now_s = self.common.clock()
-        until_s = self._next_poll_s
-        if self._patience.failures and not isinstance(self.failure, AuthRejected):
-            until_s = self._patience.retry_at_s
+        until_s = self._try_from_s if self._is_wanted else self._next_poll_s
+        if isinstance(self.failure, AuthRejected):
+            until_s = self._next_poll_s
         self._stirred = anyio.Event()
         with anyio.move_on_after(max(until_s - now_s, 0.0)) as waited:
             await self._stirred.wait()
@@ -388,22 +396,24 @@ class Keeper:
         await kept.remote.rest()
         await self.common.note_use(kept)
 
-    async def _poll(self, report: AccountReport, only: Sequence[str], dry_run: bool) -> None:
-        if isinstance(self.failure, AuthRejected) and not await self._has_other_secret():
-            report.error, report.failure, report.state = str(self.failure), self.failure, "error"
-            return
-        terms = await poll_account(self.account, self.common.state_dir, report, dry_run=dry_run)
+    async def _await_login_delay(self) -> None:
+        """Nothing is polled by itself before the server wants to hear from us, whoever polled it last."""
+        self._terms, login_s = await anyio.to_thread.run_sync(remembered_terms, self.account, self.common.state_dir)
+        delay_s = self._terms.login_delay_s
+        self._login_from_s = self.common.clock() + min(login_s + delay_s - time.time(), delay_s)
+
+    async def _poll(self, credentials: Credentials, report: AccountReport, only: Sequence[str], dry_run: bool) -> None:
+        if credentials.refused is not None:
+            await self._unless_unreadable(credentials.has_changed)
+        state_dir = self.common.state_dir
+        terms = await poll_account(self.account, state_dir, report, credentials=credentials, dry_run=dry_run)
         if terms is not None:
-            self._least_s = terms.login_delay_s
+            self._terms, self._login_from_s = terms, self.common.clock() + terms.login_delay_s
         self.push = "poll" if report.ok else None
-        if isinstance(report.failure, AuthRejected):
-            self._refused_secret = await self._secret()
 
     async def _has_other_secret(self) -> bool:
         """Whether the refused secret has been replaced; where it cannot be read it has not."""
-        if self._credentials is not None:
-            return await self._unless_unreadable(self._credentials.has_changed)
-        return self._refused_secret is None or await self._secret() not in {None, self._refused_secret}
+        return self._credentials is None or await self._unless_unreadable(self._credentials.has_changed)
 
     async def _unless_unreadable(self, has_changed: Callable[[], Awaitable[bool]]) -> bool:
         try:
@@ -412,22 +422,13 @@ class Keeper:
             log.warning("secret.refused", account=self.account.name, reason=exc.text, hint=exc.hint)
             return False
 
-    async def _secret(self) -> str | None:
-        if self.account.pop3 is None:
-            return None
-        try:
-            return await read_secret(self.account.pop3.secret, self.account.name)
-        except MaildError as exc:
-            log.warning("secret.refused", account=self.account.name, reason=exc.text, hint=exc.hint)
-            return None
-
     # -- who tells when to look
 
     def _set_timer(self) -> None:
         """A little earlier or later each time, so that accounts do not keep step."""
         section = self.account.imap or self.account.pop3
-        poll_s = max(float(section.poll_s) if section is not None else 0.0, self._least_s)
-        spread_s = poll_s * 0.1 * (self.common.chance() - 0.5) if not self._least_s else poll_s * 0.1
+        poll_s = next_poll_s(float(section.poll_s) if section is not None else 0.0, self._terms)
+        spread_s = poll_s * 0.1 * (self.common.chance() - (0.0 if self._terms.login_delay_s else 0.5))
         self._next_poll_s = self.common.clock() + poll_s + spread_s
 
     async def _listen_to_server(self, kept: KeptAccount) -> None:

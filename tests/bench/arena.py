@@ -107,6 +107,7 @@ class Arena:
         with ExitStack() as stack:
             self.work = Path(tempfile.mkdtemp(prefix="maild-bench-", dir=self.parent))
             stack.callback(shutil.rmtree, self.work)
+            self.work.chmod(0o711)  # getmail6 delivers as another user than root
             self.plain = stack.enter_context(Dovecot(mail_format="mdbox"))
             self._leaving = stack.pop_all()
         # ext4 makes a file more slowly where many were deleted lately. Directories below one marked +T are spread over
@@ -123,7 +124,7 @@ class Arena:
     def directory(self) -> Path:
         """A new empty directory for one run."""
         path = self.work / uuid.uuid4().hex[:12]
-        path.mkdir()
+        path.mkdir(mode=0o711)
         return path
 
     def tidy(self) -> None:

@@ -61,7 +61,8 @@ def compress(arena: Arena) -> Scenario:
     account = arena.mail(arena.sizes.mail)
     server = arena.server(account, compress=True)
     scenario = Scenario("compress", f"{account.messages:,} messages, RTT 0, the server offers COMPRESS")
-    contenders = [arena.contender(client, account, server) for client in (MAILD, MBSYNC)]
+    compressed = Maild('maild, compress = "on"', compress=True)
+    contenders = [arena.contender(client, account, server) for client in (MAILD, compressed, MBSYNC)]
     arena.contest(scenario, contenders, arena.sizes.few_rounds)
     ratio = scenario.times_as_fast("maild", "mbsync")
     scenario.targets = [Target("server offers COMPRESS: mbsync's time to maild's", ratio, 6, "×")]

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.bench.crowd import PASSWORD, Crowd, user
 from tests.bench.daemon import Daemon
 from tests.bench.limits import DurableMaildir, _unix_time
 from tests.bench.measure import RunFailed, Sample, timed
+from tests.bench.pop3 import Fetchmail, Getmail, MaildPop3, Mpop
 from tests.bench.push import Mta, flag_times_s, made_lane
 from tests.bench.report import Row, Scenario, Target, as_json, as_text
 from tests.bench.run import main
@@ -28,6 +30,7 @@ from tests.bench.witness import Witness
 from tests.servers.dovecot import Dovecot, DovecotMissing
 
 SOME = list(corpus.mail(1_500))
+SECRETIVE = ("maild.toml", "mbsyncrc", "offlineimaprc", "mpoprc", "getmailrc", "fetchmailrc", "procmailrc")
 
 
 def maildir_of(messages: list[corpus.Message], path: Path, *, syncfs: bool = False) -> Path:
@@ -188,11 +191,29 @@ def test_mailds_configuration_is_one_that_maild_accepts(tmp_path: Path) -> None:
         (tmp_path / "maild.toml").unlink()
 
 
+def test_mailds_configuration_for_pop3_is_one_that_maild_accepts(tmp_path: Path) -> None:
+    command = MaildPop3().command(Server(110, "me", "made up"), tmp_path)
+    ran = subprocess.run([*command[:-1], "check"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_what_pop3_does_not_tell_is_not_compared(tmp_path: Path) -> None:
+    """No flags, any date; a line end that a client added is told apart from a message that it altered."""
+    bare = {message.number: replace(message.fact(), letters="", mtime=None) for message in SOME[1:100]}
+    maildir = maildir_of([replace(message, flags=(), date=0) for message in SOME[1:100]], tmp_path)
+    assert verify(maildir, {"INBOX": bare}).faithful
+    path = file_of(next(message for message in SOME[1:100] if not message.raw.endswith(b"\n")), maildir)
+    path.write_bytes(path.read_bytes() + b"\n")
+    verdict = verify(maildir, {"INBOX": bare})
+    assert not verdict.faithful
+    assert verdict.text() == "1 with a line end added"
+
+
 def test_configurations_with_passwords_are_private(tmp_path: Path) -> None:
-    for client in (Maild(), Mbsync(), OfflineImap()):
+    for client in (Maild(), Mbsync(), OfflineImap(), Mpop(), Getmail(), Fetchmail()):
         client.command(Server(143, "me", "made up"), tmp_path)
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir() if path.is_file()}
-    assert modes == dict.fromkeys(("maild.toml", "mbsyncrc", "offlineimaprc"), "0o600")
+    assert modes == dict.fromkeys(SECRETIVE, "0o600")
 
 
 def test_unknown_scenarios_are_told(capsys: pytest.CaptureFixture[str]) -> None:

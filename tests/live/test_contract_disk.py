@@ -183,7 +183,7 @@ def test_links_and_strange_things_are_no_messages(outside: Outside) -> None:
 
 
 def test_readers_during_passes(outside: Outside) -> None:
-    readers_during_passes(outside, 4)
+    readers_during_passes(outside, 2)
 
 
 @pytest.mark.long

@@ -84,6 +84,7 @@ def test_the_guard(outside: Outside, remove: Removal, messages: int, gone: int) 
         assert outside.sync(status=1)["refused"] == 12, "the next plan is another"
 
 
+@pytest.mark.long
 def test_a_limit_of_ones_own(outside: Outside) -> None:
     outside.extra = 'max_deletions = "90%"'
     outside.fill(range(40))
@@ -111,7 +112,10 @@ def marker_gone(outside: Outside) -> None:
     (outside.root / ".maild").unlink()
 
 
-@pytest.mark.parametrize("accident", [root_gone, root_empty, root_dangling, marker_gone])
+@pytest.mark.parametrize(
+    "accident",
+    [root_dangling, marker_gone, *(pytest.param(one, marks=pytest.mark.long) for one in (root_gone, root_empty))],
+)
 def test_a_maildir_that_is_not_there(outside: Outside, accident: Callable[[Outside], None]) -> None:
     outside.fill([1, 2, 3])
     outside.sync()
@@ -198,6 +202,7 @@ def test_an_emptied_server(outside: Outside) -> None:
     assert outside.counts() == {"deleted": 32}
 
 
+@pytest.mark.long
 def test_a_server_that_lost_its_mailboxes(outside: Outside) -> None:
     for name in ("A", "B", "C", "D"):
         outside.fill([1, 2], name)

@@ -17,12 +17,13 @@ import structlog
 
 from maild import __version__
 from maild.config import Imap
-from maild.core.errors import ConnectionLost, Rejected, RemoteError, Unavailable
+from maild.core.errors import ConnectionLost, ProtocolViolation, Rejected, RemoteError, Unavailable
 from maild.core.model import Epoch, Listing, MailboxName, Push, RemoteMailbox
 from maild.core.ports import RemoteBox
 from maild.remote.auth import Credentials
 from maild.remote.imap import naming
 from maild.remote.imap.box import Box
+from maild.remote.imap.experience import Experience
 from maild.remote.imap.listing import (
     Mailbox,
     Names,
@@ -33,9 +34,12 @@ from maild.remote.imap.listing import (
     with_status,
 )
 from maild.remote.imap.opening import finish_anyhow, leave_ahead, leave_mailbox
-from maild.remote.imap.push import Experience, Hint, News, Wanted, foreign_of, watching
+from maild.remote.imap.push import foreign_of, watching
 from maild.remote.imap.session import Command, ImapSession, Opened, ignore, quoted
+from maild.remote.imap.told import Hint, News, Wanted
 
+SILENT_S = 300.0  # of a session that nobody used: a router may have forgotten it
+PROOF_S = 10.0  # within this it has to answer then
 LEARNT_LIMIT_S = 600.0  # a server that allowed fewer sessions for a while, as after a lost network, is tried again
 
 log = structlog.get_logger()
@@ -76,14 +80,17 @@ class ImapRemote:
             async with self._returned:
                 while not self._free and self._open >= self._limit:
                     await self._returned.wait()
-                if self._free:
-                    session = max(reversed(self._free), key=lambda free: fits(free.opened))  # the last one, if equal
+                session = max(
+                    reversed(self._free), key=lambda free: fits(free.opened), default=None
+                )  # the last, if equal
+                if session is None:
+                    self._open += 1
+                else:
                     self._free.remove(session)
-                    if not session.is_lost:
-                        return session
-                    self._open -= 1
-                    continue
-                self._open += 1
+            if session is not None:
+                if await self._is_alive(session):
+                    return session
+                continue
             try:
                 return await self._connect()
             except (Unavailable, ConnectionLost):
@@ -98,6 +105,27 @@ class ImapRemote:
             except BaseException:
                 await self._count_back()
                 raise
+
+    async def _is_alive(self, session: ImapSession) -> bool:
+        """Whether a session may be given to work; one that was silent for long has to answer first, and soon."""
+        protocol = session.protocol
+        try:
+            if protocol.silent_s > SILENT_S:
+                await protocol.finish(session.launch("NOOP", collect=ignore), PROOF_S, may_refuse=True)
+        except (Unavailable, ConnectionLost, ProtocolViolation) as exc:
+            log.debug("session.lost", account=self._account, host=self._endpoint.host, reason=exc.text)
+        except BaseException:
+            await self._count_back()
+            raise
+        if session.is_lost:
+            await self._count_back()
+            return False
+        return True
+
+    def _doubt(self) -> None:
+        """The network or the clock is another: a session has to prove that it is alive before it is used."""
+        for session in self._free:
+            session.protocol.heard_at_s = float("-inf")
 
     async def _count_back(self) -> int:
         """A session was not opened, or is closed: how many there are now. One not counted back is missed for ever."""
@@ -253,8 +281,12 @@ class ImapRemote:
         if method != "poll" and self._may_hold() and not self._names.present:
             await self.listing()  # names on the wire have to be known
         async with watching(self, self._experience, self._wanted(frozenset(mailboxes), idle), method) as news:
-            if news.method == "poll" and not self._may_hold() and self._endpoint.connections > 1:
-                news.again_s = max(0.0, self._learnt_until_s - time.monotonic())
+            if method != "poll" and news.method == "poll" and not self._may_hold():
+                news.lack = "there is no connection besides the one for work"
+                if self._endpoint.connections > 1:
+                    news.lack = "the server allows too few connections"
+                    news.again_s = max(0.0, self._learnt_until_s - time.monotonic())
+            news.on_probe = self._doubt
             yield news
 
     def _wanted(self, mailboxes: frozenset[MailboxName], idle: Sequence[MailboxName]) -> Wanted:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import ssl
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,6 +85,11 @@ Collect = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """Takes the untagged responses of a command where they do not matter."""
+
+
+def now_s() -> float:
+    """A clock that goes on while the machine sleeps (clock_gettime(2))."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def quoted(text: str) -> str:
@@ -180,12 +186,14 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         self.lost: MaildError | None = None
         self.greeting: asyncio.Future[Untagged] = loop.create_future()
         self.received_octets = 0
+        self.heard_at_s = now_s()
         self.is_private = False  # TLS is up, or the user said that plain text will do
         self._upgrading: Command | None = None
         self._paused = False
         self._writable = asyncio.Event()
         self._writable.set()
         self.opened: Opened | None = None  # the mailbox that is open, None also where that is in doubt
+        self.on_unasked: Collect = ignore  # gets what comes while no command runs
 
     # -- receiving
 
@@ -194,6 +202,11 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         self.wire = transport if isinstance(transport, asyncio.Transport) else None
         if (sock := transport.get_extra_info("socket")) is not None:
             keep_alive(sock)
+
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing has come."""
+        return now_s() - self.heard_at_s
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _VIEW
@@ -211,6 +224,7 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         if self.lost is not None:
             return
         self.received_octets += length
+        self.heard_at_s = now_s()
         try:
             events = self.parser.feed(view, length)
             for index, event in enumerate(events):
@@ -234,12 +248,12 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         else:
             self._take_untagged(event)
 
-    def _oldest(self) -> Command | None:
+    def oldest(self) -> Command | None:
         """The command that untagged responses and continuations belong to."""
         return next(iter(self.pending_async_commands.values()), None)
 
     def _take_untagged(self, event: Event) -> None:
-        oldest = self._oldest()
+        oldest = self.oldest()
         if isinstance(event, Untagged):
             if event.status == "BYE" and not (oldest is not None and oldest.name == "LOGOUT"):
                 raise _goodbye(self.server, event)
@@ -253,6 +267,8 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
             if oldest.collect is None and self.received_octets - oldest.sent_at_octets > REPLY_OCTETS:
                 raise ProtocolViolation(f"{self.server} answers {oldest.name} without end")
             oldest.take(event)
+        else:
+            self.on_unasked(event)
 
     def _greet(self, event: Event) -> None:
         if not isinstance(event, Untagged) or event.status not in {"OK", "PREAUTH", "BYE"}:
@@ -264,7 +280,7 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         self.greeting.set_result(event)
 
     def _answer(self, event: Continuation) -> None:
-        oldest = self._oldest()
+        oldest = self.oldest()
         if oldest is not None and oldest is self._upgrading:
             raise _refused_starttls(self.server, printable(b"+ " + event.text))
         if (waiting := next((c for c in self.pending_async_commands.values() if c.needs_go_ahead), None)) is not None:
@@ -558,6 +574,11 @@ class ImapSession:
         """Wait for the end of all commands; what they answer does not matter."""
         for command in list(self.protocol.pending_async_commands.values()):
             await self.protocol.finish(command, may_refuse=True)
+
+    @property
+    def oldest(self) -> Command | None:
+        """The command that untagged responses belong to."""
+        return self.protocol.oldest()
 
     @property
     def is_busy(self) -> bool:

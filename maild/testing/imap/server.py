@@ -210,6 +210,7 @@ class ImapServer:
         except ConnectionEnded:
             return
         finally:
+            session.stop_telling()
             session.wire.release()
 
     async def _greet(self, session: Session) -> None:

@@ -28,12 +28,13 @@ from maild.config import Account, Config, load
 from maild.config.outline import outline_of
 from maild.config.values import LogLevel
 from maild.control import ControlServer, Message, Refused, as_message
-from maild.core.errors import ConfigError, LocalError
+from maild.core.errors import AuthRejected, ConfigError, LocalError
 from maild.engine.hooks import HookBoard
-from maild.engine.keeper import Common, Keeper, OpenTree, Request, nothing_known
+from maild.engine.keeper import Keeper, Request
+from maild.engine.listen import Common, OpenTree
 from maild.engine.network import watch_network
 from maild.engine.sender import Sender, watch_outbox
-from maild.engine.status import AccountDocument, Document, outbox_status
+from maild.engine.status import AccountDocument, Document, nothing_known, outbox_status
 from maild.engine.supervise import Patience, keep_alive
 from maild.local.notify import Notifier
 from maild.local.outbox import Outbox
@@ -70,6 +71,12 @@ class Running:
         if self.keeper is not None:
             return self.keeper.state
         return self.sender.state if self.sender is not None else "starting"
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether a login was refused, of the mail or of its sending."""
+        is_sender = self.sender is not None and isinstance(self.sender.error, AuthRejected)
+        return self.state == "auth_rejected" or is_sender
 
     async def document(self) -> AccountDocument:
         """What `maild status` tells of it; an error of sending where the mail itself has none."""
@@ -214,7 +221,7 @@ class Daemon:
         changed = [
             name
             for name, running in self._accounts.items()
-            if config.accounts.get(name) != running.account or running.state == "auth_rejected"
+            if config.accounts.get(name) != running.account or running.is_refused
         ]
         old = [self._accounts[name] for name in changed]
         with anyio.move_on_after(STOP_S):
@@ -316,6 +323,9 @@ class Daemon:
                 if (keeper := self._running(name).keeper) is not None:
                     keeper.hasten()
                 yield {"result": {}}
+            case {"ask": "login", "account": str(name)}:
+                self._note_secret(self._running(name))
+                yield {"result": {}}
             case {"ask": "outbox"}:
                 self._outbox_changed.set()
                 yield {"result": {}}
@@ -323,6 +333,13 @@ class Daemon:
                 yield {"result": await self._flush()}
             case _:
                 raise Refused("the daemon does not know what is asked of it", "restart it after an upgrade", 64)
+
+    def _note_secret(self, running: Running) -> None:
+        """There may be another secret: whoever waits because the last one was refused goes on at once."""
+        if running.keeper is not None:
+            running.keeper.note_secret()
+        if running.sender is not None:
+            running.sender.wake()
 
     def _running(self, name: str) -> Running:
         if (running := self._accounts.get(name)) is None:

@@ -7,13 +7,9 @@ judge: one server that is away, or refuses the login, holds up nobody else.
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import anyio
@@ -21,33 +17,27 @@ import anyio.to_thread
 import structlog
 
 from maild.config import Account
-from maild.config.values import Layout
 from maild.core.errors import AuthRejected, ConnectionLost, MaildError, Retry, Scope
 from maild.core.model import MailboxName
 from maild.engine.account import KeptAccount, opened_account
-from maild.engine.hooks import HookBoard
+from maild.engine.listen import Common, Listening
 from maild.engine.poll import poll_account
 from maild.engine.report import AccountReport
-from maild.engine.status import AccountDocument, stored_account
-from maild.engine.supervise import Pace, Patience, keep_alive
+from maild.engine.status import AccountDocument, nothing_known, stored_account
+from maild.engine.supervise import Patience, keep_alive
 from maild.remote.auth import Credentials, read_secret
 
-STUCK_S = 900.0  # an owner without a sign of life for so long is stuck; every command of a session ends before
+STUCK_S = 1200.0  # an owner without a sign of life for so long is stuck; every command, and every delay, ends before
 TELL_AFTER_S = 3600.0  # of failures that may pass by themselves, before a person is told
 REFRESH_S = 0.5  # how long after a pass what `maild status` shows is read again
 LONGEST_PASS_AT_STOP_S = 4.0
+FAULT = "a fault in maild; the log has its traceback"
+STOPPED = "maild was stopped before it was done"
 
 log = structlog.get_logger()
 
 
-class Tree(Protocol):
-    """Tells what changed below an account's Maildir: relative directories, None for anything (`local.watch`)."""
-
-    async def hint(self) -> frozenset[str] | None: ...
-
-
 MakePass = Callable[[AccountReport, Sequence[str], bool], Awaitable[None]]
-OpenTree = Callable[[Path, Layout], AbstractAsyncContextManager[Tree]]
 
 
 @runtime_checkable
@@ -55,18 +45,6 @@ class LogsIn(Protocol):
     """A remote that knows whether its login was refused."""
 
     credentials: Credentials
-
-
-@dataclass(slots=True)
-class Common:
-    """What the keepers of one daemon share. `open_tree` is None where changes on the disk are not told."""
-
-    state_dir: Path
-    hooks: HookBoard
-    pace: Pace = field(default_factory=Pace)
-    open_tree: OpenTree | None = None
-    clock: Callable[[], float] = time.monotonic
-    chance: Callable[[], float] = random.random
 
 
 @dataclass(slots=True, eq=False)
@@ -87,15 +65,15 @@ class Keeper:
         self.account = account
         self.protocol = protocol
         self.common = common
-        self.push: str | None = None
         self.failure: MaildError | None = None  # of the last pass, or what kept it from being made
         self.report: AccountReport | None = None  # of the pass that runs now
         self.has_started = False
         self._patience = Patience(common.clock, common.chance)
+        self._listening = Listening(account, common, self.hear, self.wake)
         self._is_wanted = True  # a whole pass
+        self._is_hinted = True  # it is no wonder if the next pass finds something on the server
         self._requests: list[Request] = []
         self._stirred = anyio.Event()
-        self._is_up = anyio.Event()  # a pass went well, so push and the disk may be listened to
         self._has_synced = False
         self._is_stopping = False
         self._is_stopped = False
@@ -104,16 +82,11 @@ class Keeper:
         self._last_counts: object = None
         self._stored: AccountDocument | None = None
         self._is_stale = True
-        self._mailboxes: tuple[MailboxName, ...] = ()
-        self._is_down = anyio.Event()  # the watch that there is, is to end
         self._next_poll_s = 0.0
         self._credentials: Credentials | None = None
         self._refused_secret: str | None = None  # of POP3, whose sessions do not know of each other
         self._least_s = 0  # between two logins, as a POP3 server wants it
         self._is_told = False  # the hook has been told of what is wrong
-        self._has_lost_push = False
-        self._push_patience = Patience(common.clock, common.chance)
-        self._probe: Callable[[], None] | None = None
 
     # -- what others may say
 
@@ -122,10 +95,26 @@ class Keeper:
         self._is_wanted = True
         self._stirred.set()
 
+    def hear(self) -> None:
+        """The server said that something is new."""
+        self._is_hinted = True
+        self.wake()
+
     def hasten(self) -> None:
         """There is reason to believe that what failed goes well now: look at once."""
         self._patience.reset()
         self.wake()
+
+    def probe(self) -> None:
+        """The network or the clock has changed: see whether all is as it was."""
+        self._listening.probe()
+        self.hasten()
+
+    def note_secret(self) -> None:
+        """There may be another secret: a refused login is no reason to wait any more."""
+        if isinstance(self.failure, AuthRejected):
+            self.failure, self._refused_secret = None, None
+        self.hasten()
 
     def ask(self, request: Request) -> None:
         """Make a pass that begins after this."""
@@ -142,6 +131,11 @@ class Keeper:
             self._passing.deadline = anyio.current_time() + LONGEST_PASS_AT_STOP_S
 
     # -- what others may know
+
+    @property
+    def push(self) -> str | None:
+        """The method in use, as `maild status` has it."""
+        return None if self._is_stopped else self._listening.push
 
     @property
     def state(self) -> str:
@@ -181,7 +175,11 @@ class Keeper:
         """The same as of the last time it was read."""
         stored = self._stored or nothing_known(self.protocol)
         error = str(self.failure) if self.failure is not None else stored["error"]
+        if error is None and self.push is None and self._listening.failure is not None:
+            error = f"no push: {self._listening.failure}"
         shown: AccountDocument = {**stored, "state": self.state, "push": self.push, "error": error}
+        if self.push is not None and self._listening.lack:
+            shown["push_reason"] = self._listening.lack
         if self.report is not None:
             busy = {name for name, mailbox in self.report.mailboxes.items() if mailbox.state == "syncing"}
             mailboxes = stored["mailboxes"]
@@ -209,7 +207,7 @@ class Keeper:
         try:
             await keep_alive("account", self._keep, self._patience, self._fail_to_begin, account=self.account.name)
         finally:
-            self.push, self._is_stopped = None, True
+            self._is_stopped = True
             for request in self._requests:
                 request.done.set()
 
@@ -219,8 +217,8 @@ class Keeper:
             await self._own(self._poll)
             return
         async with opened_account(self.account, self.common.state_dir) as kept, anyio.create_task_group() as tasks:
-            tasks.start_soon(self._listen_to_server, kept)
-            tasks.start_soon(self._listen_to_disk)
+            tasks.start_soon(self._listening.to_server, kept.remote)
+            tasks.start_soon(self._listening.to_disk)
             await self._own(partial(self._pass, kept))
             tasks.cancel_scope.cancel()
 
@@ -230,7 +228,7 @@ class Keeper:
         while not self._is_stopping:
             self._last_sign_s = self.common.clock()
             if self._requests or (self._is_wanted and self._may_try()):
-                if self._patience.failures or self._has_lost_push:
+                if self._patience.failures or self._listening.has_lost_push:
                     await self.common.pace.turn(self._host)
                 await self._one_pass(make_pass)
             else:
@@ -268,15 +266,24 @@ class Keeper:
         for request in requests:
             request.report = report
         self.report = report
+        was_well, is_hinted, began_s = self.failure is None and self._has_synced, self._is_hinted, self.common.clock()
+        self._is_hinted = self._is_hinted and dry_run
+        is_over = False
         try:
             with anyio.CancelScope() as self._passing:
                 await make_pass(report, only, dry_run)
+                is_over = True
         finally:
             self.report, self._passing = None, None
+            if not is_over:
+                report.error = report.error or (STOPPED if self._is_stopping else FAULT)
             for request in requests:
                 request.done.set()
-        if not dry_run:
+        if is_over and not dry_run:
             self._judge(report, only)
+            if was_well and not is_hinted and self.failure is None:
+                found = [MailboxName(name) for name, mailbox in report.mailboxes.items() if mailbox.pulled]
+                self._listening.note_found(found, began_s)
 
     def _taken(self) -> tuple[list[Request], tuple[str, ...], bool]:
         """The requests that the next pass serves, the mailboxes that it is restricted to, and whether it is dry."""
@@ -305,24 +312,18 @@ class Keeper:
             self._patience.reset()
             self._set_timer()
             self._has_synced = True
-            self._has_lost_push = False
-            self._note_mailboxes(report, only)
             if had_failed:
-                self._push_patience.reset()  # what kept the pass from being made kept push away too
-            self._is_up.set()
+                self._listening.hasten()
+            names = tuple(sorted(MailboxName(name) for name in report.mailboxes))
+            self._listening.begin(None if only else names)
         else:
             self._fail(failure)
             self._patience.note_failure()
         self._tell_failure(report)
 
-    def _go_down(self) -> None:
-        """Push is begun again only when a pass has gone well."""
-        if self._is_up.is_set():
-            self._is_up = anyio.Event()
-        self._is_down.set()
-
     def _fail_to_begin(self, failure: MaildError | None) -> None:
         """No pass can be made: whoever waits for one hears why."""
+        self._last_sign_s = self.common.clock()
         self._fail(failure)
         requests, self._requests = self._requests, []
         for request in requests:
@@ -330,10 +331,10 @@ class Keeper:
             request.done.set()
 
     def _fail(self, failure: MaildError | None) -> None:
-        self.failure = failure or MaildError("a fault in maild; the log has its traceback", "please report it")
+        self.failure = failure or MaildError(FAULT, "please report it")
         self._is_wanted = True
         self._is_stale = True
-        self._go_down()
+        self._listening.end()
         if isinstance(failure, AuthRejected):
             self._set_timer()
 
@@ -348,12 +349,6 @@ class Keeper:
             if not may_pass or self._patience.failing_for_s >= TELL_AFTER_S:
                 self._is_told = True
                 self.common.hooks.note_failure(self.account.name, failure or refused or "")
-
-    def _note_mailboxes(self, report: AccountReport, only: Sequence[str]) -> None:
-        names = tuple(sorted(MailboxName(name) for name in report.mailboxes))
-        if not only and names != self._mailboxes:
-            self._mailboxes = names
-            self._is_down.set()
 
     # -- passes
 
@@ -371,7 +366,7 @@ class Keeper:
         terms = await poll_account(self.account, self.common.state_dir, report, dry_run=dry_run)
         if terms is not None:
             self._least_s = terms.login_delay_s
-        self.push = "poll" if report.ok else None
+        self._listening.push = "poll" if report.ok else None
         if isinstance(report.failure, AuthRejected):
             self._refused_secret = await self._secret()
 
@@ -406,70 +401,10 @@ class Keeper:
         spread_s = poll_s * 0.1 * (self.common.chance() - 0.5) if not self._least_s else poll_s * 0.1
         self._next_poll_s = self.common.clock() + poll_s + spread_s
 
-    async def _listen_to_server(self, kept: KeptAccount) -> None:
-        while True:
-            watch = partial(self._watch, kept)
-            await keep_alive("push", watch, self._push_patience, self._lost_push, account=self.account.name)
-
-    async def _watch(self, kept: KeptAccount) -> None:
-        """Until other mailboxes are synchronised, or a pass fails."""
-        await self._is_up.wait()
-        self._is_down = anyio.Event()
-        await self.common.pace.turn(self._host)
-        async with kept.remote.watch(self._mailboxes, self._idle, kept.imap.push) as watch:
-            self.push = watch.method
-            log.info("push.started", account=self.account.name, method=watch.method)
-            self.wake()  # what changed since the last pass
-            self._push_patience.reset()
-            self._probe = watch.probe
-            try:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._until_down, tasks.cancel_scope)
-                    while True:
-                        await watch.hint()
-                        self.wake()
-            finally:
-                self.push = self._probe = None
-
-    def probe(self) -> None:
-        """The network or the clock has changed: see whether all is as it was."""
-        if self._probe is not None:
-            self._probe()
-        self._push_patience.reset()
-        self.hasten()
-
-    async def _until_down(self, scope: anyio.CancelScope) -> None:
-        await self._is_down.wait()
-        scope.cancel()
-
-    def _lost_push(self, _: MaildError | None) -> None:
-        self._has_lost_push = True
-        self._go_down()
-        self.wake()
-
-    async def _listen_to_disk(self) -> None:
-        if self.common.open_tree is None:
-            return
-        await self._is_up.wait()
-        patience = Patience(self.common.clock, self.common.chance)
-        await keep_alive("disk", self._watch_disk, patience, account=self.account.name)
-
-    async def _watch_disk(self) -> None:
-        opened = self.common.open_tree
-        async with nullcontext() if opened is None else opened(self.account.maildir, self.account.layout) as tree:
-            self.wake()  # what changed since the last pass
-            while tree is not None:
-                await tree.hint()
-                self.wake()
-
     @property
     def _host(self) -> str:
         section = self.account.imap or self.account.pop3
         return section.host if section is not None else ""
-
-    @property
-    def _idle(self) -> tuple[MailboxName, ...]:
-        return tuple(map(MailboxName, self.account.imap.idle_mailboxes)) if self.account.imap else ()
 
 
 def _counts(report: AccountReport) -> object:
@@ -477,8 +412,3 @@ def _counts(report: AccountReport) -> object:
     done = sum(mailbox.state not in {"pending", "syncing"} for mailbox in report.mailboxes.values())
     changes = [report.total(name) for name in ("pulled", "pushed", "adopted", "flags", "flags_there", "deleted")]
     return report.state, report.done_messages, report.done_octets, len(report.mailboxes), done, *changes
-
-
-def nothing_known(protocol: str) -> AccountDocument:
-    """What there is to tell of an account before its first pass."""
-    return {"protocol": protocol, "state": "starting", "push": None, "error": None, "last_sync": None, "mailboxes": {}}

@@ -15,7 +15,8 @@ from maild.core.errors import AuthRejected, ConnectionLost, MaildError, Unavaila
 from maild.core.model import Listing, MailboxName
 from maild.engine import account as engine
 from maild.engine.hooks import HookBoard
-from maild.engine.keeper import STUCK_S, Common, Keeper, Request
+from maild.engine.keeper import STUCK_S, Keeper, Request
+from maild.engine.listen import Common
 from maild.engine.status import AccountDocument
 from maild.testing.memory import MemoryRemote
 from tests.daemon.waiting import until
@@ -38,7 +39,9 @@ class ToldWatch:
     mailboxes: frozenset[MailboxName] = frozenset({MailboxName("INBOX")})
     said: anyio.Event = field(default_factory=anyio.Event)
     failure: MaildError | None = None
+    lack: str = ""
     probes: int = 0
+    misses: int = 0
 
     async def hint(self) -> frozenset[MailboxName] | None:
         await self.said.wait()
@@ -56,6 +59,9 @@ class ToldWatch:
 
     def probe(self) -> None:
         self.probes += 1
+
+    def missed(self) -> None:
+        self.misses += 1
 
 
 @dataclass(slots=True)

@@ -232,9 +232,9 @@ class Daemon:
             del self._accounts[running.account.name]
         self.config = config
         new = [account for name, account in config.accounts.items() if name not in self._accounts]
-        for account in new:
+        for account in new if not self._is_to_stop.is_set() else ():
             self._start(account)
-        self._accounts = {name: self._accounts[name] for name in config.accounts}
+        self._accounts = {name: self._accounts[name] for name in config.accounts if name in self._accounts}
         self._outbox_changed.set()
         return sorted({*changed, *(account.name for account in new)})
 
@@ -316,7 +316,9 @@ class Daemon:
                     yield message
             case {"ask": "reload"}:
                 try:
-                    yield {"result": {"changed": await self.reload()}}
+                    with anyio.CancelScope(shield=True):  # a client that goes away does not stop it half-way
+                        changed = await self.reload()
+                    yield {"result": {"changed": changed}}
                 except ConfigError as exc:
                     raise Refused(exc.text, "the config that was read before stays in use", 78) from exc
             case {"ask": "look", "account": str(name)}:

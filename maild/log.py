@@ -56,7 +56,7 @@ EVENTS = {
     "session.lost": "the connection ended before the work did",
     "session.refused": "one more session was not to be had; the work goes on over those there are",
     "session.retried": "a lost session is opened again",
-    "network.changed": "an address came or went, the machine slept, or a clock jumped: every connection is tried at once",
+    "network.changed": "an address came or went, the machine slept, a clock jumped: every connection is tried at once",
     "watch.failed": "changes on this disk, or of addresses, are not heard of as they are made, only found by the polls",
     "push.started": "the server tells of changes from now on, by `method`; `reason`: why not by a better one",
     "secret.refused": "a secret cannot be read, so it is not seen whether it has been replaced",

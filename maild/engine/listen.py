@@ -6,10 +6,11 @@ A server that was to tell and did not is found out by the passes that nobody ask
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Collection
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from maild.engine.hooks import HookBoard
 from maild.engine.supervise import Pace, Patience, keep_alive
 
 MISSED_S = 30.0  # after a look found something, the server has so long to say so too
+RESCAN_S = 60.0  # where the system has too few watches
 USEFUL_S = 60.0  # a watch that lasted so long was no failure
 
 log = structlog.get_logger()
@@ -34,6 +36,10 @@ log = structlog.get_logger()
 
 class Tree(Protocol):
     """Tells what changed below an account's Maildir: relative directories, None for anything (`local.watch`)."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything there is watched."""
 
     async def hint(self) -> frozenset[str] | None: ...
 
@@ -69,6 +75,7 @@ class Listening:
         self._common = common
         self._hear, self._wake = hear, wake
         self._patience = Patience(common.clock, common.chance)
+        self._disk_patience = Patience(common.clock, common.chance)
         self._mailboxes: tuple[MailboxName, ...] = ()
         self._is_up = anyio.Event()  # a pass went well
         self._is_down = anyio.Event()  # the watch that there is, is to end
@@ -172,13 +179,19 @@ class Listening:
         if self._common.open_tree is None:
             return
         await self._is_up.wait()
-        patience = Patience(self._common.clock, self._common.chance)
-        await keep_alive("disk", self._watch_disk, patience, account=self._account.name)
+        await keep_alive("disk", self._watch_disk, self._disk_patience, account=self._account.name)
 
     async def _watch_disk(self) -> None:
         opened, account = self._common.open_tree, self._account
-        async with nullcontext() if opened is None else opened(account.maildir, account.layout) as tree:
+        if opened is None:
+            return
+        async with opened(account.maildir, account.layout) as tree:
+            if not tree.is_complete:
+                hint = "raise fs.inotify.max_user_watches; until then the disk is looked at every minute"
+                log.warning("watch.failed", account=account.name, reason="not everything can be watched", hint=hint)
             self._wake()  # what changed since the last pass
-            while tree is not None:
-                await tree.hint()
+            while True:
+                with anyio.move_on_after(math.inf if tree.is_complete else RESCAN_S):
+                    await tree.hint()
+                self._disk_patience.reset()
                 self._wake()

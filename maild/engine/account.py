@@ -28,7 +28,7 @@ from maild.core.model import Facts, Listing, MailboxName, RemoteMailbox, Uid
 from maild.core.names import MailboxUnusable, directory
 from maild.core.ports import Remote
 from maild.engine.lifetime import only_ours, state_path
-from maild.engine.look import Look, look_at, open_mailbox
+from maild.engine.look import Look, has_local_news, look_at, open_mailbox
 from maild.engine.mailboxes import Settled, delete_there, note_failure, remove_here, scan_of_gone, settle_mailboxes
 from maild.engine.moves import settle_moves
 from maild.engine.propagate import Deliverer, StateThread
@@ -112,6 +112,10 @@ class KeptAccount:
         report.state = "ok" if report.ok else "error"
         _log_end(self.account, report)
         return failure
+
+    async def has_local_news(self) -> bool:
+        """Whether something changed on this disk that maild did not do itself. Not during a pass. Raises LocalError."""
+        return await self.state.run(has_local_news, self.state.state, self.account.maildir, self.account.layout)
 
     async def _pass(self, report: AccountReport, only: Sequence[str]) -> None:
         state = self.state

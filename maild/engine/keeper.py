@@ -69,8 +69,9 @@ class Keeper:
         self.report: AccountReport | None = None  # of the pass that runs now
         self.has_started = False
         self._patience = Patience(common.clock, common.chance)
-        self._listening = Listening(account, common, self.hear, self.wake)
+        self._listening = Listening(account, common, hear=self.hear, stir=self.stir, wake=self.wake)
         self._is_wanted = True  # a whole pass
+        self._is_stirred_here = False  # the disk is to be looked at, which may be a reason for a pass
         self._is_hinted = True  # it is no wonder if the next pass finds something on the server
         self._requests: list[Request] = []
         self._stirred = anyio.Event()
@@ -93,6 +94,11 @@ class Keeper:
     def wake(self) -> None:
         """Look at everything, when there is no reason to wait."""
         self._is_wanted = True
+        self._stirred.set()
+
+    def stir(self) -> None:
+        """Something happened on this disk; it may have been maild."""
+        self._is_stirred_here = True
         self._stirred.set()
 
     def hear(self) -> None:
@@ -214,15 +220,15 @@ class Keeper:
     async def _keep(self) -> None:
         """With the state open; raises what keeps it from being opened."""
         if self.protocol == "pop3":
-            await self._own(self._poll)
+            await self._own(self._poll, _nothing)
             return
         async with opened_account(self.account, self.common.state_dir) as kept, anyio.create_task_group() as tasks:
             tasks.start_soon(self._listening.to_server, kept.remote)
             tasks.start_soon(self._listening.to_disk)
-            await self._own(partial(self._pass, kept))
+            await self._own(partial(self._pass, kept), kept.has_local_news)
             tasks.cancel_scope.cancel()
 
-    async def _own(self, make_pass: MakePass) -> None:
+    async def _own(self, make_pass: MakePass, has_local_news: Callable[[], Awaitable[bool]]) -> None:
         """One pass after another, whenever one is wanted."""
         await self._patience.wait(self.common.pace.wait_s(self._host))
         while not self._is_stopping:
@@ -231,8 +237,17 @@ class Keeper:
                 if self._patience.failures or self._listening.has_lost_push:
                     await self.common.pace.turn(self._host)
                 await self._one_pass(make_pass)
+            elif self._is_stirred_here and not self._is_wanted:
+                self._is_stirred_here = False
+                self._is_wanted |= await self._unless_unreadable_here(has_local_news)
             else:
                 await self._until_stirred()
+
+    async def _unless_unreadable_here(self, has_local_news: Callable[[], Awaitable[bool]]) -> bool:
+        try:
+            return await has_local_news()
+        except MaildError:
+            return True  # the pass says what is wrong
 
     def _may_try(self) -> bool:
         """Whether a pass that nobody waits for may be made now."""
@@ -294,7 +309,7 @@ class Keeper:
         self._requests = [request for request in self._requests if request.is_dry_run]
         is_whole = self._is_wanted or not all(request.only for request in requests)
         if is_whole:
-            self._is_wanted = False
+            self._is_wanted = self._is_stirred_here = False
             return requests, (), False
         return requests, tuple(sorted({name for request in requests for name in request.only})), False
 
@@ -405,6 +420,10 @@ class Keeper:
     def _host(self) -> str:
         section = self.account.imap or self.account.pop3
         return section.host if section is not None else ""
+
+
+async def _nothing() -> bool:
+    return False
 
 
 def _counts(report: AccountReport) -> object:

@@ -60,20 +60,29 @@ class Common:
 
 
 class Listening:
-    """One account's. `hear` is called for each hint of the server, `wake` for all other reasons to look.
+    """One account's. `hear` is called for each hint of the server, `stir` for each of the disk, `wake` for all other
+    reasons to look.
 
     `push` is the method in use, `lack` why it is less than it could be, `failure` what ended the last watch while
     there is no other.
     """
 
-    def __init__(self, account: Account, common: Common, hear: Callable[[], None], wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        account: Account,
+        common: Common,
+        *,
+        hear: Callable[[], None],
+        stir: Callable[[], None],
+        wake: Callable[[], None],
+    ) -> None:
         self.push: str | None = None
         self.lack = ""
         self.failure: MaildError | None = None
         self.has_lost_push = False  # since the last pass that went well
         self._account = account
         self._common = common
-        self._hear, self._wake = hear, wake
+        self._hear, self._stir, self._wake = hear, stir, wake
         self._patience = Patience(common.clock, common.chance)
         self._disk_patience = Patience(common.clock, common.chance)
         self._mailboxes: tuple[MailboxName, ...] = ()
@@ -189,9 +198,9 @@ class Listening:
             if not tree.is_complete:
                 hint = "raise fs.inotify.max_user_watches; until then the disk is looked at every minute"
                 log.warning("watch.failed", account=account.name, reason="not everything can be watched", hint=hint)
-            self._wake()  # what changed since the last pass
+            self._stir()  # what changed since the last pass
             while True:
                 with anyio.move_on_after(math.inf if tree.is_complete else RESCAN_S):
                     await tree.hint()
                 self._disk_patience.reset()
-                self._wake()
+                self._stir()

@@ -30,7 +30,7 @@ test: lint live-packages ## lint, then all tests but the long ones; live tests u
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 test-long: lint live-packages ## the same with the long tests, and Hypothesis searching longer
-	$(BIN)/pytest -m "" --hypothesis-profile=long -o faulthandler_timeout=3600 $(PYTEST_ARGS)
+	MAILD_HISTORIES=$${MAILD_HISTORIES:-10000} $(BIN)/pytest -m "" --hypothesis-profile=long -o faulthandler_timeout=3600 $(PYTEST_ARGS)
 
 bench: $(READY) ## maild beside mbsync and OfflineIMAP: times, memory, bytes kept
 	@.ci/debian "the bench" dovecot-imapd isync offlineimap3 || true
@@ -54,5 +54,6 @@ $(READY): constraints.txt pyproject.toml .ci/venv
 
 .PHONY: live-packages
 live-packages:
-	@.ci/debian "the live tests" dovecot-imapd dovecot-pop3d dovecot-submissiond strace || \
+	@.ci/debian "the live tests" dovecot-imapd dovecot-pop3d dovecot-submissiond strace \
+		gnome-keyring dbus-daemon dbus-bin || \
 		{ echo "so those that need them are skipped"; test "$(LIVE)" != required; }

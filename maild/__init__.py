@@ -14,7 +14,9 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
                        account_options.py: what may be given; asking.py: questions at a terminal
         doctor.py      what is between this machine and the mail
         manual.py      manual pages and shell completions, from the options and the schema
-    demo.py            the whole of it on this machine, against the servers of testing/
+    demo/              the whole of it on this machine, against the servers of testing/: steps.py is what is shown
+        stage.py       the commands and the daemon as processes, and how they are waited for; servers.py: the other side
+        screen.py      text on a terminal or in a pipe; place.py: the directory that it happens in
     daemon.py          composition root: config → accounts → one task group; signals; systemd; what clients ask
     control.py         the daemon's Unix socket, both ends
     log.py             structlog set-up, redaction, catalogue of event names
@@ -34,7 +36,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         propagate.py   deliveries to this disk, in batches, files first and then the state
         accept.py      an outgoing message: to whom, through which account, what it looks like on the wire
         submit.py      draining the outbox; wave.py: its messages on their way, each step recorded before it is made;
-                       aftermath.py: the copy in Sent, reports, forgetting
+                       aftermath.py: the copy in Sent, reports, forgetting; doubts.py: was it sent? the server's Sent
         status.py      what all accounts and the outbox are doing, as one document, from stored state
         lifetime.py    how work on an account begins and ends, whatever its protocol
         report.py      what a pass is doing and has done; limits.py: descriptors and memory of the process
@@ -52,7 +54,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
                        withheld.py: what was not done: messages not taken, plans refused;
                        overview.py: what a person is told of all that, read beside its owner
         outbox.py      the spool of outgoing messages; itemfile.py: what is known of one, as TOML; once.py: letters of
-                       our own, delivered exactly once
+                       our own, delivered exactly once; sent.py: which mailbox is for what was sent
         maildrop.py    what is known of a POP3 maildrop; elsewhere.py: files that a reader moved to other mailboxes
         notify.py      what systemd is told
         watch.py       changes on this disk, heard of as they are made
@@ -61,37 +63,40 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         __init__.py    the one `match` on protocol names
         net.py         TLS contexts, timeouts, foreign exceptions → ours
         auth.py        where a secret comes from, when it is no longer tried; keyring.py: the desktop's secret service
+        masking.py     secrets taken out of what servers say
         sasl.py        ways to log in, the same for all protocols; scram.py: the one that proves and sends nothing
         discover.py    where an address has its servers; autoconfig.py: as its provider says; dns.py: SRV and MX
         probe.py       a server looked at without logging in; trial.py: logging in once, to see whether it works
         oauth.py       access tokens, refreshed in time; tokens.py: where they are kept; oauth_login.py: the first ones
         smtp.py        one SMTP connection: commands and replies; submission.py: logging in, messages over it
         imap/          remote.py (the port), session.py (one connection), parse.py (octets → values, pure)
+            line.py      its octets both ways, deflate.py: compressed; login.py; answers.py: what refusals mean
             listing.py   which mailboxes there are; naming.py: being created, renamed, deleted
             box.py       one open mailbox: what is in it, what has changed; opening.py: SELECT, and what comes with it
             push.py      having the server tell by itself; told.py: what it says in NOTIFY and IDLE; experience.py: what
                          it has taught about both; liveness.py: proof by TCP that a line is alive
             stream.py    its messages on their way here; facts.py: what tells them apart; dates.py: INTERNALDATE
-            append.py    messages on their way there; change.py: flags, moving, expunging; sets.py: UIDs on the wire
+            append.py    messages on their way there; change.py: flags, moving, expunging; sets.py: UIDs on the wire;
+                         lookup.py: one message found by its head
         pop3/          remote.py (an open maildrop), session.py (one connection), parse.py (octets → replies, pure)
     config/            TOML → frozen values; every error names file, line and key path
         files.py       finds and judges the files; build.py settles every default; values.py is what comes out
         schema.py      every key with its type; rules.py: what keys mean together; units.py: durations, sizes, paths
         places.py      where config and state are; senders.py: who may send, read quickly;
                        outline.py: which accounts there are, as quickly
-        problems.py    the texts of its errors; locate.py: on which line; unbuilt.py: keys that do nothing yet
+        problems.py    the texts of its errors; locate.py: on which line
     core/              pure: nouns and decisions; no await, no I/O, no clock, no randomness
         model.py       what a mailbox, a message on each side, a pair and an operation are
         ports.py       what a protocol must offer
         reconcile.py   (base, local, remote) → operations; holds the decision table; guard.py refuses to empty a side
         moves.py       what vanished here and appeared there has moved; mailboxes.py: the same table for mailboxes
         maildrop.py    what to get from a POP3 maildrop, what to delete there, what is held back
-        identity.py    what a message is, whichever side it is on
+        identity.py    what a message is, whichever side it is on; likeness.py: whether one is the one that was sent
         flags.py       IMAP flags and keywords ↔ Maildir letters
         outgoing.py    an item of the outbox and what an attempt makes of it; backoff.py: when the next one is
         addresses.py   recipients, read with certainty or refused; head.py: the fields of a message that is to be sent
         notices.py     what a sender is told of a message that does not arrive (RFC 3464)
-        names.py       mailbox name ↔ directory name; no way out of the root
+        names.py       mailbox name ↔ directory name; no way out of the root; roles.py: which one is for what was sent
         providers.py   servers of big providers, known without asking; quirks.py: what is peculiar about servers
         errors.py      what can go wrong; each error knows how far it reaches and whether to try again
     testing/           servers in memory, for the demo and the tests: store.py (mail in memory), wire.py,
@@ -110,7 +115,7 @@ Imports point right only, and what a bar divides never sees each other (tests/te
     cli, commands, demo → daemon → control | log → engine → local | remote → config → core
 
 `core` and every `parse.py` import only `core` and those parts of the standard library that do no I/O. A wire library
-has one importer: aioimaplib belongs to remote/imap/session.py, aiosmtplib to remote/smtp.py. Only demo.py and the
+has one importer: aioimaplib belongs to remote/imap/session.py, aiosmtplib to remote/smtp.py. Only demo/ and the
 tests import `testing`.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -16,33 +17,44 @@ from maild.commands import account_options, printable
 if TYPE_CHECKING:
     from maild.config import Account, Config, Endpoint, Problem, Report
 
-OK, FAILED, USAGE, BAD_CONFIG = 0, 1, 64, 78
+OK, FAILED, USAGE, DENIED, BAD_CONFIG = 0, 1, 64, 77, 78
 INTERRUPTED, PIPE_CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPIPE
 
-_ABOUT = "Fetches the mail of your IMAP accounts into Maildirs on this disk, where any mail reader can open it."
+_ABOUT = """\
+Keeps IMAP accounts and Maildirs on this disk equal, both ways, polls POP3
+accounts, and sends mail from an outbox. Any reader of Maildirs opens what it
+keeps: mutt, aerc, notmuch, mu4e."""
 
 _FIRST_STEPS = """\
 first steps:
-  maild demo            see it work, with servers of its own and no account
-  maild check           after writing ~/.config/maild/maild.toml (see config/maild.toml)
-  maild sync            fetch the mail; then read it with mutt or any other reader of Maildirs
+  maild demo              see it work, with servers of its own and no account
+  maild account add ME@EXAMPLE.ORG
+                          set up an account, from its address
+  maild sync              fetch the mail; then read it with mutt or aerc
+  maild run               keep it up to date from then on (systemd/ has units)
+  maild doctor            when something is not as it should be
 
-exit status: 0 all well, 1 an account or mailbox failed, 64 wrong usage, 78 bad config
+exit status: 0 all well, 1 an account or mailbox failed (others were done),
+64 wrong usage, 69 no daemon runs where one is needed, 75 the outbox could not
+be written: try again later, 77 no permission, 78 bad config
 """
+
+_BEFORE_THE_COMMAND = frozenset(("-c", "--config", "-v", "--verbose", "--version"))
 
 _CHECK = "Reads the config and tells everything that is wrong with it, without touching the network."
 
 _SYNC = """\
-One full pass now: new messages come into the Maildirs, and what changed on the server is carried over.
-Interrupted at any moment, the next pass continues where this one was."""
+One full pass now: new messages come into the Maildirs, and what changed on either side is carried over to the other.
+Interrupted at any moment, the next pass continues where this one was. Where a daemon runs, it does it."""
 
 _LOGIN = """\
 Gets the tokens for an account whose secret is oauth2, once; maild refreshes them from then on. With a display a browser
 is used, otherwise a code that can be typed in on any device, where the provider offers that."""
 
 _DEMO = """\
-Starts a mail server of its own on this machine, with sample mail, and synchronises it for real into a Maildir that
-it then shows, step by step. Needs no account and no config, and leaves nothing behind unless told to."""
+Starts mail servers of its own on this machine, with sample mail, and maild against them: a first sync, then the daemon,
+to which mail comes by push, from where flags go back, and through which a message is sent. Shows each step with its
+time, and the Maildirs at the end. Needs no account and no config, and leaves nothing behind unless told to."""
 
 _RUN = """\
 Keeps all accounts up to date until it is stopped: new mail comes as soon as the server tells, changes made here go
@@ -65,6 +77,12 @@ Messages on their way out, from `maild sendmail`. A message that is held waits u
 retry tries again at once what waits or has failed. Without a daemon, flush sends from this process."""
 
 
+_SENDMAIL = """\
+maild sendmail [-t] [-i] [-f ADDRESS] [-F NAME] [--at TIME] [--account NAME] [RECIPIENT ...]: takes a message from
+standard input into the outbox, from where it is sent as soon as that is possible. Returns 0 once it is safe on the
+disk, and needs no running daemon. maild-sendmail is the same. `maild sendmail --help` tells what each option does."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status (`sys.argv` by default)."""
     for stream in (sys.stdout, sys.stderr):
@@ -72,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a mailbox name must not stop us on a latin-1 terminal
     try:
         status = _run(argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where it was closed before the start
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -99,17 +118,17 @@ def _run(argv: Sequence[str] | None) -> int:
     if args.command is None:
         parser.print_help(sys.stderr)
         return USAGE
-    from maild.core.errors import ConfigError, MaildError
+    from maild.core.errors import ConfigError, MaildError, NoPermission
 
     try:
         return _dispatch(args)
     except ConfigError as error:
         for problem in error.problems:
             print(printable(problem), file=sys.stderr)
-        return BAD_CONFIG
+        return DENIED if error.is_denied else BAD_CONFIG
     except MaildError as error:
         print(printable(f"maild: {error}"), file=sys.stderr)
-        return FAILED
+        return DENIED if isinstance(error, NoPermission) else FAILED
 
 
 def _sendmail_at(words: Sequence[str]) -> int | None:
@@ -181,10 +200,14 @@ def _dispatch(args: argparse.Namespace) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Wrong usage is 64 here (EX_USAGE), not argparse's 2."""
-        if message.startswith("unrecognized arguments: -"):
+        if message.startswith("unrecognized arguments:") and _BEFORE_THE_COMMAND & set(message.split()):
             message += "; -c and -v stand before the command"
+        elif found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            from maild.core.errors import did_you_mean
+
+            message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
         self.print_usage(sys.stderr)
-        self.exit(USAGE, f"{self.prog}: {message}\n")
+        self.exit(USAGE, printable(f"{self.prog}: {message}") + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -205,19 +228,21 @@ def _parser() -> argparse.ArgumentParser:
         help="read this config instead of $MAILD_CONFIG, ~/.config/maild/maild.toml or /etc/maild/maild.toml",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    _add_check(commands)
-    _add_daemon(commands)
-    _add_sync(commands)
-    _add_login(commands)
+    _add_demo(commands)
     account_options.add_account(
         commands.add_parser("account", help="set up and look after accounts", allow_abbrev=False)
     )
+    _add_login(commands)
+    _add_check(commands)
     account_options.add_doctor(commands.add_parser("doctor", help="connect, and say what is wrong", allow_abbrev=False))
-    _add_demo(commands)
+    _add_sync(commands)
+    _add_daemon(commands)
     _add_status(commands)
     _add_approve(commands)
     _add_outbox(commands)
-    commands.add_parser("sendmail", help="send a message from standard input (see sendmail --help)", add_help=False)
+    commands.add_parser(
+        "sendmail", help="take a message from standard input to send it", description=_SENDMAIL, add_help=False
+    )
     return parser
 
 
@@ -232,7 +257,7 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _add_sync(commands: argparse._SubParsersAction[_Parser]) -> None:
-    sync = commands.add_parser("sync", help="fetch the mail now", description=_SYNC, allow_abbrev=False)
+    sync = commands.add_parser("sync", help="fetch and carry over now", description=_SYNC, allow_abbrev=False)
     sync.add_argument(
         "targets",
         metavar="ACCOUNT[/MAILBOX]",
@@ -261,7 +286,12 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     demo = commands.add_parser(
         "demo", help="show it all at work, without an account", description=_DEMO, allow_abbrev=False
     )
-    demo.add_argument("--keep", metavar="DIR", type=Path, help="make the Maildir in this directory and leave it there")
+    demo.add_argument(
+        "--keep",
+        metavar="DIR",
+        type=Path,
+        help="do it in this directory and leave everything there: config, Maildirs, log",
+    )
 
 
 def _add_status(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -303,11 +333,13 @@ def _check(args: argparse.Namespace) -> int:
         _print_json(report)
     else:
         _print_report(report)
-    return OK if report.config else BAD_CONFIG
+    if report.config is None:
+        return DENIED if report.is_denied else BAD_CONFIG
+    return OK
 
 
 def _print_report(report: Report) -> None:
-    for problem in (*report.errors, *report.notes):
+    for problem in report.errors:
         print(printable(str(problem)), file=sys.stderr)
     if report.config:
         for account in report.config.accounts.values():
@@ -322,7 +354,6 @@ def _print_json(report: Report) -> None:
         "ok": report.config is not None,
         "file": report.file or None,
         "errors": [_json_problem(problem) for problem in report.errors],
-        "notes": [_json_problem(problem) for problem in report.notes],
         "accounts": [_json_account(account) for account in _accounts(report.config)],
     }
     print(json.dumps(document, ensure_ascii=False, indent=2))

@@ -260,6 +260,14 @@ def nudge(state_dir: Path, request: Mapping[str, object]) -> bool:
     return True
 
 
+def hint(state_dir: Path, request: Mapping[str, object]) -> None:
+    """Tell a daemon something if there is one, without waiting for it: not even whether it took notice."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    with connection, suppress(OSError), _address(state_dir / SOCKET) as address:
+        connection.connect(address)
+        connection.send(_line(dict(request)))
+
+
 # -- what goes over the wire
 
 

@@ -38,7 +38,7 @@ from maild.engine.status import AccountDocument, Document, nothing_known, outbox
 from maild.engine.supervise import Patience, keep_alive
 from maild.local.notify import Notifier
 from maild.local.outbox import Outbox
-from maild.local.watch import watching
+from maild.local.watch import Watcher, watching
 
 STOP_S = 8.0  # for what is on the wire; then it is cut off, which loses nothing
 TICK_S = 5.0
@@ -104,6 +104,7 @@ class Daemon:
         self._is_to_stop = anyio.Event()
         self._reloading = anyio.Lock()
         self._tasks: TaskGroup | None = None
+        self._watcher: Watcher | None = None
 
     # -- its life
 
@@ -148,7 +149,11 @@ class Daemon:
                 log.warning("watch.failed", reason=exc.text, hint=exc.hint)
                 yield None
                 return
-            yield watcher.tree
+            self._watcher = watcher
+            try:
+                yield watcher.tree
+            finally:
+                self._watcher = None
 
     async def _end(self) -> None:
         self._notifier.stopping()
@@ -199,7 +204,8 @@ class Daemon:
         keeper = None if protocol == "smtp" else Keeper(account, protocol, self._common)
         sender = None
         if account.smtp is not None:
-            sender = Sender(account, self._outbox, self.config.state_dir, self._hooks)
+            find_sent = keeper.find_sent if keeper is not None and account.imap is not None else None
+            sender = Sender(account, self._outbox, self.config.state_dir, self._hooks, find_sent)
         running = self._accounts[account.name] = Running(account, protocol, keeper, sender)
         if self._tasks is not None:
             self._tasks.start_soon(self._keep, running)
@@ -269,7 +275,17 @@ class Daemon:
 
     async def _drain(self) -> None:
         with self._outbox.draining():
-            await watch_outbox(self._outbox, self._wake_senders, self._until_outbox_changes)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._hear_of_outbox)
+                await watch_outbox(self._outbox, self._wake_senders, self._until_outbox_changes)
+
+    async def _hear_of_outbox(self) -> None:
+        if self._watcher is None:
+            return
+        async with self._watcher.directory(self._outbox.path) as changes:
+            while True:
+                await changes.hint()
+                self._outbox_changed.set()
 
     def _wake_senders(self, names: Collection[str]) -> None:
         for name in names:
@@ -333,6 +349,8 @@ class Daemon:
                 yield {"result": {}}
             case {"ask": "flush"}:
                 yield {"result": await self._flush()}
+            case {"ask": "send", "accounts": names}:
+                yield {"result": await self._flush(_names(names), is_due_only=True)}
             case _:
                 raise Refused("the daemon does not know what is asked of it", "restart it after an upgrade", 64)
 
@@ -376,14 +394,16 @@ class Daemon:
                     yield {"progress": progress}
         yield {"result": {name: as_message(request.report) for name, request in requests.items() if request.report}}
 
-    async def _flush(self) -> Message:
+    async def _flush(self, only: Collection[str] = (), *, is_due_only: bool = False) -> Message:
+        """What became of all that waits, or is due, of all accounts or of `only` some."""
         senders = [running.sender for running in self._accounts.values() if running.sender is not None]
         contents = await anyio.to_thread.run_sync(self._outbox.contents)
         waiting = {item.account for item in contents.items if not item.is_over}
+        waiting &= set(only) if only else waiting
         results: Message = {}
 
         async def flush(sender: Sender) -> None:
-            drained = await sender.flush()
+            drained = await sender.flush(is_due_only=is_due_only)
             error = None if drained.error is None else str(drained.error)
             results[sender.account.name] = {"error": error, "counts": dict(drained.counts)}
 

@@ -8,14 +8,11 @@ Modules below this one in the import order call `structlog.get_logger()` and wri
 
 from __future__ import annotations
 
-import base64
-import functools
 import logging
 import os
-import re
 import sys
 import unicodedata
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 # structlog.dev imports rich if it finds it, for tracebacks maild does not print: 60 ms of every start, and 6 MB.
 _RICH_WAS_THERE = "rich" in sys.modules
@@ -25,7 +22,10 @@ import structlog  # noqa: E402
 from structlog.typing import EventDict, Processor, WrappedLogger  # noqa: E402
 
 from maild.config.values import LogFormat, LogLevel  # noqa: E402
-from maild.remote import auth  # noqa: E402
+from maild.remote.masking import MASK, masked  # noqa: E402
+
+if TYPE_CHECKING:
+    from maild.config import Config
 
 if not _RICH_WAS_THERE:
     del sys.modules["rich"]
@@ -65,6 +65,7 @@ EVENTS = {
     "outbox.drained": "what was due was tried; the counts are recipients by what came of it",
     "outbox.stopped": "an account could not submit, or not keep what it had to; it is tried again",
     "message.failed": "a recipient will not get a message; a report is in the INBOX",
+    "message.doubted": "whether a message was sent cannot be looked up on the server now",
     "message.confirmed": "a message of which it was not known whether it was sent is in the server's Sent mailbox",
     "login.rejected": "the server refused the credentials",
     "login.needed": "the refresh token of an OAuth login dies soon: `maild login` has to be run before then",
@@ -79,10 +80,10 @@ _WHAT = "messages mailboxes pulled pushed adopted moved flags deleted skipped re
 _WHY = "reason hint error code command capability version attempt delay_s duration_s limit method changed round_trips"
 KEYS = frozenset(f"{_WHERE} {_WHAT} {_OUTGOING} {_WHY}".split())
 
-_MASK = "***"
+NOTHING = cast("LogLevel", "critical")  # no event has this level
+
 _MASKED_WORDS = frozenset(("password", "passwd", "secret", "token", "authorization"))
 _LONGEST = 2000  # characters of one value; servers send alerts of 100 kB
-_SHORTEST_ENCODED = 6  # octets; what is shorter leaves too little in base64 to be told from anything else
 
 
 def configure(level: LogLevel, log_format: LogFormat = "auto", stream: TextIO | None = None) -> None:
@@ -105,28 +106,34 @@ def configure(level: LogLevel, log_format: LogFormat = "auto", stream: TextIO | 
     _catch_standard_logging(output, before, after)
 
 
+def beside_results(config: Config, *, is_verbose: bool) -> LogLevel:
+    """For commands whose results tell all that went wrong: a log is for who asks for one, in the config or by `-v`."""
+    if is_verbose:
+        return "debug"
+    return NOTHING if config.log_level == "info" and config.log_format == "auto" else config.log_level
+
+
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """A structlog processor: no secret, no control character and nothing endless reaches the log."""
-    pattern = _secret_pattern(tuple(auth.kept_out_of_log()))
     for key, value in event.items():
         if _MASKED_WORDS & set(key.lower().split("_")):
-            event[key] = _MASK
+            event[key] = MASK
         else:
-            event[key] = _clean(value, pattern, keep_lines=key in ("exception", "stack"))
+            event[key] = _clean(value, keep_lines=key in ("exception", "stack"))
     return event
 
 
-def _clean(value: Any, pattern: re.Pattern[str] | None, *, keep_lines: bool = False) -> Any:
+def _clean(value: Any, *, keep_lines: bool = False) -> Any:
     match value:
         case None | bool() | int() | float():
             return value
         case dict():
-            return {str(_clean(str(key), pattern)): _clean(item, pattern) for key, item in value.items()}
+            return {str(_clean(str(key))): _clean(item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [_clean(item, pattern) for item in value]
+            return [_clean(item) for item in value]
         case bytes() | bytearray():
-            return _clean(bytes(value).decode(errors="backslashreplace"), pattern)
-    text = pattern.sub(_MASK, str(value)) if pattern else str(value)
+            return _clean(bytes(value).decode(errors="backslashreplace"))
+    text = masked(str(value))
     if keep_lines:
         return "\n".join(_escaped(line) for line in text.split("\n"))
     return _escaped(text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
@@ -137,29 +144,6 @@ def _escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if unicodedata.category(char) not in ("Cc", "Cf", "Cs") else ascii(char)[1:-1] for char in text)
-
-
-@functools.lru_cache(maxsize=4)
-def _secret_pattern(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
-    """Matches each secret plain, as a quoted string (RFC 9051 §4.3), as Python shows it, and inside base64."""
-    shapes = {shape for secret in secrets for shape in _shapes(secret)}
-    return re.compile("|".join(map(re.escape, sorted(shapes, key=len, reverse=True)))) if shapes else None
-
-
-def _shapes(secret: str) -> set[str]:
-    quoted = secret.replace("\\", "\\\\").replace('"', '\\"')
-    return {secret, quoted, repr(secret)[1:-1], *_base64_shapes(secret.encode())}
-
-
-def _base64_shapes(raw: bytes) -> set[str]:
-    """What base64 makes of the octets wherever they stand in a longer text: one shape for each of three offsets.
-
-    Only the characters that depend on nothing but `raw` count: those at the edges also carry their neighbours' bits.
-    """
-    if len(raw) < _SHORTEST_ENCODED:
-        return set()
-    encoded = ((before, base64.b64encode(bytes(before) + raw).decode()) for before in range(3))
-    return {text[-(-before * 8 // 6) : (before + len(raw)) * 8 // 6] for before, text in encoded}
 
 
 def _clock(*, is_console: bool) -> Processor:

@@ -104,7 +104,7 @@ def _judge_own_import(module: str, target: str) -> Iterator[str]:
         return
     if "testing" in (own, other):
         if other == "testing" and own not in MAY_IMPORT_TESTING:
-            yield f"imports {target}; only demo.py and the tests may"
+            yield f"imports {target}; only demo/ and the tests may"
         elif own == "testing" and other not in ("testing", "core"):
             yield f"imports {target}; a test server must not share what it is there to test"
         return
@@ -244,8 +244,8 @@ def test_a_tree_that_keeps_the_rule_has_no_violation(tmp_path: Path) -> None:
         ("log.py", "from maild.commands import sync", "imports maild.commands, which is left of it"),
         ("extra.py", "from maild.core import model", "extra: in no layer"),
         ("engine/a.py", "from maild.helpers import x", "helpers: in no layer"),
-        ("engine/a.py", "from maild.testing import imap", "imports maild.testing; only demo.py"),
-        ("cli.py", "def main():\n    from maild import testing", "maild.cli:2: imports maild.testing; only demo.py"),
+        ("engine/a.py", "from maild.testing import imap", "imports maild.testing; only demo/"),
+        ("cli.py", "def main():\n    from maild import testing", "maild.cli:2: imports maild.testing; only demo/"),
         ("testing/a.py", "from maild.remote.imap import parse", "a test server must not share"),
         ("remote/imap/other.py", "from aioimaplib import aioimaplib", "aioimaplib has more than one importer"),
         ("engine/a.py", "try:\n    pass\nexcept Exception:\n    pass", "maild.engine.a:3: catches Exception"),

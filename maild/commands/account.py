@@ -8,17 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import anyio
 
 from maild import log
-from maild.commands import asking
+from maild.commands import asking, no_such_account, printable
 from maild.commands.asking import say
-from maild.config import Account, Config, Endpoint, Password, Secret, load
-from maild.config.values import LogLevel
+from maild.config import Account, Config, Endpoint, NoSecret, OAuth2, Password, Secret, TokenCommand, load
 from maild.control import NoDaemon, Refused, ask, nudge
 from maild.core.errors import AuthRejected, MaildError
 from maild.engine import accounts, keeping
@@ -26,12 +25,11 @@ from maild.remote.trial import endpoints, try_login
 
 OK, FAILED, USAGE = 0, 1, 64
 _RELOAD_S = 60.0
-NO_LOG = cast("LogLevel", "critical")  # no event has this level: what is printed tells it all
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status. Raises ConfigError, MaildError."""
-    log.configure("debug" if args.verbose else NO_LOG)
+    log.configure("debug" if args.verbose else log.NOTHING)
     match args.action:
         case "add":
             from maild.commands import account_add
@@ -57,12 +55,12 @@ def told_daemon(state_dir: Path) -> list[str]:
 
 
 def _refuse(text: str, status: int = USAGE) -> int:
-    print(f"maild: {text}", file=sys.stderr)
+    print(printable(f"maild: {text}"), file=sys.stderr)
     return status
 
 
 def _no_such(config: Config, name: str) -> int:
-    return _refuse(f"no account is called {name!r}; there are: {', '.join(config.accounts)}")
+    return _refuse(no_such_account(name, config.accounts))
 
 
 # -- list
@@ -75,12 +73,22 @@ def _list(args: argparse.Namespace) -> int:
         print(json.dumps(found, ensure_ascii=False, indent=2))
         return OK
     for account in config.accounts.values():
-        say(f"{account.name}  {account.address}")
-        for protocol, endpoint in endpoints(account):
-            say(f"  {protocol.upper():5} {endpoint.user} at {endpoint.host}:{endpoint.port}")
-        secret = keeping.place(endpoints(account)[0][1].secret)
-        say(f"  mail in {account.maildir}; password: {secret}; set up in {accounts.own_file(config, account.name)}")
+        say(f"{account.name}  {', '.join((account.address, *account.aliases))}")
+        for label, text in _facts(account, config):
+            say(f"  {label:9} {text}")
     return OK
+
+
+def _facts(account: Account, config: Config) -> Iterator[tuple[str, str]]:
+    secrets: list[Secret] = []
+    for protocol, endpoint in endpoints(account):
+        yield protocol.upper(), f"{endpoint.user} at {endpoint.host}:{endpoint.port}"
+        secrets += [endpoint.secret] if endpoint.secret not in secrets else []
+    for secret in secrets:
+        yield ("login" if isinstance(secret, OAuth2 | TokenCommand | NoSecret) else "password"), keeping.place(secret)
+    if account.imap or account.pop3:
+        yield "mail", str(account.maildir)
+    yield "set up in", str(accounts.own_file(config, account.name))
 
 
 def _document(account: Account, config: Config) -> dict[str, object]:

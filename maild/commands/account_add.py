@@ -58,7 +58,7 @@ class Draft:
     name: str
     address: str
     servers: dict[str, dict[str, object]] = field(default_factory=dict)
-    secret: dict[str, object] = field(default_factory=dict)
+    secret: dict[str, object] = field(default_factory=dict, repr=False)
     password: str = field(default="", repr=False)
     maildir: str = ""
     provider: Provider | None = None
@@ -106,8 +106,9 @@ def _add(args: argparse.Namespace) -> int:
     if args.oauth2 is None and not args.no_test:
         _test(draft, args, config)
     file, written = _write(draft, main, config)
-    _tell_what_is_next(draft, file, args)
-    say(*told_daemon(written.state_dir))
+    told = told_daemon(written.state_dir)
+    _tell_what_is_next(draft, file, args, is_kept_up_to_date=bool(told))
+    say(*told)
     return OK
 
 
@@ -122,9 +123,19 @@ def _begun(args: argparse.Namespace, config: Config | None) -> Draft:
     taken = set() if config is None else set(config.accounts)
     if args.name is not None and args.name in taken:
         raise Unanswered(f"there is already an account {args.name!r}", "choose another --name")
+    if args.name is None:
+        _refuse_second(address, config)
     name = args.name or _free_name(address, taken)
-    maildir = "" if args.maildir is None else str(args.maildir.absolute())
+    maildir = "" if args.maildir is None else str(_absolute(args.maildir))
     return Draft(name, address, maildir=maildir, provider=provider_of(address.rpartition("@")[2]))
+
+
+def _refuse_second(address: str, config: Config | None) -> None:
+    """The same mail twice on this disk is what hardly anybody means. Raises Unanswered."""
+    for account in config.accounts.values() if config else ():
+        if account.address.casefold() == address.casefold():
+            hint = f"a new password: maild account passwd {account.name}; once more all the same: --name"
+            raise Unanswered(f"{address} is set up already, as account {account.name!r}", hint)
 
 
 def _free_name(address: str, taken: set[str]) -> str:
@@ -137,6 +148,14 @@ def _free_name(address: str, taken: set[str]) -> str:
     if not free:
         raise Unanswered("no name for the account suggests itself", "give one with --name")
     return free[0]
+
+
+def _absolute(path: Path) -> Path:
+    """No shell expands the ~ of `--maildir=~/Mail`."""
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise Unanswered(f"{path} begins with ~ and the name of a user that this machine does not know") from None
 
 
 # -- where
@@ -152,12 +171,15 @@ def _find_servers(draft: Draft, args: argparse.Namespace) -> None:
             server["user"] = args.user
     if args.ca_file is not None:
         for server in draft.servers.values():
-            server["ca_file"] = str(args.ca_file.absolute())
+            server["ca_file"] = str(_absolute(args.ca_file))
 
 
 def _given(protocol: str, args: argparse.Namespace) -> dict[str, object]:
     host, port, tls = (getattr(args, f"{protocol}_{key}") for key in ("host", "port", "tls"))
     if host is None:
+        if port or tls:
+            given = f"--{protocol}-port" if port else f"--{protocol}-tls"
+            raise Unanswered(f"{given} needs --{protocol}-host")
         return {}
     return {"host": host, **({"port": port} if port else {}), **({"tls": tls} if tls else {})}
 
@@ -267,7 +289,7 @@ def _find_secret(draft: Draft, args: argparse.Namespace, main: Path) -> None:
         draft.secret = {"password_keyring": True}
     else:
         file = accounts.password_file(main, draft.name) if args.password_file is None else args.password_file
-        draft.secret = {"password_file": str(file.expanduser().absolute())}
+        draft.secret = {"password_file": str(_absolute(file))}
     if args.password_stdin:
         draft.password = asking.read_password()
     elif not _has_its_secret(args):
@@ -293,7 +315,7 @@ def _oauth2(args: argparse.Namespace) -> dict[str, object]:
     secret = {}
     if args.client_secret_file is not None:
         try:
-            secret = {"client_secret": args.client_secret_file.read_text().strip()}
+            secret = {"client_secret": _absolute(args.client_secret_file).read_text().strip()}
         except OSError as exc:
             raise Unanswered(f"--client-secret-file cannot be read: {exc.strerror}") from None
     return {"provider": args.oauth2, "client_id": args.client_id, **secret}
@@ -360,7 +382,7 @@ def _write(draft: Draft, main: Path, config: Config | None) -> tuple[Path, Confi
     return file, written
 
 
-def _tell_what_is_next(draft: Draft, file: Path, args: argparse.Namespace) -> None:
+def _tell_what_is_next(draft: Draft, file: Path, args: argparse.Namespace, *, is_kept_up_to_date: bool) -> None:
     config = "" if args.config is None else f"-c {shlex.quote(str(args.config))} "
     if args.oauth2 is not None:
         say(f"Now log in there once: maild {config}login {draft.name}")
@@ -368,3 +390,5 @@ def _tell_what_is_next(draft: Draft, file: Path, args: argparse.Namespace) -> No
         say(f"It cannot send: add [accounts.{draft.name}.smtp] with a host to {file} for that.")
     if "imap" in draft.servers or "pop3" in draft.servers:
         say(f"To fetch the mail: maild {config}sync {draft.name}")
+        if not is_kept_up_to_date:
+            say(f"To keep it up to date from then on: maild {config}run, or as a service: see the README")

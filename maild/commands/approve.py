@@ -11,7 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from maild.commands import printable
+from maild.commands import no_such_account, printable
 from maild.config.outline import Outline, read_outline
 from maild.control import nudge
 from maild.local.schema import StateLocked
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     outline = read_outline(args.config)
     account, _, mailbox = args.target.partition("/")
     if account not in outline.accounts:
-        return _told(USAGE, f"no account is called {account!r}; there are: {', '.join(outline.accounts)}")
+        return _told(USAGE, no_such_account(account, outline.accounts))
     path = _state_file(outline, account)
     if not path.exists():
         return _told(FAILED, f"nothing is refused: account {account!r} has not been synchronised yet")

@@ -10,7 +10,7 @@ import webbrowser
 import anyio
 
 from maild import log
-from maild.commands import printable
+from maild.commands import no_such_account, printable
 from maild.config import Account, OAuth2, load
 from maild.control import nudge
 from maild.remote import oauth_login
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     log.configure("debug" if args.verbose else "warning", config.log_format)
     account = config.accounts.get(args.account)
     if account is None:
-        return _refuse(f"no account is called {args.account!r}; there are: {', '.join(config.accounts)}")
+        return _refuse(no_such_account(args.account, config.accounts))
     logins = _logins(account)
     if not logins:
         return _refuse(

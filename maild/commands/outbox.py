@@ -13,23 +13,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, assert_never, cast
+from pathlib import Path
+from typing import assert_never
 
 import anyio
 
 from maild import log
 from maild.commands import printable
 from maild.config import Config, load
-from maild.config.values import LogLevel
 from maild.control import NoDaemon, ask, nudge
 from maild.core import outgoing
 from maild.core.errors import LocalError, MaildError, StateBusy
 from maild.core.outgoing import Item, State
-from maild.engine.submit import Drained, submit_all
+from maild.engine.submit import Drained, submit_all, told
 from maild.local.outbox import Outbox
 
 OK, FAILED, USAGE = 0, 1, 64
-NO_LOG = cast("LogLevel", "critical")  # no event has this level
 _SHOWN_RECIPIENTS = 3
 _SUBJECT_CHARACTERS = 60
 
@@ -42,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"maild outbox {args.action} {what}", file=sys.stderr)
         return USAGE
     config = load(args.config)
-    log.configure(_log_level(config, args), config.log_format)
+    log.configure(log.beside_results(config, is_verbose=args.verbose), config.log_format)
     outbox = Outbox(config.state_dir)
     match args.action:
         case "list":
@@ -55,13 +54,6 @@ def run(args: argparse.Namespace) -> int:
             status = _each(args, partial(_change, outbox, action, as_json=args.json))
             nudge(config.state_dir, {"ask": "outbox"})
             return status
-
-
-def _log_level(config: Config, args: argparse.Namespace) -> LogLevel:
-    """The results tell all that went wrong; a log is for who asks. `-v` shows every step."""
-    if args.verbose:
-        return "debug"
-    return NO_LOG if config.log_level == "info" and config.log_format == "auto" else config.log_level
 
 
 def _each(args: argparse.Namespace, act: Callable[[str], None]) -> int:
@@ -108,7 +100,7 @@ def _flush(config: Config, outbox: Outbox, *, as_json: bool) -> int:
         print(f"maild: {exc}", file=sys.stderr)
         return FAILED
     if as_json:
-        print(json.dumps({"accounts": {name: _json_drained(d) for name, d in results.items()}}, indent=2))
+        print(json.dumps({"accounts": {name: told(d) for name, d in results.items()}}, indent=2))
     for name, drained in results.items():
         if drained.error is not None:
             print(printable(f"maild: {name}: {drained.error}"), file=sys.stderr)
@@ -123,20 +115,19 @@ def _flush(config: Config, outbox: Outbox, *, as_json: bool) -> int:
 def _flushed(config: Config, outbox: Outbox) -> dict[str, Drained]:
     """By the daemon, or in this process without one. Raises StateBusy, Refused."""
     try:
-        told = ask(config.state_dir, {"ask": "flush"}, timeout_s=None)
+        return drained_by_daemon(config.state_dir)
     except NoDaemon:
         return anyio.run(partial(submit_all, config, outbox, everything=True))
-    return {name: _drained(name, facts) for name, facts in told.items()}
 
 
-def _drained(name: str, told: dict[str, Any]) -> Drained:
-    error = None if told["error"] is None else MaildError(told["error"])
-    return Drained(name, Counter(told["counts"]), error)
-
-
-def _json_drained(drained: Drained) -> dict[str, object]:
-    counts = {state: drained.counts.get(state, 0) for state in ("sent", "deferred", "failed", "uncertain")}
-    return {"ok": drained.is_well, "error": str(drained.error) if drained.error else None, **counts}
+def drained_by_daemon(state_dir: Path, only: Sequence[str] | None = None) -> dict[str, Drained]:
+    """Have a daemon try all that waits, or what is due of `only` these accounts. Raises NoDaemon, Refused."""
+    request = {"ask": "flush"} if only is None else {"ask": "send", "accounts": list(only)}
+    results: dict[str, Drained] = {}
+    for name, facts in ask(state_dir, request, timeout_s=None).items():
+        error = None if facts["error"] is None else MaildError(facts["error"])
+        results[name] = Drained(name, Counter(facts["counts"]), error)
+    return results
 
 
 # -- what a person is shown

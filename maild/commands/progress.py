@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 REFRESH_S = 0.1
+_WIDE = 96  # columns for all there is to show
 
 
 @asynccontextmanager
@@ -26,7 +27,9 @@ async def shown(reports: Collection[AccountReport], *, is_wanted: bool) -> Async
         return
     progress = _progress()
     with progress:
-        tasks = {report.name: progress.add_task(report.name, total=None, what="connecting") for report in reports}
+        tasks = {
+            report.name: progress.add_task(report.name, total=None, what="connecting", octets=0) for report in reports
+        }
         async with anyio.create_task_group() as group:
             group.start_soon(_refresh, progress, tasks, reports)
             try:
@@ -38,19 +41,38 @@ async def shown(reports: Collection[AccountReport], *, is_wanted: bool) -> Async
 
 def _progress() -> Progress:
     """Imported here: rich costs a tenth of a second, which a pass without a terminal need not pay."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.console import Console, RenderableType
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    return Progress(
+    class WithOctets(ProgressColumn):
+        """A column that stays empty while no message is on its way: `0/0 bytes` tells nothing."""
+
+        def __init__(self, column: ProgressColumn) -> None:
+            super().__init__()
+            self._column = column
+
+        def render(self, task: Task) -> RenderableType:
+            return self._column.render(task) if task.fields["octets"] else ""
+
+    console = Console(stderr=True)
+    columns: list[ProgressColumn] = [
         TextColumn("[bold]{task.description}"),
         TextColumn("{task.fields[what]}"),
-        BarColumn(bar_width=24),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
-        console=Console(stderr=True),
-        auto_refresh=False,
-    )
+        WithOctets(BarColumn(bar_width=24 if console.width >= _WIDE else 8)),
+        WithOctets(DownloadColumn(binary_units=True)),
+    ]
+    if console.width >= _WIDE:
+        columns += [WithOctets(TransferSpeedColumn()), WithOctets(TimeRemainingColumn(compact=True))]
+    return Progress(*columns, console=console, auto_refresh=False)
 
 
 async def _refresh(progress: Progress, tasks: dict[str, TaskID], reports: Collection[AccountReport]) -> None:
@@ -67,9 +89,8 @@ def _update(progress: Progress, tasks: dict[str, TaskID], reports: Collection[Ac
             completed=min(report.done_octets, report.wanted_octets),
             total=max(report.wanted_octets, 1) if known else None,
             what=_what(report),
+            octets=report.wanted_octets,
         )
-        if report.state == "ok" and not report.wanted_octets:
-            progress.update(tasks[report.name], completed=1, total=1)
     progress.refresh()
 
 
@@ -78,4 +99,6 @@ def _what(report: AccountReport) -> str:
         return "connecting"
     if report.state == "error":
         return "[red]failed"
+    if not report.wanted_messages:
+        return "done" if report.state == "ok" else "comparing"
     return f"{report.done_messages:,}/{report.wanted_messages:,} messages"

@@ -16,9 +16,11 @@ from pathlib import Path
 from maild.commands import printable
 from maild.config.senders import read_senders
 from maild.core.errors import ConfigError, LocalError
+from maild.core.outgoing import Notices
 from maild.engine.accept import NoAccount, Order, Refused, prepared
 from maild.local.outbox import Outbox
 
+SOCKET = "control.sock"
 OK, USAGE, DATA_ERROR, TRY_LATER, BAD_CONFIG = 0, 64, 65, 75, 78  # sysexits.h
 
 HELP = """\
@@ -33,12 +35,15 @@ once the message is safe on the disk. Needs no running daemon.
   -F NAME         the name for From, if the message has no From
   --at TIME       not before: 2026-12-24T18:00, 18:00 (the next one), or a while from now such as 90m or 2h
   --account NAME  send through this account
+  -N WHEN         ask for notices of delivery: never, or some of success,failure,delay
+  -R PART         what of the message a notice is to hold: full, or hdrs (its header)
+  -V ID           what notices are to call the message; -N, -R, -V need a server that offers DSN
 
-Further options of sendmail (-b, -B, -h, -N, -o, -O, -q, -R, -V, -v, -X …) are accepted and change nothing.
+Further options of sendmail (-b, -B, -h, -o, -O, -q, -v, -X …) are accepted and change nothing.
 exit status: 0 accepted, 64 wrong usage, 65 bad address or message, 75 could not be stored, 78 bad config
 """
 
-_WITH_VALUE = frozenset("BChLNOpRVX")  # options of sendmail that take a value and mean nothing here
+_WITH_VALUE = frozenset("BChLOpX")  # options of sendmail that take a value and mean nothing here
 _WITH_VALUE_ATTACHED = frozenset("bdoqx")  # and those whose value can only be part of the same word
 _FLAGS = frozenset("AGinmsvUE")
 _UNSUPPORTED_MODES = {
@@ -49,6 +54,12 @@ _UNSUPPORTED_MODES = {
     "D": "use `maild run`",
     "v": "it verifies no addresses",
     "t": "it has no test mode",
+}
+_ENVID_CHARACTERS = 100  # RFC 3461 §4.4
+_NOTICES = {
+    "N": "never, or some of success, failure and delay with commas between them",
+    "R": "full or hdrs",
+    "V": f"at most {_ENVID_CHARACTERS} printable characters of ASCII",
 }
 _AT_CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
 _AT_DELAY = re.compile(r"\+?(\d{1,9})([smhd])")
@@ -93,7 +104,16 @@ def _accept(config: Path | None, order: Order) -> int:
     raw = sys.stdin.buffer.read()
     item, text = prepared(raw, order, senders, time.time())
     Outbox(senders.state_dir).accept(item, text)
+    _tell_daemon(senders.state_dir)
     return OK
+
+
+def _tell_daemon(state_dir: Path) -> None:
+    """A daemon hears of the message from the kernel, or within a second; where there is none, nothing is imported."""
+    if (state_dir / SOCKET).exists():
+        from maild.control import hint
+
+        hint(state_dir, {"ask": "outbox"})
 
 
 def _failed(text: str, status: int) -> int:
@@ -135,7 +155,7 @@ def _letters(word: str, left: list[str]) -> Iterator[tuple[str, str]]:
     while at < len(word):
         letter, rest = word[at], word[at + 1 :]
         at += 1
-        if letter in "fFr" or letter in _WITH_VALUE:
+        if letter in "fFrNRV" or letter in _WITH_VALUE:
             if not rest and not left:
                 raise WrongUsage(f"-{letter} needs a value")
             yield letter, rest or left.pop(0)
@@ -154,12 +174,26 @@ def _applied(order: Order, letter: str, value: str) -> Order:
             return replace(order, sender=value)
         case "F":
             return replace(order, full_name=value)
+        case "N" | "R" | "V":
+            return replace(order, notices=_with_notice(order.notices, letter, value))
         case "b" if value in _UNSUPPORTED_MODES:
             raise WrongUsage(f"-b{value} is not what this program does: {_UNSUPPORTED_MODES[value]}")
         case _ if letter in _WITH_VALUE or letter in _WITH_VALUE_ATTACHED or letter in _FLAGS:
             return order
         case _:
             raise WrongUsage(f"-{letter} is no option of sendmail")
+
+
+def _with_notice(notices: Notices, letter: str, value: str) -> Notices:
+    """What is asked for with one more option (RFC 3461 §4). Raises WrongUsage."""
+    words = value.upper().split(",")
+    if letter == "N" and (words == ["NEVER"] or set(words) <= {"SUCCESS", "FAILURE", "DELAY"}):
+        return replace(notices, notify=",".join(dict.fromkeys(words)))
+    if letter == "R" and value.upper() in ("FULL", "HDRS"):
+        return replace(notices, ret=value.upper())
+    if letter == "V" and 0 < len(value) <= _ENVID_CHARACTERS and value.isascii() and value.isprintable():
+        return replace(notices, envid=value)
+    raise WrongUsage(f"-{letter} {value!a} is not {_NOTICES[letter]}")
 
 
 def _long(order: Order, word: str, left: list[str], now_s: float) -> Order:

@@ -6,24 +6,29 @@ the terminal unescaped.
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
+import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TextIO
 
 from maild.commands import printable
 from maild.engine.status import AccountDocument, Document, MailboxDocument, OutboxDocument, RefusedDocument
 
-_BOLD, _RED, _YELLOW, _GREEN = "1", "31", "33", "32"
+_BOLD, RED, YELLOW, GREEN = "1", "31", "33", "32"
 _COLOURS = {
-    **dict.fromkeys(("error", "refused", "auth_rejected"), _RED),
-    **dict.fromkeys(("pending", "offline", "backing_off"), _YELLOW),
-    **dict.fromkeys(("idle", "syncing", "ok"), _GREEN),
+    **dict.fromkeys(("error", "refused", "auth_rejected"), RED),
+    **dict.fromkeys(("pending", "offline", "backing_off"), YELLOW),
+    **dict.fromkeys(("idle", "syncing", "ok"), GREEN),
 }
 _STATES = {"backing_off": "backing off", "auth_rejected": "login refused"}
 _PUSH = {"notify": "pushed by NOTIFY", "idle": "pushed by IDLE", "poll": "polled"}
+_WIDEST = 100  # columns: longer lines of text are hard to read
 _WIDEST_NAME = 28
 _STATE_WIDTH = 9  # `refused`, and two blanks
 _NARROWEST_TEXT = 20
@@ -61,9 +66,9 @@ def _account(
         facts.append(f"last sync {_ago(now_s - datetime.fromisoformat(last_sync).timestamp())}")
     elif is_new:
         facts.append("never synchronised")
-    yield f"{_paint(_padded(printable(name), width), _BOLD, look)}  {', '.join(facts)}"
+    yield f"{paint(_padded(printable(name), width), _BOLD, look)}  {', '.join(facts)}"
     if error is not None:
-        yield from _behind("  failed: ", error, look, _RED)
+        yield from behind("  failed: ", error, look, RED)
     if is_new and document["daemon"] is None:
         yield f"  to begin: maild sync {shlex.quote(name)}"
     if mailboxes:
@@ -79,7 +84,7 @@ def _doing(account: AccountDocument, document: Document, look: Look) -> list[str
     if document["daemon"] is None:
         return ["sends only"] if account["protocol"] == "smtp" else []
     state = printable(account["state"])
-    doing = [_paint(_STATES.get(state, state), _COLOURS.get(state, ""), look)]
+    doing = [paint(_STATES.get(state, state), _COLOURS.get(state, ""), look)]
     if account["push"] is not None:
         reason = printable(account.get("push_reason", ""))
         doing.append(_PUSH.get(account["push"], printable(account["push"])) + (f" ({reason})" if reason else ""))
@@ -118,12 +123,12 @@ def _mailbox(account: str, name: str, mailbox: MailboxDocument, look: Look, colu
     if _cells(shown) > column:  # a line of its own
         yield f"  {shown}"
         shown = ""
-    painted = _paint(_padded(state, _STATE_WIDTH), _COLOURS.get(state, ""), look)
+    painted = paint(_padded(state, _STATE_WIDTH), _COLOURS.get(state, ""), look)
     yield f"  {_padded(shown, column)}  {painted}{_totals([mailbox]).partition(', ')[2]}"
     if (plan := mailbox["refused"]) is not None:
         yield from _refused(f"{account}/{name}", plan, look)
     if mailbox["error"] is not None:
-        yield from _behind("    ", mailbox["error"], look)
+        yield from behind("    ", mailbox["error"], look)
     skipped = _groups((m["uid"], m["reason"], m["size"], m["since"]) for m in mailbox["skipped"])
     yield from _withheld("left on the server", "uid", skipped, look)
     held_back = _groups((m["file"], m["reason"], m["size"], m["since"]) for m in mailbox["held_back"])
@@ -131,12 +136,12 @@ def _mailbox(account: str, name: str, mailbox: MailboxDocument, look: Look, colu
 
 
 def _refused(target: str, plan: RefusedDocument, look: Look) -> Iterator[str]:
-    yield from _behind("    ", plan["reason"], look)
+    yield from behind("    ", plan["reason"], look)
     sides = ((plan["there"], "on the server"), (plan["here"], "here"))
     told = [f"{_counted(count, 'message')} {where}" for count, where in sides if count]
     if plan["approved"]:
         what = f"{' and '.join(told)} will be deleted" if told else "it is carried out"
-        yield from _behind("    ", f"approved: {what} with the next pass", look)
+        yield from behind("    ", f"approved: {what} with the next pass", look)
         return
     what = f"to delete {' and '.join(told)} after all" if told else "if that is right"
     command = f"maild approve {shlex.quote(printable(target))}"
@@ -159,15 +164,15 @@ def _withheld(what: str, kind: str, groups: Sequence[_Group], look: Look) -> Ite
     """How many messages did not travel, and for the commonest reasons which and since when."""
     if not groups:
         return
-    yield f"    {_paint(_counted(sum(len(ids) for _, ids, _, _ in groups), 'message'), _YELLOW, look)} {what}:"
+    yield f"    {paint(_counted(sum(len(ids) for _, ids, _, _ in groups), 'message'), YELLOW, look)} {what}:"
     for reason, ids, size_octets, since in groups[:_SHOWN_REASONS]:
         some = ", ".join(sorted(ids, key=lambda id_: (len(id_), id_))[:_SHOWN_MESSAGES])
         some += f" and {len(ids) - _SHOWN_MESSAGES:,} more" if len(ids) > _SHOWN_MESSAGES else ""
         size = f"{_size(size_octets)}, " if size_octets else ""
         named = f"{kind} {some}" if len(ids) == 1 else f"{kind}s {some}"
-        yield from _behind("      ", f"{reason}: {named} ({size}since {_day(since)})", look)
+        yield from behind("      ", f"{reason}: {named} ({size}since {_day(since)})", look)
     if left := sum(len(ids) for _, ids, _, _ in groups[_SHOWN_REASONS:]):
-        yield from _behind("      ", f"{left:,} more, for other reasons: maild status --json", look)
+        yield from behind("      ", f"{left:,} more, for other reasons: maild status --json", look)
 
 
 def _day(since: str) -> str:
@@ -187,16 +192,16 @@ def _size(octets: int) -> str:
 
 def _outbox(outbox: OutboxDocument, look: Look) -> Iterator[str]:
     if outbox["error"] is not None:
-        yield from _behind("outbox: ", outbox["error"], look, _RED)
+        yield from behind("outbox: ", outbox["error"], look, RED)
         return
     counts = (
         (outbox["queued"], "queued", ""),
         (outbox["held"], "held", ""),
-        (outbox["deferred"], "deferred", _YELLOW),
-        (outbox["uncertain"], "uncertain", _YELLOW),
-        (outbox["failed"], "failed", _RED),
+        (outbox["deferred"], "deferred", YELLOW),
+        (outbox["uncertain"], "uncertain", YELLOW),
+        (outbox["failed"], "failed", RED),
     )
-    told = [_paint(f"{count:,} {state}", colour, look) for count, state, colour in counts if count]
+    told = [paint(f"{count:,} {state}", colour, look) for count, state, colour in counts if count]
     yield f"outbox: {', '.join(told)}; see maild outbox" if told else "outbox: empty"
 
 
@@ -204,7 +209,7 @@ def _daemon(document: Document, look: Look) -> Iterator[str]:
     if (daemon := document["daemon"]) is not None:
         yield f"daemon: pid {daemon['pid']}, running for {_ago(daemon['uptime_s']).removesuffix(' ago')}"
         return
-    yield from _behind("", "No daemon is running; this is how the last `maild sync` left it.", look)
+    yield from behind("", "No daemon is running; this is how the last `maild sync` left it.", look)
 
 
 # -- text in columns
@@ -214,15 +219,24 @@ def _counted(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
-def _paint(text: str, colour: str, look: Look) -> str:
+def look_of(stream: TextIO, *, is_complete: bool = False, is_wrapped: bool = True) -> Look:
+    """How it is to be shown there: no colours but on a terminal without NO_COLOR, no lines that are hard to read."""
+    is_terminal = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    width = min(shutil.get_terminal_size().columns, _WIDEST) if is_terminal or is_wrapped else sys.maxsize
+    return Look(width, is_terminal and not os.environ.get("NO_COLOR"), is_complete)
+
+
+def paint(text: str, colour: str, look: Look) -> str:
     return f"\x1b[{colour}m{text}\x1b[0m" if look.is_coloured and colour else text
 
 
-def _behind(head: str, text: str, look: Look, colour: str = "") -> Iterator[str]:
-    """Text behind `head`, filled to the width, its further lines below its first. A word that is longer than a line
-    stays in one piece, to be copied."""
+def behind(head: str, text: str, look: Look, colour: str = "") -> Iterator[str]:
+    """Text behind `head`, filled to the width, its further lines below its first; made safe to print.
+
+    A word that is longer than a line stays in one piece, to be copied.
+    """
     room = max(look.width - _cells(head), _NARROWEST_TEXT)
-    start, line = _paint(head, colour, look), ""
+    start, line = paint(head, colour, look), ""
     for word in printable(text).split():
         if line and _cells(line) + 1 + _cells(word) > room:
             yield start + line

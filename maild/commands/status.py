@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from maild.commands import printable
+from maild.commands import no_such_account, printable
 from maild.config.outline import Outline, read_outline
 from maild.control import NoDaemon, Refused, ask
 from maild.engine.status import Document, stored_status
@@ -23,7 +23,6 @@ from maild.engine.status import Document, stored_status
 OK, USAGE = 0, 64
 _EVERY_S = 1.0
 _PATIENCE_S = 5.0  # with a daemon that does not answer
-_WIDEST = 100  # lines of text that are longer are hard to read
 # The terminal's second screen, without a cursor and cutting lines that are too long; and back.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -31,12 +30,12 @@ _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status. Raises ConfigError."""
-    if args.watch and (args.json or not _is_terminal()):
+    if args.watch and (args.json or not (sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb")):
         return _refuse("--watch draws on a terminal; scripts call `maild status --json` as often as they like")
     outline = read_outline(args.config)
     for name in args.accounts:
         if name not in outline.accounts:
-            return _refuse(f"no account is called {name!r}; there are: {', '.join(outline.accounts)}")
+            return _refuse(no_such_account(name, outline.accounts))
     if args.watch:
         return _watch(lambda: _document(outline, args.accounts), is_complete=args.verbose)
     document = _document(outline, args.accounts)
@@ -75,16 +74,10 @@ def _refuse(text: str) -> int:
     return USAGE
 
 
-def _is_terminal() -> bool:
-    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-
-
 def _lines(document: Document, *, is_complete: bool) -> list[str]:
-    from maild.commands.standing import Look, lines  # programs that want JSON need not wait for it
+    from maild.commands.standing import lines, look_of  # programs that want JSON need not wait for it
 
-    width = min(shutil.get_terminal_size().columns, _WIDEST)
-    is_coloured = _is_terminal() and not os.environ.get("NO_COLOR")
-    return list(lines(document, Look(width, is_coloured, is_complete), time.time()))
+    return list(lines(document, look_of(sys.stdout, is_complete=is_complete), time.time()))
 
 
 def _watch(document: Callable[[], Document], *, is_complete: bool) -> int:

@@ -13,17 +13,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
 from maild import log
-from maild.commands import printable
+from maild.commands import no_such_account, printable
 from maild.commands.progress import shown
 from maild.config import Account, Config, load
-from maild.config.values import LogLevel
-from maild.control import Conversation, NoDaemon, ask, note_progress
+from maild.control import Conversation, NoDaemon, note_progress
 from maild.engine.account import sync_account
 from maild.engine.limits import settle_in
 from maild.engine.poll import INBOX, poll_account
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from maild.engine.submit import Drained
 
 OK, FAILED, USAGE = 0, 1, 64
-NO_LOG = cast("LogLevel", "critical")  # no event has this level
 COUNTERS = {  # in JSON → those of the report that it sums up
     "pulled": ("pulled",),
     "pushed": ("pushed",),
@@ -58,17 +56,19 @@ class _Target:
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status. Raises ConfigError and, for a busy state directory, StateBusy."""
     config = load(args.config)
-    log.configure(_log_level(config, args), config.log_format)
+    log.configure(log.beside_results(config, is_verbose=args.verbose), config.log_format)
     try:
-        targets = _targets(config, args.targets)
+        targets, senders = _targets(config, args.targets, may_send=args.send)
     except LookupError as exc:
-        print(f"maild: {exc.args[0]}", file=sys.stderr)
+        print(printable(f"maild: {exc.args[0]}"), file=sys.stderr)
         return USAGE
     reports = {target.account.name: AccountReport(target.account.name) for target in targets}
     sent: Mapping[str, Drained] = {}
     if args.send and not args.dry_run:
-        sent = _send(config, [target.account.name for target in targets] if args.targets else [])
-    if _by_daemon(config, targets, reports, args):
+        sent = _send(config, [*(target.account.name for target in targets), *senders] if args.targets else [])
+    if args.targets and not targets:
+        pass  # they only send
+    elif _by_daemon(config, targets, reports, args):
         pass
     elif args.dry_run and not config.state_dir.exists():
         settle_in()
@@ -78,48 +78,46 @@ def run(args: argparse.Namespace) -> int:
         with InstanceLock(config.state_dir, "maild sync"):
             anyio.run(_sync_all, config, targets, reports, args)
     if args.json:
-        counts = {name: {str(state): count for state, count in one.counts.items()} for name, one in sent.items()}
-        told = {"sent": counts} if args.send else {}
-        print(json.dumps({**document(reports), **told}, ensure_ascii=False, indent=2))
+        results = {"sent": {name: _json_sent(one) for name, one in sent.items()}} if args.send else {}
+        print(json.dumps({**document(reports), **results}, ensure_ascii=False, indent=2))
     else:
         _print_results(reports, is_plan=args.dry_run)
-        for name, one in sent.items():
-            print(f"{name}: {one.in_words}")
+        _print_sent(sent, senders)
     return OK if all(report.ok for report in reports.values()) and all(s.is_well for s in sent.values()) else FAILED
 
 
 def _send(config: Config, names: Sequence[str]) -> Mapping[str, Drained]:
     """What is due in the outbox goes out before the pass, which then carries the copies in Sent to the server.
 
-    A daemon does that by itself and is only told to look again. Raises StateBusy while another maild drains it.
+    By the daemon where one runs. Raises StateBusy while another maild drains it, Refused.
     """
+    from maild.commands.outbox import drained_by_daemon
+    from maild.engine.submit import submit_all
+    from maild.local.outbox import Outbox
+
     try:
-        ask(config.state_dir, {"ask": "outbox"}, timeout_s=None)
+        return drained_by_daemon(config.state_dir, names)
     except NoDaemon:
-        from maild.engine.submit import submit_all
-        from maild.local.outbox import Outbox
-
         return anyio.run(partial(submit_all, config, Outbox(config.state_dir), only=names))
-    return {}
 
 
-def _log_level(config: Config, args: argparse.Namespace) -> LogLevel:
-    """The results tell all that went wrong, in one line each; a log is for who asks. `-v` shows every step."""
-    if args.verbose:
-        return "debug"
-    return NO_LOG if config.log_level == "info" and config.log_format == "auto" else config.log_level
+def _targets(config: Config, words: Sequence[str], *, may_send: bool) -> tuple[list[_Target], list[str]]:
+    """What was asked for; by default all that have mail on a server. Beside it accounts that only send, if they may.
 
-
-def _targets(config: Config, words: Sequence[str]) -> list[_Target]:
-    """What was asked for; by default all that have mail on a server. Raises LookupError with a text for the user."""
+    Raises LookupError with a text for the user.
+    """
+    senders: list[str] = []
     wanted: dict[str, set[str]] = defaultdict(set)
     whole: set[str] = set()
     for word in words:
         name, slash, mailbox = word.partition("/")
         if name not in config.accounts:
-            raise LookupError(f"no account is called {name!r}; there are: {', '.join(config.accounts)}")
+            raise LookupError(no_such_account(name, config.accounts))
         if not _is_pulled(config.accounts[name]):
-            raise LookupError(f"account {name!r} has neither an imap nor a pop3 section: it has nothing to pull")
+            if not may_send or slash:
+                raise LookupError(f"account {name!r} has neither an imap nor a pop3 section: it has nothing to pull")
+            senders += [] if name in senders else [name]
+            continue
         if mailbox not in ("", INBOX) and config.accounts[name].pop3 is not None:
             raise LookupError(f"account {name!r} is a POP3 account: its one mailbox on the server is INBOX")
         whole.update([name] if not slash else [])
@@ -127,7 +125,8 @@ def _targets(config: Config, words: Sequence[str]) -> list[_Target]:
     if not words:
         whole.update(name for name, account in config.accounts.items() if _is_pulled(account))
     chosen = [name for name in config.accounts if name in whole or name in wanted]
-    return [_Target(config.accounts[n], () if n in whole else tuple(sorted(wanted[n]))) for n in chosen]
+    targets = [_Target(config.accounts[n], () if n in whole else tuple(sorted(wanted[n]))) for n in chosen]
+    return targets, senders
 
 
 def _by_daemon(
@@ -204,6 +203,23 @@ def _json_mailbox(mailbox: MailboxReport) -> dict[str, object]:
     sums = {name: sum(getattr(mailbox, one) for one in summed) for name, summed in COUNTERS.items()}
     sides = {name: getattr(mailbox, name) for name in ("flags_there", "deleted_there", "moved_there", "held_back")}
     return {"state": mailbox.state, "error": mailbox.error, **sums, **sides}
+
+
+def _json_sent(drained: Drained) -> dict[str, object]:
+    from maild.engine.submit import told
+
+    return told(drained)
+
+
+def _print_sent(sent: Mapping[str, Drained], senders: Sequence[str]) -> None:
+    """What went out; of accounts that only send also that nothing did."""
+    for name, drained in sent.items():
+        if drained.error is not None:
+            print(printable(f"maild: {name}: {drained.error}"), file=sys.stderr)
+        print(f"{name}: {drained.in_words}")
+    for name in senders:
+        if name not in sent:
+            print(f"{name}: nothing to send")
 
 
 def _print_results(reports: Mapping[str, AccountReport], *, is_plan: bool) -> None:

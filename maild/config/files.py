@@ -12,7 +12,7 @@ from stat import S_IMODE
 
 from pydantic import ValidationError
 
-from maild.config import build, rules, schema, unbuilt, units
+from maild.config import build, rules, schema, units
 from maild.config.locate import Lines
 from maild.config.places import standard_places
 from maild.config.problems import Problem, findings
@@ -20,10 +20,7 @@ from maild.config.rules import Source
 from maild.config.values import Config
 from maild.core.errors import ConfigError
 
-_START = (
-    "to start, write one: [accounts.NAME] with address, and [accounts.NAME.imap] with host and password_command "
-    "(config/maild.toml of the sources shows every key)"
-)
+_START = 'to begin: "maild account add ADDRESS" sets up an account and writes one'
 
 _HINTS = {
     "invalid value": "; a text needs quotes around it",
@@ -39,14 +36,18 @@ class Report:
     file: str
     config: Config | None
     errors: tuple[Problem, ...]
-    notes: tuple[Problem, ...]
+
+    @property
+    def is_denied(self) -> bool:
+        """Whether nothing is known to be wrong but that the user may not read it."""
+        return bool(self.errors) and all(problem.is_denied for problem in self.errors)
 
 
 def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
     """The config at `path`, or the first one of the search order; raises ConfigError with all problems at once."""
     report = examine(path, environ)
     if report.config is None:
-        raise ConfigError([str(problem) for problem in report.errors])
+        raise ConfigError([str(problem) for problem in report.errors], is_denied=report.is_denied)
     return report.config
 
 
@@ -54,7 +55,7 @@ def examine(path: Path | None, environ: Mapping[str, str] = os.environ) -> Repor
     """Like `load`, but tells instead of raising."""
     main = _find(path, environ)
     if isinstance(main, Problem):
-        return Report("", None, (main,), ())
+        return Report("", None, (main,))
     files, errors = _beside(main)
     sources: list[Source] = []
     for file in [main, *files]:
@@ -74,11 +75,10 @@ def _judge(main: Path, sources: list[Source], unreadable: list[Problem], environ
     errors += rules.broken_rules(sources, _default_maildir(sources[0], environ), environ)
     if not unreadable:
         errors += rules.missing_accounts(sources)
-    notes = _in_order(main, unbuilt.without_effect(sources))
     if errors:
-        return Report(str(main), None, _in_order(main, errors), notes)
-    config = build.config(main, [model for model in models if model], environ, tuple(map(str, notes)))
-    return Report(str(main), config, (), notes)
+        return Report(str(main), None, _in_order(main, errors))
+    config = build.config(main, [model for model in models if model], environ)
+    return Report(str(main), config, ())
 
 
 def _in_order(main: Path, problems: Iterable[Problem]) -> tuple[Problem, ...]:
@@ -108,7 +108,7 @@ def _beside(main: Path) -> tuple[list[Path], list[Problem]]:
     except FileNotFoundError:
         return [], []
     except OSError as error:
-        return [], [Problem(str(directory), 0, "", f"cannot be listed: {error.strerror}")]
+        return [], [_unreadable(directory, "listed", error)]
     return files, []
 
 
@@ -120,13 +120,20 @@ def _read(file: Path, *, is_main: bool) -> Source | Problem:
     except FileNotFoundError:
         return Problem(str(file), 0, "", f"there is no such file; {_START}")
     except OSError as error:
-        return Problem(str(file), 0, "", f"cannot be read: {error.strerror}")
+        return _unreadable(file, "read", error)
     return _parse(str(file), mode, raw, is_main=is_main)
+
+
+def _unreadable(path: Path, what: str, error: OSError) -> Problem:
+    text = f"cannot be {what}: {error.strerror}"
+    return Problem(str(path), 0, "", text, is_denied=isinstance(error, PermissionError))
 
 
 def _parse(name: str, mode: int, raw: bytes, *, is_main: bool) -> Source | Problem:
     try:
         text = raw.decode()
+        if text.startswith("\ufeff"):
+            return Problem(name, 1, "", "begins with a byte order mark: save it as UTF-8 without one")
         table = tomllib.loads(text)
         return Source(name, mode, table, Lines(text), is_main)
     except UnicodeDecodeError as error:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from maild.config import units
 from maild.config.locate import KeyPath
 from maild.config.schema import SECTIONS, Section
+from maild.core.errors import did_you_mean
 
 _WANTED = {
     "string_type": "a text in quotes",
@@ -25,6 +26,38 @@ _WANTED = {
     "model_type": "a table",
 }
 
+# What mbsync, OfflineIMAP, msmtp, getmail, fetchmail and mail readers call it.
+_KEYS_ELSEWHERE = {
+    "email": "address",
+    "encryption": "tls",
+    "folders": "mailboxes",
+    "from": "address",
+    "login": "user",
+    "passcmd": "password_command",
+    "passwordeval": "password_command",
+    "path": "maildir",
+    "patterns": "mailboxes",
+    "security": "tls",
+    "server": "host",
+    "ssl": "tls",
+    "sslcertfile": "ca_file",
+    "ssltype": "tls",
+    "starttls": "tls",
+    "tls_trust_file": "ca_file",
+}
+_WORDS_ELSEWHERE = {
+    "false": "off",
+    "imaps": "implicit",
+    "no": "off",
+    "pop3s": "implicit",
+    "smtps": "implicit",
+    "ssl": "implicit",
+    "ssl/tls": "implicit",
+    "tls": "implicit",
+    "true": "on",
+    "yes": "on",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -34,6 +67,7 @@ class Problem:
     line: int
     key: str
     message: str
+    is_denied: bool = False  # the file may not be read by this user
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
@@ -53,12 +87,12 @@ def key_text(path: Iterable[str | int]) -> str:
     return text
 
 
-def suggestion(wrong: object, possible: Iterable[str]) -> str:
-    """` (did you mean "x"?)` where something possible is close to `wrong`, else nothing."""
+def suggestion(wrong: object, possible: Collection[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> str:
+    """` (did you mean "x"?)` where something possible is close to `wrong`, or is what others call so; else nothing."""
     if not isinstance(wrong, str):
         return ""
-    near = difflib.get_close_matches(wrong, list(possible), n=1)
-    return f' (did you mean "{near[0]}"?)' if near else ""
+    same = elsewhere.get(wrong.casefold())
+    return did_you_mean(wrong, possible) if same is None or same not in possible else f' (did you mean "{same}"?)'
 
 
 def one_of(words: Iterable[str], last: str = "or") -> str:
@@ -107,7 +141,8 @@ def _unknown(path: KeyPath) -> str:
     homes = [_header(place, path) for place, other in SECTIONS.items() if place and name in other.model_fields]
     if homes:
         return f"does not belong here but in {one_of(homes[:3])}"
-    return "is not a key that maild knows" + (suggestion(name, section.model_fields) if section else "")
+    near = suggestion(name, section.model_fields, _KEYS_ELSEWHERE) if section else ""
+    return f"is not a key that maild knows{near}"
 
 
 def _header(place: tuple[str, ...], path: KeyPath) -> str:
@@ -120,7 +155,7 @@ def _not_among(expected: str, given: object) -> str:
     if not words:
         return "must be true or left out"
     quoted = [f'"{word}"' for word in words]
-    wrong = suggestion(given, words) if isinstance(given, str) else f", not {units.kind(given)}"
+    wrong = suggestion(given, words, _WORDS_ELSEWHERE) if isinstance(given, str) else f", not {units.kind(given)}"
     return f"must be {one_of(quoted)}{wrong}"
 
 
@@ -132,4 +167,6 @@ def _remedy(wanted: str, path: KeyPath, given: object) -> str:
         return '; put it in brackets, as in ["…"]'
     if wanted == "model_type" and isinstance(given, list):
         return f"; write [{key_text(path)}] with single brackets"
+    if path == ("accounts",):
+        return "; each account is a table [accounts.NAME]"
     return ""

@@ -7,7 +7,17 @@ attributes `scope` and `retry`, never by a ladder of isinstance checks.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from typing import ClassVar
+
+
+def did_you_mean(wrong: str, possible: Iterable[str]) -> str:
+    """` (did you mean "x"?)` where something possible is close to `wrong`, whatever its case; else nothing."""
+    import difflib  # only a mistake pays for it
+
+    spelled = {name.casefold(): name for name in possible}
+    near = difflib.get_close_matches(wrong.casefold(), spelled, n=1)
+    return f' (did you mean "{spelled[near[0]]}"?)' if near else ""
 
 
 class Scope(enum.Enum):
@@ -42,11 +52,15 @@ class MaildError(Exception):
 
 
 class ConfigError(MaildError):
-    """The config cannot be used; `problems` holds one `FILE:LINE: KEY.PATH: text` per line. Exit status 78."""
+    """The config cannot be used; `problems` holds one `FILE:LINE: KEY.PATH: text` per line.
 
-    def __init__(self, problems: list[str]) -> None:
+    Exit status 78, or 77 if `is_denied`: nothing is known to be wrong but that the user may not read it.
+    """
+
+    def __init__(self, problems: list[str], *, is_denied: bool = False) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+        self.is_denied = is_denied
 
 
 class SecretUnavailable(MaildError):
@@ -103,8 +117,18 @@ class LocalError(MaildError):
     retry = Retry.LATER
 
 
+class NoPermission(LocalError):
+    """This disk again: the user who runs maild may not. Exit status 77 where it ends a command."""
+
+
 class PlanRefused(MaildError):
     """The deletion guard refused a plan for one mailbox."""
+
+    scope = Scope.MAILBOX
+
+
+class NoSuchMailbox(MaildError):
+    """A pass was asked for a mailbox that the account does not have: a mistake of who asked, not of the account."""
 
     scope = Scope.MAILBOX
 

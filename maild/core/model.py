@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import lt
@@ -52,7 +52,8 @@ class Listing:
     """The selectable mailboxes that the config wants, and those that cannot be used with the reason, in words.
 
     `present` names everything the server has, wanted or not, selectable or not: what is missing there is gone.
-    `separator` divides levels, "" where there are none. `trash` is the mailbox with the role \\Trash, wanted or not.
+    `separator` divides levels, "" where there are none. `trash` is the mailbox with the role \\Trash, wanted or not;
+    `roles` are the selectable mailboxes that have one, by role, wanted or not.
     """
 
     mailboxes: tuple[RemoteMailbox, ...]
@@ -60,6 +61,7 @@ class Listing:
     present: frozenset[MailboxName] = frozenset()
     separator: str = "/"
     trash: MailboxName | None = None
+    roles: Mapping[str, RemoteMailbox] = field(default_factory=dict)
 
 
 class ScanTable:

@@ -66,6 +66,22 @@ Verdicts = Mapping[str, Verdict]  # by recipient
 
 
 @dataclass(frozen=True, slots=True)
+class Notices:
+    """What delivery status notifications are asked for (RFC 3461 §4), "" for what the server does by itself.
+
+    `notify` are NEVER, or some of SUCCESS, FAILURE, DELAY, with commas; `ret` is FULL or HDRS; `envid` what the sender
+    wants to know the message by, in printable ASCII.
+    """
+
+    notify: str = ""
+    ret: str = ""
+    envid: str = ""
+
+
+AS_USUAL = Notices()
+
+
+@dataclass(frozen=True, slots=True)
 class Submission:
     """One message for one transaction: its envelope, and what the server has to know beforehand.
 
@@ -78,6 +94,7 @@ class Submission:
     size_octets: int
     is_8bit: bool = False
     utf8: Utf8 = ""
+    notices: Notices = AS_USUAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +132,7 @@ class Item:
     subject: str = ""
     is_8bit: bool = False
     utf8: Utf8 = ""
+    notices: Notices = AS_USUAL
     attempts: int = 0
     phase: Phase = ""
     uncertain_s: int = 0
@@ -155,7 +173,7 @@ class Item:
 def submission(item: Item) -> Submission:
     """What the server is to be asked: the envelope for those in flight."""
     recipients = tuple(r.address for r in item.recipients if r.is_in_flight)
-    return Submission(item.id, item.sender, recipients, item.size_octets, item.is_8bit, item.utf8)
+    return Submission(item.id, item.sender, recipients, item.size_octets, item.is_8bit, item.utf8, item.notices)
 
 
 def claimed(item: Item, addresses: Sequence[str]) -> Item:

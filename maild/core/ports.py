@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
+from maild.core.likeness import Likeness
 from maild.core.model import (
     Appended,
     Body,
@@ -50,6 +51,9 @@ class RemoteBox(Protocol):
 
     async def facts(self, uids: Sequence[Uid]) -> dict[Uid, Facts]:
         """Size and identifying header fields, without the bodies; a Uid that is gone is missing."""
+
+    async def holds(self, wanted: Likeness) -> bool:
+        """Whether the mailbox has a message like this now. Raises Rejected where the server cannot tell."""
 
     def fetch(self, batches: Iterator[Sequence[Uid]], open_body: OpenBody) -> AsyncIterator[list[Fetched]]:
         """The messages, as they arrive, in no promised order; one that is gone or refused does not come.

@@ -15,7 +15,7 @@ from maild.config.senders import Sender, Senders
 from maild.core.addresses import Address, AddressError, check_address, parse_address, parse_list
 from maild.core.errors import MaildError, Scope
 from maild.core.head import Message, decoded, disk_form, divide, encoded_phrase
-from maild.core.outgoing import Item, Recipient, Utf8
+from maild.core.outgoing import AS_USUAL, Item, Notices, Recipient, Utf8
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -46,6 +46,7 @@ class Order:
     full_name: str = ""
     account: str | None = None
     send_s: int | None = None
+    notices: Notices = AS_USUAL
 
 
 def prepared(raw: bytes, order: Order, senders: Senders, now_s: float) -> tuple[Item, bytes]:
@@ -73,6 +74,7 @@ def prepared(raw: bytes, order: Order, senders: Senders, now_s: float) -> tuple[
         subject=decoded(message.first("subject"))[:_SUBJECT_CHARACTERS],
         is_8bit=not text.isascii(),
         utf8=_utf8(message, (sender, *recipients)),
+        notices=order.notices,
     )
     return item, text
 

@@ -8,11 +8,10 @@ that has most left.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,11 +22,20 @@ import structlog
 from anyio.abc import TaskGroup
 
 from maild.config import Account, Imap
-from maild.core.errors import ConfigError, ConnectionLost, MaildError, PlanRefused, ProtocolViolation, Scope
+from maild.core.errors import (
+    ConfigError,
+    ConnectionLost,
+    MaildError,
+    NoSuchMailbox,
+    PlanRefused,
+    ProtocolViolation,
+    Scope,
+    did_you_mean,
+)
 from maild.core.model import Facts, Listing, MailboxName, RemoteMailbox, Uid
 from maild.core.names import MailboxUnusable, directory
 from maild.core.ports import Remote
-from maild.engine.lifetime import only_ours, state_path
+from maild.engine.lifetime import note_pass, only_ours, state_path
 from maild.engine.look import Look, has_local_news, look_at, open_mailbox
 from maild.engine.mailboxes import Settled, delete_there, note_failure, remove_here, scan_of_gone, settle_mailboxes
 from maild.engine.moves import settle_moves
@@ -37,7 +45,6 @@ from maild.engine.report import AccountReport
 from maild.engine.sync import MailboxPass
 from maild.local.maildir import Maildir
 from maild.local.marker import check_root, mark_root
-from maild.local.overview import LAST_PASS
 from maild.local.state import MailboxState, State
 from maild.local.survey import Survey, survey
 from maild.remote import open_remote
@@ -103,9 +110,10 @@ class KeptAccount:
             failure = exc
         except BaseExceptionGroup as group:
             failure = only_ours(group)
+        is_ours = not isinstance(failure, NoSuchMailbox)
         if failure is not None:
             _fail(self.account, report, failure)
-        if not self.dry_run:
+        if not self.dry_run and is_ours:
             with anyio.CancelScope(shield=True):
                 await self._note(report)
         report.duration_s = time.monotonic() - started
@@ -127,9 +135,8 @@ class KeptAccount:
 
     async def _note(self, report: AccountReport) -> None:
         """For `maild status`: when the last pass ended, and how."""
-        told = {"at": int(time.time()), "ok": report.ok, "error": report.error}
         try:
-            await self.state.run(self.state.state.set_meta, LAST_PASS, json.dumps(told))
+            await self.state.run(note_pass, self.state.state, report.error)
         except MaildError as exc:
             _fail(self.account, report, exc)
 
@@ -139,7 +146,7 @@ def _fail(account: Account, report: AccountReport, exc: MaildError) -> None:
     for mailbox in report.mailboxes.values():
         if mailbox.state == "syncing":
             mailbox.state, mailbox.error = "error", report.error
-    if report.error != report.known_error:
+    if report.error != report.known_error and not isinstance(exc, NoSuchMailbox):
         log.error("account.failed", account=account.name, error=exc.text, hint=exc.hint)
 
 
@@ -201,6 +208,8 @@ class _AccountPass:
         work.listed = listing.present
         work.trash = listing.trash
         self._note_unusable(listing)
+        if not work.dry_run:
+            await work.state.run(self._note_roles, listing)
         settled = await settle_mailboxes(work, listing, found)
         visits = await self._to_visit(settled, found, only)
         gone = [row for row in settled.gone if not only or row.name in only]
@@ -243,8 +252,8 @@ class _AccountPass:
         work = self._work
         gone = {row.name for row in settled.gone}
         if missing := sorted(set(only) - settled.mailboxes.keys() - settled.failed - gone):
-            names = ", ".join(missing)
-            raise PlanRefused(f"{work.account.name}: no such mailbox among those synchronised: {names}")
+            names = ", ".join(f'"{name}"{did_you_mean(name, settled.mailboxes)}' for name in missing)
+            raise NoSuchMailbox(f"no such mailbox among those synchronised: {names}")
         chosen = [m for m in settled.mailboxes.values() if not only or m.name in only]
         visits = await work.state.run(self._changed, chosen, found)
         work.report.unchanged = len(chosen) - len(visits)
@@ -301,6 +310,16 @@ class _AccountPass:
             mailbox = self._work.report.mailbox(name)
             mailbox.state, mailbox.error = "error", reason
             log.warning("mailbox.skipped", account=self._work.account.name, mailbox=name, reason=reason)
+
+    def _note_roles(self, listing: Listing) -> None:
+        """For whoever puts something into a mailbox by its role, as the outbox does."""
+        state, layout = self._work.state.state, self._work.account.layout
+        known, roles = state.mailboxes(), dict[str, tuple[MailboxName, str]]()
+        for role, mailbox in listing.roles.items():
+            row = known.get(mailbox.name)
+            with suppress(MailboxUnusable):  # then nothing can be put into it
+                roles[role] = mailbox.name, row.directory if row else str(directory(mailbox.levels, layout))
+        state.set_roles(roles)
 
     # -- all mailboxes together: what vanished in one may have appeared in another
 

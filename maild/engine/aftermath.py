@@ -10,7 +10,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -25,14 +25,14 @@ from maild.core.names import directory
 from maild.core.notices import Occasion, delay_notice, failure_report
 from maild.core.outgoing import Item
 from maild.engine.accept import date_field
-from maild.local.once import Letter, check_mounted, deliver_once, letter_key
+from maild.local.once import Letter, check_mounted, deliver_once, find_keys, letter_key
 from maild.local.outbox import Outbox
+from maild.local.sent import sent_directory
 
 BATCH = 32
 GATHER_S = (
     0.1  # for so long the first waits for more, so that many share their fsyncs; at the end of a drain none waits
 )
-DEFAULT_SENT = "Sent"
 
 # Submission servers that put what they take into the account's Sent mailbox themselves; a copy would be a second one.
 # Google: "Sent mail is stored in [Gmail]/Sent Mail by SMTP", so clients are told not to save (Gmail's IMAP client
@@ -67,7 +67,6 @@ class Aftermath:
         smtp: Smtp,
         outbox: Outbox,
         state: Path,
-        sent_directory: PurePosixPath | None,
         on_failure: Callable[[Item], None] | None,
         clock: Callable[[], float],
     ) -> None:
@@ -76,7 +75,6 @@ class Aftermath:
         self._smtp = smtp
         self._outbox = outbox
         self._state = state
-        self._sent_directory = sent_directory
         self._on_failure = on_failure
         self._clock = clock
         self._queue: MemoryObjectSendStream[Item] | None = None
@@ -152,21 +150,18 @@ class Aftermath:
                 letter_key(item.id, item.created_s, "sent"),
                 self._outbox.text(item.id),
                 is_seen=True,
-                may_be_there=may_be_there,
             )
             for item in items
             if self._outbox.has_text(item.id)
         ]
-        self._deliver(self._sent_directory or self._named_directory(), letters)
-
-    def _named_directory(self) -> PurePosixPath:
-        """That of `sent_mailbox`, whose levels are taken to be divided by "/", else of "Sent"."""
-        levels = tuple((self._smtp.sent_mailbox or DEFAULT_SENT).split("/"))
-        return directory(levels, self._account.layout)
-
-    def _deliver(self, relative: PurePosixPath, letters: Sequence[Letter]) -> None:
-        check_mounted(self._account.maildir, self._state)
-        deliver_once(self._account.maildir, relative, letters)
+        account = self._account
+        check_mounted(account.maildir, self._state)
+        if may_be_there:
+            present = find_keys(account.maildir, account.layout, [letter.key for letter in letters])
+            letters = [letter for letter in letters if letter.key not in present]
+        if letters:
+            relative = sent_directory(account.maildir, account.layout, self._state, self._smtp.sent_mailbox)
+            deliver_once(account.maildir, relative, letters)
 
     # -- reports
 
@@ -188,7 +183,8 @@ class Aftermath:
     def _tell(self, item: Item, role: str, octets: bytes) -> None:
         key = letter_key(item.id, item.created_s, role)
         letter = Letter(key, octets, may_be_there=True)
-        self._deliver(directory(("INBOX",), self._account.layout), [letter])
+        check_mounted(self._account.maildir, self._state)
+        deliver_once(self._account.maildir, directory(("INBOX",), self._account.layout), [letter])
 
     def _occasion(self, item: Item, role: str) -> Occasion:
         fields = divide(self._outbox.text(item.id)).fields if self._outbox.has_text(item.id) else ()

@@ -187,6 +187,8 @@ def _inside(endpoint: Imap | Pop3 | Smtp, tried: Tried) -> Iterator[Finding]:
             yield Finding("note", "imap mailboxes", text, remedy)
         yield _push(endpoint, tried.capabilities)
         yield _changes(tried.capabilities - endpoint.disable_extensions)
+        if endpoint.compress:
+            yield _compression(tried.capabilities - endpoint.disable_extensions)
     if isinstance(endpoint, Pop3) and tried.messages is not None:
         yield Finding("ok", "pop3 maildrop", f"messages in it: {tried.messages:,}")
         if "UIDL" not in tried.capabilities:
@@ -220,6 +222,14 @@ def _changes(offered: frozenset[str]) -> Finding:
         if name in offered:
             return Finding("ok", "imap changes", text)
     return Finding("note", "imap changes", "neither QRESYNC nor CONDSTORE: all flags are listed at every pass")
+
+
+def _compression(offered: frozenset[str]) -> Finding:
+    area = "imap compression"
+    if "COMPRESS=DEFLATE" in offered:
+        return Finding("ok", area, "COMPRESS=DEFLATE, as the config says")
+    text = "the server does not offer COMPRESS=DEFLATE, or disable_extensions leaves it out: nothing is compressed"
+    return Finding("note", area, text, 'compress = "on" has no effect here')
 
 
 def _cut(text: str) -> str:

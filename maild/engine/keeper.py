@@ -17,9 +17,12 @@ import anyio.to_thread
 import structlog
 
 from maild.config import Account
-from maild.core.errors import AuthRejected, ConnectionLost, MaildError, Retry, Scope
+from maild.core.errors import AuthRejected, ConnectionLost, MaildError, Retry, Scope, Unavailable
+from maild.core.likeness import Likeness
 from maild.core.model import MailboxName
+from maild.core.ports import Remote
 from maild.engine.account import KeptAccount, opened_account
+from maild.engine.doubts import is_in_sent
 from maild.engine.listen import Common, Listening
 from maild.engine.poll import poll_account
 from maild.engine.report import AccountReport
@@ -88,6 +91,7 @@ class Keeper:
         self._refused_secret: str | None = None  # of POP3, whose sessions do not know of each other
         self._least_s = 0  # between two logins, as a POP3 server wants it
         self._is_told = False  # the hook has been told of what is wrong
+        self._remote: Remote | None = None
 
     # -- what others may say
 
@@ -205,6 +209,14 @@ class Keeper:
             stored_account, self.common.state_dir, self.account.name, self.protocol
         )
 
+    async def find_sent(self, wanted: Likeness) -> bool | None:
+        """Whether the account's Sent mailbox on the server has a message. Raises MaildError where that is not known."""
+        if isinstance(self.failure, AuthRejected):
+            raise self.failure
+        if self._remote is None:
+            raise Unavailable(f"the mail of account {self.account.name} cannot be looked at now")
+        return await is_in_sent(self._remote, wanted)
+
     # -- the owner
 
     async def run(self) -> None:
@@ -223,10 +235,14 @@ class Keeper:
             await self._own(self._poll, _nothing)
             return
         async with opened_account(self.account, self.common.state_dir) as kept, anyio.create_task_group() as tasks:
-            tasks.start_soon(self._listening.to_server, kept.remote)
-            tasks.start_soon(self._listening.to_disk)
-            await self._own(partial(self._pass, kept), kept.has_local_news)
-            tasks.cancel_scope.cancel()
+            self._remote = kept.remote
+            try:
+                tasks.start_soon(self._listening.to_server, kept.remote)
+                tasks.start_soon(self._listening.to_disk)
+                await self._own(partial(self._pass, kept), kept.has_local_news)
+                tasks.cancel_scope.cancel()
+            finally:
+                self._remote = None
 
     async def _own(self, make_pass: MakePass, has_local_news: Callable[[], Awaitable[bool]]) -> None:
         """One pass after another, whenever one is wanted."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,8 @@ from tempfile import TemporaryDirectory, gettempdir
 from maild.config import Account
 from maild.core.errors import MaildError
 from maild.local.durable import disk_error
+from maild.local.overview import LAST_PASS, last_done
+from maild.local.state import State
 
 
 @contextmanager
@@ -25,6 +29,16 @@ def state_path(account: Account, state_dir: Path, *, dry_run: bool) -> Iterator[
         raise disk_error(exc, "make a directory in", gettempdir()) from exc
     with scratch as directory:
         yield Path(directory) / path.name
+
+
+def note_pass(state: State, error: str | None, now_s: float | None = None) -> None:
+    """For `maild status`: that a pass ended, why as a whole it failed, and when one last came to its end. Blocks."""
+    at_s = int(time.time() if now_s is None else now_s)
+    done_at_s: float | None = at_s
+    if error is not None:
+        done_at_s = last_done(state.meta(LAST_PASS))
+    told = {"at": at_s, "ok": error is None, "error": error, "done_at": done_at_s}
+    state.set_meta(LAST_PASS, json.dumps(told))
 
 
 def only_ours(group: BaseExceptionGroup[BaseException]) -> MaildError:

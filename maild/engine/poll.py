@@ -24,7 +24,7 @@ from maild.core.errors import ConfigError, ConnectionLost, MaildError, PlanRefus
 from maild.core.maildrop import Known, News, Policy, compare, is_by_content
 from maild.core.model import Epoch, MailboxName, Uid
 from maild.core.names import directory
-from maild.engine.lifetime import only_ours, state_path
+from maild.engine.lifetime import note_pass, only_ours, state_path
 from maild.engine.propagate import StateThread
 from maild.engine.prune import prune
 from maild.engine.report import AccountReport
@@ -112,9 +112,21 @@ async def _opened(
             finally:
                 if visit.maildir is not None:
                     visit.maildir.close()
+            await _note_end(thread, None, dry_run=dry_run)
+        except MaildError as exc:
+            await _note_end(thread, exc, dry_run=dry_run)
+            raise
+        except BaseExceptionGroup as group:
+            await _note_end(thread, only_ours(group), dry_run=dry_run)
+            raise
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(thread.state.close)
+
+
+async def _note_end(thread: StateThread, failure: MaildError | None, *, dry_run: bool) -> None:
+    if not dry_run:
+        await thread.run(note_pass, thread.state, None if failure is None else str(failure))
 
 
 def _begun(

@@ -104,6 +104,8 @@ class Retrieval:
     def __init__(self, visit: Visit, drop: Maildrop, news: News, nameless: list[int]) -> None:
         self._visit = visit
         self._drop = drop
+        self._box = visit.box
+        self._log = log.bind(account=visit.account.name)
         self._fresh = {uid: visit.listed[uid] for uid in news.fresh}
         self._nameless = nameless
         self._lost = {uid: visit.known[uid] for uid in news.lost if visit.known[uid].key is not None}
@@ -330,10 +332,12 @@ class Retrieval:
         return True
 
     def _count_durable(self, delivered: Delivered) -> None:
-        self._visit.box.pulled += 1
-        self._visit.report.done_messages += 1
-        self._visit.report.note_delivered(delivered.path)
-        log.debug("message.pulled", account=self._visit.account.name, uid=delivered.incoming.uid)
+        report = self._visit.report
+        self._box.pulled += 1
+        report.done_messages += 1
+        if report.delivered is not None:
+            report.note_delivered(delivered.path)
+        self._log.debug("message.pulled", uid=delivered.incoming.uid)
 
     def _conclude(self) -> None:
         """No file of a pull is without its pair any more; what was left on the server is remembered. Blocks."""

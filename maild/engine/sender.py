@@ -1,7 +1,7 @@
 """The outbox of a running daemon: each account drains what is due, is woken by what is new, and waits for nobody else.
 
-The daemon is the one drainer for as long as it lives. The outbox's directory is looked at when it changes and once a
-second beside that, which costs one system call.
+The daemon is the one drainer for as long as it lives. The kernel tells when the outbox's directory changes, and whoever
+changes it says so; once a second it is looked at beside that, which costs one system call.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import anyio.to_thread
 from maild.config import Account
 from maild.core.errors import AuthRejected, ConnectionLost, MaildError
 from maild.core.outgoing import Item
+from maild.engine.doubts import FindSent
 from maild.engine.hooks import HookBoard
 from maild.engine.submit import Drained, Submitter
 from maild.local.outbox import Outbox
@@ -27,13 +28,23 @@ CHECK_SECRET_EVERY_S = 900.0
 
 
 class Sender:
-    """One account's. `run` drains until `stop`; `hooks` hear of messages that will not arrive."""
+    """One account's. `run` drains until `stop`; `hooks` hear of messages that will not arrive.
 
-    def __init__(self, account: Account, outbox: Outbox, state_dir: Path, hooks: HookBoard) -> None:
+    `find_sent` looks for what may have been sent, None for an account without mailboxes on a server.
+    """
+
+    def __init__(
+        self,
+        account: Account,
+        outbox: Outbox,
+        state_dir: Path,
+        hooks: HookBoard,
+        find_sent: FindSent | None = None,
+    ) -> None:
         self.account = account
         self.error: MaildError | None = None
         self._hooks = hooks
-        self._submitter = Submitter(account, outbox, state_dir, on_failure=self._tell)
+        self._submitter = Submitter(account, outbox, state_dir, find_sent=find_sent, on_failure=self._tell)
         self._woken = anyio.Event()
         self._is_woken = False
         self._is_stopping = False
@@ -50,9 +61,9 @@ class Sender:
         self._submitter.stop()
         self._woken.set()
 
-    async def flush(self) -> Drained:
-        """Try everything that waits, now; what came of it."""
-        flush = _Flush()
+    async def flush(self, *, is_due_only: bool = False) -> Drained:
+        """Try everything that waits, or only what is due, now; what came of it."""
+        flush = _Flush(is_due_only)
         self._flushes.append(flush)
         self._woken.set()
         await flush.done.wait()
@@ -80,7 +91,7 @@ class Sender:
             flushes, self._flushes, self._is_woken = self._flushes, [], False
             drained = Drained(self.account.name)
             try:
-                drained = await self._submitter.drain(everything=bool(flushes))
+                drained = await self._submitter.drain(everything=not all(f.is_due_only for f in flushes))
             finally:
                 for flush in flushes:
                     flush.drained = drained
@@ -102,6 +113,7 @@ class Sender:
 
 @dataclass(slots=True)
 class _Flush:
+    is_due_only: bool
     drained: Drained | None = None
     done: anyio.Event = field(default_factory=anyio.Event)
 

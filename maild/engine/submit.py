@@ -15,12 +15,11 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
-from types import MappingProxyType
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -31,9 +30,10 @@ from maild.core import outgoing
 from maild.core.backoff import reconnect_delay_s
 from maild.core.errors import ConfigError, ConnectionLost, MaildError, ProtocolViolation
 from maild.core.outgoing import Item, Reply, State, Submission, Verdict
-from maild.engine.aftermath import Aftermath
+from maild.engine.aftermath import Aftermath, wants_copy
+from maild.engine.doubts import FindSent, looking, settle_doubts
 from maild.engine.wave import Wave, only_ours
-from maild.local.outbox import NoSuchItem, Outbox
+from maild.local.outbox import Outbox
 from maild.remote.auth import Credentials
 from maild.remote.smtp import RFC_5321, Offline, SessionRefused, Timeouts
 from maild.remote.submission import SmtpSession
@@ -41,9 +41,9 @@ from maild.remote.submission import SmtpSession
 CONNECTIONS = 4  # at most, to one server: providers count them
 PER_CONNECTION = 8  # messages that pay for the round trips of one more
 
-log = structlog.get_logger()
+TRIED: tuple[State, ...] = ("sent", "deferred", "failed", "uncertain")
 
-FindSent = Callable[[str], Awaitable[bool | None]]
+log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -70,12 +70,17 @@ class Drained:
         return ", ".join(f"{count} {state}" for state, count in sorted(self.counts.items())) or "nothing sent"
 
 
+def told(drained: Drained) -> dict[str, object]:
+    """Its JSON form: recipients by what became of them in this drain."""
+    counts = {str(state): drained.counts.get(state, 0) for state in TRIED}
+    return {"ok": drained.is_well, "error": str(drained.error) if drained.error else None, **counts}
+
+
 class Submitter:
     """One account's way out of the outbox. Keep it as long as the account: it knows of refused secrets and failures.
 
-    One drain at a time. `find_sent` tells whether the server's Sent mailbox has a message, by its Message-ID; None if
-    it cannot tell; it does not raise. `on_failure` is called in a worker thread, when a failure has been reported.
-    `sent_directory` is where the Sent mailbox is, relative to the account's Maildir; by its name if not given.
+    One drain at a time. `find_sent` tells whether the server's Sent mailbox has a message; it is asked only where the
+    server keeps its own copies. `on_failure` is called in a worker thread, when a failure has been reported.
     """
 
     def __init__(
@@ -85,7 +90,6 @@ class Submitter:
         state_dir: Path,
         *,
         find_sent: FindSent | None = None,
-        sent_directory: PurePosixPath | None = None,
         on_failure: Callable[[Item], None] | None = None,
         clock: Callable[[], float] = time.time,
         timeouts: Timeouts = RFC_5321,
@@ -100,7 +104,7 @@ class Submitter:
         self._timeouts = timeouts
         self._credentials = Credentials(account.smtp, account.name)
         state = state_dir / f"{account.name}.sqlite"
-        self._aftermath = Aftermath(account, account.smtp, outbox, state, sent_directory, on_failure, clock)
+        self._aftermath = Aftermath(account, account.smtp, outbox, state, on_failure, clock)
         self._failures = 0
         self._first_failure_s = 0.0
         self._is_stopping = False
@@ -129,8 +133,8 @@ class Submitter:
         self._count_failure(drained)
         drained.next_s = await self._wakes_at(drained)
         if drained.counts:
-            told = {str(state): count for state, count in drained.counts.items()}
-            log.bind(**told).info("outbox.drained", account=self.account.name)
+            counts = {str(state): count for state, count in drained.counts.items()}
+            log.bind(**counts).info("outbox.drained", account=self.account.name)
         return drained
 
     # -- what there is to do
@@ -151,14 +155,9 @@ class Submitter:
 
     async def _settle_doubts(self) -> None:
         """Look for what may have been sent among what the server has in its Sent mailbox."""
-        if self._find_sent is None:
-            return
-        for item in await self._items():
-            if item.with_state("uncertain") and item.message_id and await self._find_sent(item.message_id):
-                change = partial(outgoing.found_in_sent, now_s=self._clock())
-                with suppress(NoSuchItem):  # cancelled meanwhile
-                    await anyio.to_thread.run_sync(self._outbox.edit, item.id, change)
-                log.info("message.confirmed", account=self.account.name, item=item.id)
+        if self._find_sent is not None and not wants_copy(self._smtp):
+            items = await self._items()
+            await settle_doubts(self.account.name, self._outbox, items, self._find_sent, self._clock())
 
     async def _wakes_at(self, drained: Drained) -> float | None:
         """When there is something to do again. A refused login waits for a change, a missing network for a while."""
@@ -278,19 +277,17 @@ async def submit_all(
     *,
     everything: bool = False,
     only: Collection[str] = (),
-    sent_directories: Mapping[str, PurePosixPath] = MappingProxyType({}),
 ) -> dict[str, Drained]:
     """Drain the outbox of all accounts, or of `only` some, side by side, once. Raises StateBusy if another maild does.
 
     Without `everything` only what is due. An account without anything in the outbox is not in the result.
-    `sent_directories` are those of the Sent mailboxes, by account, where they are known.
     """
     results: dict[str, Drained] = {}
 
     async def drain(account: Account) -> None:
-        sent = sent_directories.get(account.name)
-        submitter = Submitter(account, outbox, config.state_dir, sent_directory=sent)
-        results[account.name] = await submitter.drain(everything=everything)
+        async with looking(account) as find_sent:
+            submitter = Submitter(account, outbox, config.state_dir, find_sent=find_sent)
+            results[account.name] = await submitter.drain(everything=everything)
 
     with outbox.draining():
         waiting = {item.account for item in outbox.contents().items if item.wakes_at() is not None or not item.is_over}

@@ -602,7 +602,8 @@ class MailboxPass:
         self.report.pulled += 1
         self._pulled += 1
         self._work.report.done_messages += 1
-        self._work.report.note_delivered(delivered.path)
+        if self._work.report.delivered is not None:
+            self._work.report.note_delivered(delivered.path)
         self._log.debug("message.pulled", uid=delivered.incoming.uid)
 
     # -- finish

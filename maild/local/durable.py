@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maild.core.errors import LocalError
+from maild.core.errors import LocalError, NoPermission
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +28,8 @@ _TEMPORARY_NUMBERS = itertools.count()
 
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _NO_SUCH_CALL = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
+
+_DENIED = frozenset({errno.EACCES, errno.EPERM})
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: make room, maild then goes on by itself",
@@ -49,7 +51,8 @@ _REMEDIES = {
 
 def disk_error(exc: OSError, what: str, path: Path | str) -> LocalError:
     """The error for a person: "cannot WHAT PATH: reason; remedy"."""
-    return LocalError(*disk_error_texts(exc, what, path))
+    kind = NoPermission if exc.errno in _DENIED else LocalError
+    return kind(*disk_error_texts(exc, what, path))
 
 
 def disk_error_texts(exc: OSError, what: str, path: Path | str) -> tuple[str, str]:

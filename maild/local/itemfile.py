@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, get_args
 
-from maild.core.outgoing import STATES, Copy, Item, Phase, Recipient, Utf8
+from maild.core.outgoing import STATES, Copy, Item, Notices, Phase, Recipient, Utf8
 
 
 class ItemUnreadable(ValueError):
@@ -35,6 +36,7 @@ def _table(item: Item) -> dict[str, Any]:
     times = {"accepted": item.created_s, "since": item.since_s, "next_attempt": item.next_s}
     if item.uncertain_s:
         times["uncertain_until"] = item.uncertain_s
+    notices = {name: value for name, value in asdict(item.notices).items() if value}
     return {
         "account": item.account,
         "sender": item.sender,
@@ -43,6 +45,7 @@ def _table(item: Item) -> dict[str, Any]:
         "size_octets": item.size_octets,
         "is_8bit": item.is_8bit,
         "utf8": item.utf8,
+        **({"notices": notices} if notices else {}),
         **{name: datetime.fromtimestamp(seconds, UTC) for name, seconds in times.items()},
         "attempts": item.attempts,
         "phase": item.phase,
@@ -82,6 +85,7 @@ def _item(item_id: str, table: Mapping[str, Any]) -> Item:
         subject=_text(table, "subject"),
         is_8bit=bool(table["is_8bit"]),
         utf8=utf8,
+        notices=Notices(**{name: _text(table["notices"], name) for name in table.get("notices", {})}),
         attempts=int(table["attempts"]),
         phase=phase,
         uncertain_s=_seconds(table, "uncertain_until") if "uncertain_until" in table else 0,

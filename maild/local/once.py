@@ -7,16 +7,18 @@ delivering one and noting that it is delivered must not make it two. The names h
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from maild.core.errors import LocalError
 from maild.core.model import Key
+from maild.core.names import MailboxUnusable
 from maild.local.directory import MailboxDirectory, translated
 from maild.local.durable import fsync_many, rename_new, write_all
 from maild.local.scan import scan
+from maild.local.survey import survey
 
 _MARKER = ".maild"
 _FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -58,6 +60,28 @@ def deliver_once(root: Path, relative: PurePosixPath, letters: Sequence[Letter])
                 except FileExistsError:
                     os.unlink(letter.key, dir_fd=directory.tmp)
             fsync_many([directory.cur, directory.new])
+    finally:
+        directory.close()
+
+
+def find_keys(root: Path, layout: str, keys: Collection[Key]) -> set[Key]:
+    """Which of these letters are in any mailbox below `root`: a reader may have moved one. Raises LocalError."""
+    wanted, found = frozenset(keys), set[Key]()
+    if not root.exists():
+        return found
+    for mailbox in survey(root, layout).mailboxes:
+        with suppress(MailboxUnusable):  # nobody could have put one into it
+            found |= wanted & _keys(root, PurePosixPath(mailbox))
+    return found
+
+
+def _keys(root: Path, relative: PurePosixPath) -> Set[Key]:
+    directory = MailboxDirectory.open(root, relative)
+    if directory is None:
+        return frozenset()
+    try:
+        with translated("read", directory.path):
+            return scan(directory).entries.keys()
     finally:
         directory.close()
 

@@ -75,7 +75,7 @@ class MailboxOverview:
 class Overview:
     """One account, its INBOX first, the others by name. `error` is why its last pass failed as a whole, or None.
 
-    `last_pass_s` is when that pass ended or, if it failed, when a mailbox was last complete; None for never.
+    `last_pass_s` is when a pass last came to its end, or at least a mailbox was complete; None for never.
     """
 
     last_pass_s: float | None
@@ -132,15 +132,24 @@ def _withheld(database: sqlite3.Connection) -> Mapping[tuple[int, int], list[Wit
     return found
 
 
+def last_done(told: str | None) -> float | None:
+    """When a pass last came to its end, by what LAST_PASS holds; None where that is not known."""
+    try:
+        last = json.loads(told or "null")
+        return float(last["at"] if last["error"] is None else last["done_at"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def _last_pass(database: sqlite3.Connection, path: Path) -> tuple[float | None, str | None]:
-    """(when the last pass ended, None if it failed as a whole; its error). Mailboxes that failed have their own."""
+    """(when a pass last came to its end, if known; why the last one failed). Mailboxes that failed have their own."""
     row = database.execute("SELECT value FROM meta WHERE name = ?", (LAST_PASS,)).fetchone()
     if row is None:
         return None, None
     try:
         told = json.loads(row[0])
         at_s, error = float(told["at"]), told["error"]
-        return (at_s if error is None else None), error
+        return (at_s if error is None else told.get("done_at")), error
     except (ValueError, TypeError, KeyError) as exc:
         raise StateUnusable(
             f"the state {path} is damaged ({LAST_PASS} is {row[0][:80]!r})",

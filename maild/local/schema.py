@@ -79,7 +79,11 @@ _MIGRATIONS = (
         PRIMARY KEY (mailbox, side, id)
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE roles (role TEXT PRIMARY KEY, name TEXT NOT NULL, directory TEXT NOT NULL) WITHOUT ROWID;
+    """,
 )
+FIRST_WITH_ROLES = 3
 
 _REMEDIES = {
     sqlite3.SQLITE_FULL: "the disk is full: make room, maild then goes on by itself",
@@ -126,11 +130,12 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
+def reading(path: Path, oldest: int = len(_MIGRATIONS)) -> Iterator[sqlite3.Connection]:
     """What is in a file, as of one moment, however busy it is; nothing is made, changed or held up by this.
 
-    Raises FileNotFoundError where there is no file or nothing in it yet, LocalError where it cannot be read,
-    StateUnusable where it is no good, StateLocked where there was no such moment: then try again.
+    `oldest` is the first schema version that the caller can read. Raises FileNotFoundError where there is no file or
+    nothing in it yet, LocalError where it cannot be read, StateUnusable where it is no good, StateLocked where there
+    was no such moment: then try again.
     """
     before = _stamp(path)
     is_open = os.path.exists(f"{path}-wal")  # it is there while somebody has the file open, and after a crash
@@ -142,7 +147,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
             f"file:{quote(os.fsencode(path))}?{way}", uri=True, isolation_level=None, timeout=_READING_WAITS_S
         )
         try:
-            _check_version(database.execute("PRAGMA user_version").fetchone()[0], path)
+            _check_version(database.execute("PRAGMA user_version").fetchone()[0], path, oldest)
             if is_open:
                 database.execute("BEGIN")
             yield database
@@ -174,12 +179,12 @@ def _changed_meanwhile(path: Path) -> StateLocked:
     return StateLocked(f"the state {path} was changed while it was read", "try again")
 
 
-def _check_version(version: int, path: Path) -> None:
+def _check_version(version: int, path: Path, oldest: int) -> None:
     if version > len(_MIGRATIONS):
         raise _too_new(version, path)
     if version == 0:
         raise FileNotFoundError(path)
-    if version < len(_MIGRATIONS):
+    if version < oldest:
         raise LocalError(f"the state {path} is from an older maild", "the next `maild sync` brings it up to date")
 
 

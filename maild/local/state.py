@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -162,7 +162,12 @@ class State:
 
     def rename_mailbox(self, mailbox_id: int, name: MailboxName, directory: str) -> None:
         """The mailbox has another name and directory on both sides. No other row may have either."""
-        self._write("UPDATE mailboxes SET name = ?, directory = ? WHERE id = ?", (name, directory, mailbox_id))
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE roles SET name = ?, directory = ? WHERE name = (SELECT name FROM mailboxes WHERE id = ?)",
+                (name, directory, mailbox_id),
+            )
+            database.execute("UPDATE mailboxes SET name = ?, directory = ? WHERE id = ?", (name, directory, mailbox_id))
 
     def set_error(self, mailbox_id: int, text: str | None) -> None:
         self._write("UPDATE mailboxes SET error = ? WHERE id = ?", (printable(text), mailbox_id))
@@ -334,6 +339,21 @@ class State:
             database.executemany(
                 "DELETE FROM unsent WHERE mailbox = ? AND key = ?",
                 [(mailbox_id, pair_rows.to_row(key)) for key in keys],
+            )
+
+    def roles(self) -> dict[str, tuple[MailboxName, str]]:
+        """The mailbox that has a role on the server (RFC 6154), with its directory: by role, as it was listed last."""
+        return {role: (name, where) for role, name, where in self._rows("SELECT role, name, directory FROM roles")}
+
+    def set_roles(self, roles: Mapping[str, tuple[MailboxName, str]]) -> None:
+        """What a listing told; also of mailboxes that are not synchronised. Nothing is written if it is known."""
+        if roles == self.roles():
+            return
+        with self._transaction() as database:
+            database.execute("DELETE FROM roles")
+            database.executemany(
+                "INSERT INTO roles (role, name, directory) VALUES (?, ?, ?)",
+                [(role, name, where) for role, (name, where) in roles.items()],
             )
 
     def meta(self, name: str) -> str | None:

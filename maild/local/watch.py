@@ -146,6 +146,16 @@ class Watcher:
         finally:
             self._forget(lambda place: place.tree is tree)
 
+    @asynccontextmanager
+    async def directory(self, path: Path) -> AsyncIterator[TreeWatch]:
+        """Watch what is in one directory, for as long as the block lasts. Raises LocalError where it cannot be."""
+        tree = TreeWatch(path, NESTED)
+        try:
+            self._add(_Place(tree, "", "."))
+            yield tree
+        finally:
+            self._forget(lambda place: place.tree is tree)
+
     def _take(self, wd: int, mask: int, name: str) -> list[_Place]:
         """Note an event; the directories that appeared and are to be watched too."""
         if mask & _OVERFLOW:

@@ -25,6 +25,7 @@ from maild import __version__
 from maild.config import OAuth2
 from maild.core.errors import ConnectionLost, MaildError, ProtocolViolation, SecretUnavailable, TlsFailed, Unavailable
 from maild.remote.auth import keep_out_of_log, no_longer_secret
+from maild.remote.masking import masked
 from maild.remote.tokens import Tokens, TokenStore, open_store
 
 HTTP_TIMEOUT_S = 8.0  # a daemon that is told to stop has 10 s
@@ -195,7 +196,7 @@ class Refusal(MaildError):
     """The provider answered a request with an error (RFC 6749 §5.2, RFC 8628 §3.5); `error` is its name."""
 
     def __init__(self, error: str, description: str) -> None:
-        text = f"{error}: {description}" if description else error
+        text = masked(f"{error}: {description}" if description else error)
         super().__init__("".join(c if c.isprintable() else " " for c in text)[:_TEXT_CHARACTERS])
         self.error = error
 

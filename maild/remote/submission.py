@@ -20,8 +20,9 @@ import structlog
 from maild.config import Smtp
 from maild.core.errors import AuthRejected, ConnectionLost, MaildError, ProtocolViolation, TlsFailed
 from maild.core.head import disk_form
-from maild.core.outgoing import Reply, Submission, Verdict, Verdicts
+from maild.core.outgoing import Notices, Reply, Submission, Verdict, Verdicts
 from maild.remote.auth import Credentials
+from maild.remote.masking import masked
 from maild.remote.net import check_pin, tls_context, translated
 from maild.remote.sasl import ChannelBinding, Exchange, choose, refusal_hint
 from maild.remote.scram import server_end_point
@@ -148,7 +149,7 @@ class SmtpSession:
             raise self._refusal(f"cannot log in {endpoint.user} now", reply)
         if exchange.may_retry_unbound:
             return False
-        text = f"{self._connection.server} refused to log in {endpoint.user}: {reply}"
+        text = f"{self._connection.server} refused to log in {endpoint.user}: {masked(str(reply))}"
         text += f" ({exchange.detail})" if exchange.detail else ""
         raise AuthRejected(text, refusal_hint(endpoint))
 
@@ -156,7 +157,7 @@ class SmtpSession:
         return await self._connection.run(self._timeouts.command_s, *words)
 
     def _refusal(self, what: str, reply: Reply) -> SessionRefused:
-        return SessionRefused(f"{self._connection.server} {what}: {reply}", reply)
+        return SessionRefused(f"{self._connection.server} {what}: {masked(str(reply))}", reply)
 
     # -- one message
 
@@ -164,6 +165,8 @@ class SmtpSession:
         """Why this server cannot be asked to take a message at all, in the form of a reply; None if it can."""
         if any(_NOT_IN_PATH.search(path) for path in (submission.sender, *submission.recipients)):
             return Reply(553, "5.1.3 an address holds what must not be sent to a server")
+        if _NOT_IN_PATH.search(submission.notices.notify + submission.notices.ret):
+            return Reply(554, "5.5.4 what is asked of notices of delivery must not be sent to a server")
         if submission.utf8 == "needed" and "smtputf8" not in self._extensions:
             return Reply(553, "5.6.7 the server does not take addresses beyond ASCII (SMTPUTF8)")
         limit = self._extensions.get("size", "")
@@ -181,8 +184,9 @@ class SmtpSession:
         if has_utf8:
             parameters.append("SMTPUTF8")
         charset = "utf-8" if has_utf8 else "ascii"
-        mail = " ".join([f"MAIL FROM:<{submission.sender}>", *parameters])
-        return [mail.encode(charset), *(f"RCPT TO:<{r}>".encode(charset) for r in submission.recipients)]
+        for_mail, for_recipient = _notices(submission.notices) if "dsn" in self._extensions else ("", "")
+        mail = " ".join([f"MAIL FROM:<{submission.sender}>", *parameters]) + for_mail
+        return [mail.encode(charset), *(f"RCPT TO:<{r}>{for_recipient}".encode(charset) for r in submission.recipients)]
 
     async def _transaction(self, this: Submission, verdicts: dict[str, Verdict], begin_body: BeginBody) -> None:
         """Submit one message, into `verdicts`. A lost connection is no error here: it is what the verdicts tell."""
@@ -288,6 +292,18 @@ class SmtpSession:
                 break
             self._connection.send([], block)
             await self._connection.room(self._timeouts.block_s)
+
+
+def _notices(wanted: Notices) -> tuple[str, str]:
+    """What MAIL and RCPT say of delivery status notifications (RFC 3461 §4)."""
+    for_mail = f" RET={wanted.ret}" if wanted.ret else ""
+    for_mail += f" ENVID={xtext(wanted.envid)}" if wanted.envid else ""
+    return for_mail, f" NOTIFY={wanted.notify}" if wanted.notify else ""
+
+
+def xtext(text: str) -> str:
+    """Printable ASCII as a parameter's value holds it (RFC 3461 §4)."""
+    return "".join(c if "!" <= c <= "~" and c not in "+=" else f"+{ord(c):02X}" for c in text)
 
 
 def wire_blocks(text: bytes, block_octets: int = BLOCK_OCTETS) -> Iterator[bytes]:

@@ -15,6 +15,7 @@ from maild.config import Account, Endpoint, Imap, Pop3, Smtp
 from maild.core.errors import Rejected, RemoteError
 from maild.remote.auth import Credentials
 from maild.remote.imap.listing import list_mailboxes, understood
+from maild.remote.imap.login import login
 from maild.remote.imap.parse import Data, printable
 from maild.remote.imap.session import ImapSession, quoted
 from maild.remote.pop3.session import Pop3Session
@@ -62,7 +63,7 @@ async def _try_imap(endpoint: Imap, account: str) -> Tried:
     session = await ImapSession.connect(endpoint, _BODY_OCTETS)
     try:
         await Credentials(endpoint, account).log_in(
-            lambda secret: session.login(endpoint.user, secret), lambda: not session.is_lost
+            lambda secret: login(session, endpoint.user, secret), lambda: not session.is_lost
         )
         identity = await _identity(session)
         names = understood(await list_mailboxes(session), endpoint.mailboxes, ())

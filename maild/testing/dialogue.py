@@ -11,6 +11,7 @@ that start with `#` are nothing:
     S*1000: * $# FETCH (UID $# FLAGS ())     send the line 1000 times, `$#` counting from 1
     CHUNK 1                                  from here on send n octets at a time, to be read in pieces
     TLS                                      be the server of a TLS handshake now
+    DEFLATE                                  from here on both ways are compressed (RFC 4978)
     WAIT name                                until the test calls `release("name")`
     EOF                                      expect the client to close the connection, having sent nothing more
     HANGUP                                   expect it to close, whatever it still sends first
@@ -43,7 +44,7 @@ from typing import Self
 
 from maild.testing.wire import ConnectionEnded, LineTooLong, Wire, listen
 
-_STEP = re.compile(r"(S|C|S!|C!|S\*\d+): ?(.*)\Z|(CHUNK|WAIT) +(\S+)\Z|(TLS|EOF|HANGUP|CLOSE|RESET|CONNECT)\Z")
+_STEP = re.compile(r"(S|C|S!|C!|S\*\d+): ?(.*)\Z|(CHUNK|WAIT) +(\S+)\Z|(TLS|DEFLATE|EOF|HANGUP|CLOSE|RESET|CONNECT)\Z")
 _INSERT = re.compile(r'\{("(?:[^"\\]|\\.)*")\}|\{<([^}]+)\}')
 _VARIABLE = re.compile(r"\$([1-9])")
 _WILD = re.compile(r"\$([1-9])|<\.\.\.>")
@@ -134,6 +135,8 @@ class _Player:
                 await self._stage.gate(step.text).wait()
             case "TLS":
                 await self._start_tls(step)
+            case "DEFLATE":
+                await self._wire.compress()
             case "EOF" | "HANGUP":
                 await self._ended(step)
             case "CLOSE" | "RESET":

@@ -15,6 +15,7 @@ from typing import Literal
 
 from maild.core.errors import ConnectionLost, Rejected
 from maild.core.identity import header_facts
+from maild.core.likeness import Likeness
 from maild.core.mailboxes import name_of
 from maild.core.model import (
     Appended,
@@ -74,6 +75,7 @@ class MemoryRemote:
             present=frozenset(m.name for m in listed),
             separator=self.store.separator,
             trash=None if trash is None else MailboxName(trash),
+            roles={mailbox.role: mailbox for mailbox in reversed(listed) if mailbox.role},
         )
 
     @asynccontextmanager
@@ -191,6 +193,10 @@ class MemoryBox:
             if message is not None:
                 found[uid] = Facts(len(message.raw), *header_facts(message.raw))
         return found
+
+    async def holds(self, wanted: Likeness) -> bool:
+        self.remote.step()
+        return any(wanted.fits(message.raw) for message in self.mailbox)
 
     async def fetch(self, batches: Iterator[Sequence[Uid]], open_body: OpenBody) -> AsyncGenerator[list[Fetched]]:
         for batch in batches:

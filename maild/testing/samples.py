@@ -20,7 +20,10 @@ from maild.testing.store import Store
 START_S = 1_790_000_000  # 2026-09-21
 _HOUR_S = 3600
 
-ME = "Erika Mustermann <erika@example.org>"
+ADDRESS, POP3_ADDRESS = "erika@example.org", "erika@isp.example"
+SENT = "Gesendet"
+
+ME = f"Erika Mustermann <{ADDRESS}>"
 JONAS = "Jonas Weiß <jonas@example.net>"
 LENA = "Lena Müller-Lüdenscheidt <lena@example.com>"
 TANAKA = "田中 花子 <hanako@example.jp>"
@@ -29,7 +32,7 @@ LIST = "Garten-Liste <garten@lists.example.org>"
 
 MAILBOXES = {  # levels → special use (RFC 6154)
     ("Entwürfe",): "\\Drafts",
-    ("Gesendet",): "\\Sent",
+    (SENT,): "\\Sent",
     ("Papierkorb",): "\\Trash",
     ("Spam",): "\\Junk",
     ("Archiv",): "\\Archive",
@@ -77,6 +80,29 @@ def new_message(n: int, now_s: int) -> bytes:
     """A message that has just arrived, in wire form; its subject and Message-ID hold `n`."""
     text = f"Hallo Erika,\n\ndies ist die {n}. Nachricht, die während der Vorführung ankommt.\n\nViele Grüße\nJonas\n"
     return compose(f"new-{n}", f"Neue Nachricht Nr. {n} – schöne Grüße", JONAS, ME, text, now_s)
+
+
+def letter() -> bytes:
+    """What a mail program gives to `maild sendmail -t`: LF, and no Date or Message-ID yet."""
+    message = EmailMessage(policy=SMTP.clone(linesep="\n"))
+    message["From"], message["To"], message["Cc"] = ME, ADDRESS, POP3_ADDRESS
+    message["Subject"] = "Schöne Grüße an mich selbst"
+    message.set_content("Einmal über den Ausgang hinaus und wieder herein.\n\n.\nAuch ein Punkt am Zeilenanfang.\n")
+    return message.as_bytes()
+
+
+def maildrop_samples() -> Iterator[bytes]:
+    """What lies on a POP3 server, in wire form: five messages, one of them with a picture, one twice."""
+    to = f"Erika Mustermann <{POP3_ADDRESS}>"
+    provider = "Ihr Anbieter <service@isp.example>"
+    photo = File("Störche.png", "image/png", picture(64, 48, 90))
+    yield compose(
+        "isp-welcome", "Willkommen – Ihr Postfach ist eröffnet", provider, to, "Viel Freude damit.\n", _at(10)
+    )
+    yield compose("isp-storks", "Die Störche sind da", TANAKA, to, "Ein Bild vom Nest.\n", _at(90), files=[photo])
+    yield compose("isp-dots", "Punkte am Zeilenanfang", JONAS, to, ".\n..\n.\nEnde\n", _at(95))
+    for _ in range(2):
+        yield compose("isp-bill", "Ihre Rechnung für Oktober", provider, to, "Betrag: 4,99 €\n", _at(120))
 
 
 def compose(

@@ -103,6 +103,7 @@ class SmtpServer:
         self.taken: list[Accepted] = []  # whose final dot was seen, whatever was said to it
         self.commands: list[str] = []  # of all connections, without secrets
         self.connections = 0
+        self.deliver: Callable[[Accepted], None] | None = None  # what is accepted goes there before the 250
         self._tls = tls
         self._starttls = starttls
         self._rules: list[_Rule] = []
@@ -152,6 +153,8 @@ class SmtpServer:
         self.taken.append(message)
         if is_accepted:
             self.journal.append(message)
+            if self.deliver is not None:
+                self.deliver(message)
         self._changed.set()
 
     def _connected(self, wire: Wire) -> None:

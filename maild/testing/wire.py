@@ -1,4 +1,4 @@
-"""One connection's octets as a test server sees them: lines and literals in, batches out, TLS, and ways to end it.
+"""One connection's octets as a test server sees them: lines, literals, batches; TLS, compression, ways to end it.
 
 Delay is put on what arrives, not on what is sent, so pipelined commands wait once for all of them as they do on a
 real line. Nothing read before a TLS handshake survives it: `start_tls` begins with a new, empty reader.
@@ -11,6 +11,7 @@ import contextlib
 import socket
 import ssl
 import struct
+import zlib
 from collections.abc import Callable
 
 MAX_LINE_OCTETS = 1 << 16
@@ -69,15 +70,61 @@ class _LateProtocol(asyncio.StreamReaderProtocol):
         super().connection_lost(exc)
 
 
+class _InflatedReader:
+    """What a reader brings, inflated (RFC 4978); raises as a StreamReader does."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._stream = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+        self._octets = bytearray()
+
+    async def readuntil(self, separator: bytes) -> bytes:
+        while (found := self._octets.find(separator)) < 0:
+            if len(self._octets) > MAX_LINE_OCTETS:
+                raise asyncio.LimitOverrunError("a line without end", len(self._octets))
+            await self._more(None)
+        return self._take(found + len(separator))
+
+    async def readexactly(self, octets: int) -> bytes:
+        while len(self._octets) < octets:
+            await self._more(octets)
+        return self._take(octets)
+
+    async def read(self, octets: int) -> bytes:
+        try:
+            while not self._octets:
+                await self._more(None)
+        except asyncio.IncompleteReadError:
+            return b""
+        return self._take(min(octets, len(self._octets)))
+
+    async def _more(self, expected: int | None) -> None:
+        if not (octets := await self._reader.read(BATCH_OCTETS)):
+            raise asyncio.IncompleteReadError(bytes(self._octets), expected)
+        try:
+            self._octets += self._stream.decompress(octets)
+        except zlib.error as error:
+            raise ConnectionEnded(f"the client's compressed stream is damaged: {error}") from error
+
+    def _take(self, octets: int) -> bytes:
+        taken = bytes(self._octets[:octets])
+        del self._octets[:octets]
+        return taken
+
+
 class Wire:
-    """Reads and writes one connection and counts its octets; written octets go out at `flush` or in batches."""
+    """Reads and writes one connection and counts its octets; written octets go out at `flush` or in batches.
+
+    `octets_sent` are counted as they go out, compressed or not, `octets_received` as they are when inflated.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, latency_s: float = 0.0) -> None:
         self.octets_received = 0
         self.octets_sent = 0
         self.tls = writer.get_extra_info("ssl_object") is not None
-        self._reader = reader
+        self._reader: asyncio.StreamReader | _InflatedReader = reader
         self._writer = writer
+        self._deflation: zlib._Compress | None = None
         self._socket: socket.socket = writer.get_extra_info("socket")
         self._latency_s = latency_s
         self._batch = bytearray()
@@ -127,11 +174,26 @@ class Wire:
         data, self._batch = self._batch, bytearray()
         try:
             if data:
-                self._writer.write(data)
-                self.octets_sent += len(data)
+                sent = data if self._deflation is None else self._deflated(self._deflation, data)
+                self._writer.write(sent)
+                self.octets_sent += len(sent)
             await self._writer.drain()
         except OSError as error:
             raise ConnectionEnded("the connection broke while sending") from error
+
+    def _deflated(self, deflation: zlib._Compress, data: bytearray) -> bytes:
+        return deflation.compress(data) + deflation.flush(zlib.Z_SYNC_FLUSH)
+
+    @property
+    def is_compressed(self) -> bool:
+        return self._deflation is not None
+
+    async def compress(self) -> None:
+        """Send what was written so far; from then on both ways are raw DEFLATE (RFC 4978)."""
+        await self.flush()
+        self._deflation = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        if isinstance(self._reader, asyncio.StreamReader):
+            self._reader = _InflatedReader(self._reader)
 
     def stop_reading(self) -> None:
         """Take nothing more from the client, so that its sends fill up and block."""

@@ -85,6 +85,7 @@ class Arena:
     work: Path = field(init=False)
     plain: Dovecot = field(init=False)
     _compressing: Dovecot | None = None
+    _pop3: Dovecot | None = None
     _accounts: dict[str, Account] = field(default_factory=dict)
     _failures: set[str] = field(default_factory=set)
     _leaving: ExitStack = field(default_factory=ExitStack)
@@ -130,6 +131,14 @@ class Arena:
         """How to reach it from far away; the proxy lives as long as the stack."""
         proxy = stack.enter_context(DelayProxy(self.plain.imap_port, rtt_s=rtt_s))
         return replace(self.server(account), port=proxy.port)
+
+    def maildrop_port(self) -> int:
+        """Where every account is a POP3 maildrop, which nobody changes: no flags are set there."""
+        if self._pop3 is None:
+            settings = "protocol pop3 {\n  pop3_no_flag_updates = yes\n}"
+            dovecot = Dovecot(mail_format="mdbox", pop3=True, mail_root=self.plain.mail_root, settings=settings)
+            self._pop3 = self._leaving.enter_context(dovecot)
+        return self._pop3.pop3_port
 
     def _compressing_server(self) -> Dovecot:
         if self._compressing is None:

@@ -49,12 +49,12 @@ def mail_directory(directory: Path) -> Path:
     return directory / "mail"
 
 
-def _first_line(*command: str) -> str:
+def first_line(*command: str) -> str:
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     return (said.stdout.strip() or said.stderr.strip()).partition("\n")[0]
 
 
-def _private(path: Path, text: str) -> str:
+def private_file(path: Path, text: str) -> str:
     path.touch(mode=0o600)
     path.write_text(text)
     return str(path)
@@ -78,7 +78,7 @@ class Maild:
 
     def version(self) -> str:
         """As `maild --version` says."""
-        return _first_line(*maild_program(), "--version")
+        return first_line(*maild_program(), "--version")
 
     def command(self, server: Server, directory: Path) -> list[str]:
         """`maild -c CONFIG sync`."""
@@ -89,7 +89,7 @@ class Maild:
             "maild": {"state_dir": str(directory / "state"), "log_level": "warning"},
             "accounts": {"bench": {**account, "imap": {**imap, "max_message_size": "1G"}}},
         }
-        path = _private(directory / "maild.toml", tomli_w.dumps(config))
+        path = private_file(directory / "maild.toml", tomli_w.dumps(config))
         return [*maild_program(), "-c", path, "sync"]
 
 
@@ -107,7 +107,7 @@ class Mbsync:
 
     def version(self) -> str:
         """As `mbsync --version` says."""
-        return _first_line("mbsync", "--version")
+        return first_line("mbsync", "--version")
 
     def command(self, server: Server, directory: Path) -> list[str]:
         """`mbsync -c CONFIG -a`."""
@@ -141,7 +141,7 @@ Sync {"All" if self.both_ways else "Pull"}
 Expunge {"Both" if self.both_ways else "None"}
 CopyArrivalDate yes
 """
-        return ["mbsync", "-c", _private(directory / "mbsyncrc", text), "-a"]
+        return ["mbsync", "-c", private_file(directory / "mbsyncrc", text), "-a"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class OfflineImap:
 
     def version(self) -> str:
         """As `offlineimap --version` says."""
-        return f"offlineimap {_first_line('offlineimap', '--version')}"
+        return f"offlineimap {first_line('offlineimap', '--version')}"
 
     def command(self, server: Server, directory: Path) -> list[str]:
         """`offlineimap -c CONFIG -o -u quiet`."""
@@ -182,7 +182,7 @@ ssl = no
 starttls = no
 readonly = True
 """
-        return ["offlineimap", "-c", _private(directory / "offlineimaprc", text), "-o", "-u", "quiet"]
+        return ["offlineimap", "-c", private_file(directory / "offlineimaprc", text), "-o", "-u", "quiet"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,11 +61,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A message as the Maildir must have it: digest of its disk form, Maildir flag letters, mtime in seconds."""
+    """A message as the Maildir must have it: digest of its disk form, Maildir flag letters, mtime in seconds.
+
+    `mtime` is None where any will do, as over POP3, which tells no date.
+    """
 
     digest: bytes
     letters: str
-    mtime: int
+    mtime: int | None
 
 
 def digest(data: bytes) -> bytes:

@@ -20,6 +20,7 @@ from typing import Any
 
 from tests.bench.arena import FULL, QUICK, Arena
 from tests.bench.clients import Client, Maild, Mbsync, OfflineImap
+from tests.bench.pop3 import Fetchmail, Getmail, Mpop
 from tests.bench.report import Scenario, as_json, as_text, target_as_json
 from tests.bench.scenarios import SCENARIOS, faithful
 from tests.servers.dovecot import DovecotMissing
@@ -65,7 +66,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _machine(work: Path) -> dict[str, str]:
     """What the figures depend on."""
     stat = subprocess.run(["stat", "-f", "-c", "%T", str(work)], capture_output=True, text=True, check=True)
-    clients: list[Client] = [Maild(), Mbsync(), OfflineImap()]
+    clients: list[Client] = [Maild(), Mbsync(), OfflineImap(), Mpop(), Getmail(), Fetchmail()]
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}",

@@ -20,6 +20,7 @@ from tests.bench import passes
 from tests.bench.arena import RUN_TIMEOUT_S, Account, Arena, Contender
 from tests.bench.clients import Client, Least, Maild, Mbsync, OfflineImap, Server, mail_directory, maild_program
 from tests.bench.measure import RunFailed, Sample, timed
+from tests.bench.pop3 import pop3
 from tests.bench.report import Row, Scenario, Target
 from tests.servers.proxy import DelayProxy
 
@@ -347,5 +348,6 @@ SCENARIOS: dict[str, Callable[[Arena], Scenario]] = {
         setup,
         start,
         offlineimap,
+        pop3,
     )
 }

@@ -27,7 +27,7 @@ class Verdict:
     missing: int = 0
     doubled: int = 0
     altered: int = 0
-    added: Counter[str] = field(default_factory=Counter)
+    added: Counter[str] = field(default_factory=Counter)  # by what was added, as "X-TUID"
     wrong_flags: int = 0
     wrong_dates: int = 0
 
@@ -95,8 +95,10 @@ def _compare(path: Path, facts: Facts, verdict: Verdict) -> int | None:
         verdict.exact += 1
     elif (added := _ADDED.search(raw)) and digest(_ADDED.sub(b"", raw, count=1)) == fact.digest:
         verdict.added[added[1].decode()] += 1
+    elif raw.endswith(b"\n") and digest(raw[:-1]) == fact.digest:
+        verdict.added["a line end"] += 1
     else:
         verdict.altered += 1
     verdict.wrong_flags += path.name.partition(":2,")[2] != fact.letters
-    verdict.wrong_dates += modified != fact.mtime
+    verdict.wrong_dates += fact.mtime is not None and modified != fact.mtime
     return int(told[1])

@@ -50,10 +50,11 @@ class Place:
         self.said += out + err
         return status
 
-    def add(self, *arguments: str, smtp: bool = True) -> int:
+    def add(self, *arguments: str, smtp: bool = True, address: str = ADDRESS) -> int:
         imap = ["--imap-host", "localhost", "--imap-port", str(self.imap.port)]
         sending = ["--smtp-host", "localhost", "--smtp-port", str(self.smtp.port)] if smtp else []
-        return self.run("account", "add", ADDRESS, *imap, *sending, "--ca-file", str(self.ca_file), *arguments)
+        user = ["--ca-file", str(self.ca_file), *(["--user", ADDRESS] if address != ADDRESS else [])]
+        return self.run("account", "add", address, *imap, *sending, *user, *arguments)
 
     def password_file(self, password: str = OLD, mode: int = 0o600) -> str:
         path = self.home / "password"
@@ -176,6 +177,8 @@ def test_pop3(place: Place) -> None:
         ([ADDRESS, "--imap-host", "localhost"], "no password, and no terminal"),
         ([ADDRESS, "--imap-host", "a.example", "--pop3-host", "b.example"], "not both"),
         ([ADDRESS, "--imap-host", "a.example", "--oauth2", "google"], "needs --client-id"),
+        ([ADDRESS, "--imap-host", "a.example", "--smtp-port", "25"], "--smtp-port needs --smtp-host"),
+        ([ADDRESS, "--imap-tls", "starttls"], "--imap-tls needs --imap-host"),
         (
             [
                 ADDRESS,
@@ -207,8 +210,22 @@ def test_what_is_missing_is_wrong_usage(
 def test_a_name_that_is_taken_is_not_used_twice(place: Place) -> None:
     assert place.add("--password-file", place.password_file()) == 0
     assert place.add("--password-file", place.password_file(), "--name", "mail") == 64
+    assert place.add("--password-file", place.password_file(), address="you@mail.example") == 0
+    assert place.account("you-mail")["address"] == "you@mail.example"
+
+
+def test_an_address_is_not_set_up_twice_by_mistake(place: Place) -> None:
     assert place.add("--password-file", place.password_file()) == 0
-    assert place.account("me-mail")["address"] == ADDRESS
+    assert place.add("--password-file", place.password_file(), address=ADDRESS.upper()) == 64
+    assert "is set up already, as account 'mail'; a new password: maild account passwd mail" in place.said
+    assert place.add("--password-file", place.password_file(), "--name", "again") == 0
+
+
+def test_a_tilde_that_no_shell_expanded(place: Place) -> None:
+    place.password_file()
+    assert place.add("--password-file=~/password", "--maildir=~/Post/mail") == 0
+    assert place.account()["maildir"] == f"{place.home}/Post/mail"
+    assert place.account()["imap"]["password_file"] == f"{place.home}/password"
 
 
 def test_a_broken_config_stays_as_it_is(place: Place) -> None:
@@ -240,7 +257,8 @@ def test_list(place: Place) -> None:
     (found,) = json.loads(place.said)
     assert (found["name"], found["imap"]["user"]) == ("mail", ADDRESS)
     assert place.run("account", "list") == 0
-    assert f"IMAP  {ADDRESS} at localhost:{place.imap.port}" in place.said
+    assert f"IMAP      {ADDRESS} at localhost:{place.imap.port}" in place.said
+    assert f"password  the file {place.home}" in place.said
 
 
 def test_passwd_is_tested_first_and_then_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_before_the_first_pass(state_dir: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("target", "complaint"),
     [
-        ("wrok", "maild: no account is called 'wrok'; there are: work\n"),
+        ("wrok", "maild: no account is called 'wrok' (did you mean \"work\"?); there are: work\n"),
         ("work/inbox", "maild: account 'work' has no mailbox 'inbox'; refused are: INBOX, Lists/exim\n"),
     ],
 )

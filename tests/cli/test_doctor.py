@@ -454,3 +454,30 @@ def test_how_new_mail_is_heard_of(
     _, findings = setup.doctor()
     (found,) = [finding for finding in findings if finding["area"] == "imap push"]
     assert (found["level"], found["text"].startswith(said)) == (level, True), found
+
+
+@pytest.mark.parametrize(
+    ("offered", "keys", "told"),
+    [
+        ({"ID", "COMPRESS=DEFLATE"}, {"compress": "on"}, [("ok", "COMPRESS=DEFLATE, as the config says")]),
+        ({"ID"}, {"compress": "on"}, [("note", "the server does not offer COMPRESS=DEFLATE")]),
+        (
+            {"ID", "COMPRESS=DEFLATE"},
+            {"compress": "on", "disable_extensions": ["COMPRESS=DEFLATE"]},
+            [("note", "the server does not offer COMPRESS=DEFLATE, or disable_extensions leaves it out")],
+        ),
+        ({"ID", "COMPRESS=DEFLATE"}, {}, []),
+    ],
+)
+def test_whether_it_is_compressed(
+    setup: Setup, offered: set[str], keys: dict[str, object], told: list[tuple[str, str]]
+) -> None:
+    imap = ImapServer(Store(), {USER: PASSWORD}, capabilities=offered, ssl_context=setup.certificate.server_context())
+    setup.stack.enter_context(running(imap))
+    setup.imap |= {"port": imap.port, **keys}
+    setup.start()
+    _, findings = setup.doctor()
+    found = [finding for finding in findings if finding["area"] == "imap compression"]
+    assert len(found) == len(told)
+    for finding, (level, text) in zip(found, told, strict=True):
+        assert (finding["level"], finding["text"].startswith(text)) == (level, True), finding

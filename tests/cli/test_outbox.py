@@ -60,10 +60,13 @@ def outbox(config: Path) -> Outbox:
     return Outbox(config.parent / "state")
 
 
-def accept(outbox: Outbox, *recipients: str, subject: str = "hello", account: str = "work") -> Item:
+def accept(
+    outbox: Outbox, *recipients: str, subject: str = "hello", account: str = "work", at_s: int | None = None
+) -> Item:
     senders = Senders(outbox.path.parent, (Sender(account, ("me@example.org",), 0),), None)
     raw = f"Subject: {subject}\n\nthere\x1b[31m\n".encode()
-    return outbox.accept(*prepared(raw, Order(recipients=recipients or ("a@x.example",)), senders, time.time()))
+    order = Order(recipients=recipients or ("a@x.example",), send_s=at_s)
+    return outbox.accept(*prepared(raw, order, senders, time.time()))
 
 
 Said = tuple[int, str, str]
@@ -267,3 +270,27 @@ def test_sync_with_send_sends_what_is_due(
     assert main(["-c", str(config), "sync", "--send"]) == 0
     assert "work: 1 sent" in capsys.readouterr().out
     assert [message.recipients for message in server.journal] == [("a@x.example",)]
+
+
+def test_sync_with_send_of_an_account_that_only_sends(
+    config: Path, outbox: Outbox, server: SmtpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["-c", str(config), "sync", "work"]) == 64
+    assert main(["-c", str(config), "sync", "--send", "work/INBOX"]) == 64
+    assert "it has nothing to pull" in capsys.readouterr().err
+    assert main(["-c", str(config), "sync", "--send", "work"]) == 0
+    assert capsys.readouterr().out == "work: nothing to send\n"
+    accept(outbox, "a@x.example")
+    later = accept(outbox, "b@x.example", at_s=int(time.time()) + 3600)
+    assert main(["-c", str(config), "sync", "--send", "--json", "work"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "accounts": {},
+        "sent": {"work": {"ok": True, "error": None, "sent": 1, "deferred": 0, "failed": 0, "uncertain": 0}},
+    }
+    assert [item.id for item in outbox.contents().items] == [later.id]
+    accept(outbox, "c@x.example")
+    server.react("greeting", "421 4.3.2 busy")
+    assert main(["-c", str(config), "sync", "--send", "work"]) == 1
+    said = capsys.readouterr()
+    assert "421 4.3.2 busy" in said.err
+    assert said.out == "work: 1 deferred\n"

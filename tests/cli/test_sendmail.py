@@ -13,7 +13,7 @@ import pytest
 from maild.commands.sendmail import Options, WrongUsage, moment, parse
 from maild.config import load
 from maild.config.senders import read_senders
-from maild.core.outgoing import Item
+from maild.core.outgoing import Item, Notices
 from maild.engine.accept import Order
 from maild.local.outbox import Outbox
 
@@ -116,6 +116,9 @@ def test_what_the_options_mean(words: list[str], recipients: tuple[str, ...], se
 def test_our_own_options() -> None:
     order = parse(["--account", "home", "--at=2h", "-t"], NOW).order
     assert (order.account, order.send_s) == ("home", NOW + 7200)
+    asked = parse(["-t", "-N", "success,delay", "-Rhdrs", "-V", "my id"], NOW).order.notices
+    assert asked == Notices("SUCCESS,DELAY", "HDRS", "my id")
+    assert parse(["-t", "-Nnever"], NOW).order.notices == Notices("NEVER")
     assert parse(["--help"], NOW) == Options(Order(), wants_help=True)
 
 
@@ -129,6 +132,10 @@ def test_our_own_options() -> None:
         (["-bp"], "use `maild outbox`"),
         (["-Z", "a@x"], "-Z is no option"),
         (["--nonsense", "a@x"], "no option --nonsense"),
+        (["-N", "never,delay", "a@x"], "-N 'never,delay' is not never, or some of"),
+        (["-N", "", "a@x"], "-N '' is not never"),
+        (["-R", "all", "a@x"], "-R 'all' is not full or hdrs"),
+        (["-V", "x" * 101, "a@x"], "is not at most 100 printable"),
         (["--at", "soon", "a@x"], "is no time"),
         (["--at", "2001-01-01T00:00", "a@x"], "is in the past"),
         (["--account"], "--account needs a value"),

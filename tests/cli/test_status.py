@@ -193,7 +193,7 @@ def test_only_the_accounts_asked_for(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["wrok"], "maild: no account is called 'wrok'; there are: work, isp, list\n"),
+        (["wrok"], "maild: no account is called 'wrok' (did you mean \"work\"?); there are: work, isp, list\n"),
         (["a\x1b[31m"], r"maild: no account is called 'a\x1b[31m'"),
         (["--watch"], "maild: --watch draws on a terminal"),
         (["--watch", "--json"], "maild: --watch draws on a terminal"),
@@ -336,7 +336,7 @@ def test_words_of_a_server_do_nothing_to_the_terminal() -> None:
 @pytest.mark.parametrize("width", [20, 40, 80, 100])
 def test_lines_stay_inside_the_terminal(width: int) -> None:
     error = "the server refused it for a reason that is long " * 3
-    text = list(standing._behind("    ", error, Look(width)))
+    text = list(standing.behind("    ", error, Look(width)))
     assert max(map(len, text)) <= max(width, 24)
     assert " ".join(line.strip() for line in text) == error.strip()
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +117,16 @@ class DaemonProcess:
     async def until_pushed(self, name: str = "work") -> dict[str, Any]:
         return await self.until_account(lambda a: a["state"] == "idle" and a["push"] in {"notify", "idle"}, name)
 
-    async def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Another command with the same config."""
+    async def run(self, *arguments: str, stdin: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Another command with the same config; it reads from the file `stdin`."""
         argv = [sys.executable, "-m", "maild", "-c", str(self.config), *arguments]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MAILD")}
 
         def call() -> subprocess.CompletedProcess[str]:
-            return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, env=environment)
+            with nullcontext(subprocess.DEVNULL) if stdin is None else stdin.open("rb") as source:
+                return subprocess.run(
+                    argv, stdin=source, capture_output=True, text=True, check=False, timeout=60, env=environment
+                )
 
         return await anyio.to_thread.run_sync(call)
 

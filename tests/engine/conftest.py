@@ -26,15 +26,6 @@ def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(account, "RETRY_DELAY_S", 0.0)
 
 
-@pytest.fixture(scope="session")
-def in_memory() -> Iterator[Path]:
-    """A directory in memory where there is such a file system, for what is no test of the disk."""
-    shared = Path("/dev/shm")  # noqa: S108
-    where = str(shared) if os.access(shared, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="maild-test-", dir=where) as directory:
-        yield Path(directory)
-
-
 @pytest.fixture(scope="module")
 def no_fsync() -> Iterator[None]:
     """Nobody waits for a disk: what is tested is no power cut."""
@@ -58,9 +49,9 @@ def no_threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def quick_path(in_memory: Path, no_fsync: None) -> Iterator[Path]:
-    """As `tmp_path`, in memory and without waiting for a disk."""
-    with tempfile.TemporaryDirectory(dir=in_memory) as directory:
+def quick_path(no_fsync: None) -> Iterator[Path]:
+    """As `tmp_path`, without waiting for a disk and gone at once: for tests by the thousand."""
+    with tempfile.TemporaryDirectory(prefix="maild-test-") as directory:
         yield Path(directory)
 
 

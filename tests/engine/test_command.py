@@ -14,7 +14,10 @@ import anyio
 import pytest
 
 from maild import __version__
+from maild.engine.status import stored_status
 from maild.local.lock import InstanceLock
+from maild.local.overview import LAST_PASS
+from maild.local.state import State
 from maild.testing.faults import Answer
 from tests.engine.world import DEADLINE_S, PASSWORD, USER, World
 
@@ -177,12 +180,29 @@ async def test_targets(world: World, command: Command) -> None:
     assert ran.status == 1
     assert "no such mailbox" in ran.err
     assert "Nirgends" in ran.err
+    ran = await command("sync", "work/inbux")
+    assert 'maild: work: no such mailbox among those synchronised: "inbux" (did you mean "INBOX"?)' in ran.err
+    stored = stored_status(world.state_dir, {"work": "imap"})["accounts"]["work"]
+    assert stored["error"] is None, "a name mistyped is no failure of the account"
+    assert stored["last_sync"] is not None
+
+
+async def test_a_pass_that_failed_leaves_the_time_of_the_last_good_one(world: World, command: Command) -> None:
+    assert (await command("sync", "work")).status == 0
+    state = State.open(world.state_dir / "work.sqlite")
+    state.set_meta(LAST_PASS, json.dumps({"at": 1_800_000_000, "ok": True, "error": None}))
+    state.close()
+    world.server.faults.add("LIST", Answer("BAD no"), times=None)
+    assert (await command("sync", "work")).status == 1
+    stored = stored_status(world.state_dir, {"work": "imap"})["accounts"]["work"]
+    assert stored["error"] is not None
+    assert stored["last_sync"] == "2027-01-15T08:00:00Z"
 
 
 async def test_an_unknown_account_is_wrong_usage(world: World, command: Command) -> None:
     ran = await command("sync", "wrok")
     assert (ran.status, ran.out) == (64, "")
-    assert "no account is called 'wrok'; there are: work, other" in ran.err
+    assert "no account is called 'wrok' (did you mean \"work\"?); there are: work, other" in ran.err
     assert world.server.connections == []
 
 

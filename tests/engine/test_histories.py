@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Literal
 
 import anyio
-from hypothesis import HealthCheck, given, settings
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.engine.twin import LETTERS, Twin
 
 HISTORIES = int(os.environ.get("MAILD_HISTORIES", "500"))
+PARTS = 10  # each drawn from a seed of its own, so that they can run beside each other
 FLAGS = ("\\Seen", "\\Flagged", "\\Answered", "$Forwarded")
 LETTER_OF = {flag: letter for letter, flag in LETTERS.items()}
 NAMES = ("INBOX", "A", "A/b", "C")
@@ -304,22 +306,28 @@ def _number(raw: bytes) -> int:
     return int(raw.partition(b"Subject: Nr. ")[2].split(b"\n", 1)[0])
 
 
-@settings(
-    max_examples=HISTORIES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
-)
-@given(rounds=st.lists(ROUNDS, min_size=1, max_size=3), ways=SETTINGS)
-def test_histories(rounds: list[Round], ways: dict[str, object], in_memory: Path, no_fsync: None) -> None:
-    async def live() -> None:
-        with tempfile.TemporaryDirectory(dir=in_memory) as directory:
-            history = History(Twin(Path(directory), settings=ways))
-            history.twin.configure(remote_delete="expunge")
-            await history.begin()
-            for one in rounds:
-                for change in one.changes:
-                    history.change(change)
-                await history.settle(one.cut_at)
-                await history.event(one.event)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_histories(part: int, no_fsync: None) -> None:
+    @seed(part)
+    @settings(
+        max_examples=HISTORIES // PARTS,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(rounds=st.lists(ROUNDS, min_size=1, max_size=3), ways=SETTINGS)
+    def every(rounds: list[Round], ways: dict[str, object]) -> None:
+        anyio.run(_live, rounds, ways)
 
-    anyio.run(live)
+    every()
+
+
+async def _live(rounds: list[Round], ways: dict[str, object]) -> None:
+    with tempfile.TemporaryDirectory(prefix="maild-test-") as directory:
+        history = History(Twin(Path(directory), settings=ways))
+        history.twin.configure(remote_delete="expunge")
+        await history.begin()
+        for one in rounds:
+            for change in one.changes:
+                history.change(change)
+            await history.settle(one.cut_at)
+            await history.event(one.event)

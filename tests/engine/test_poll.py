@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from maild.engine import poll
+from maild.engine import lifetime, poll
+from maild.local.overview import read_overview
 from maild.remote.pop3.parse import Limits
 from maild.remote.pop3.remote import Terms
 from maild.testing.faults import Answer, Cut, Rewrite
@@ -169,6 +170,21 @@ async def test_a_refused_login(world: PopWorld, answer: str, said: str) -> None:
     assert report.error is not None
     assert said in report.error
     assert world.counted()["AUTH"] == 1
+
+
+async def test_what_status_tells_of_a_poll_that_failed(world: PopWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1_800_000_000.0
+    monkeypatch.setattr(lifetime.time, "time", lambda: now_s)
+    await world.polled()
+    world.server.faults.add("AUTH", Answer("-ERR [AUTH] no"), times=1)
+    now_s += 100
+    report = await world.poll()
+    stored = read_overview(world.state_dir / "isp.sqlite")
+    assert (stored.error, stored.last_pass_s) == (report.error, now_s - 100)
+    assert stored.error is not None
+    await world.polled()
+    stored = read_overview(world.state_dir / "isp.sqlite")
+    assert (stored.error, stored.last_pass_s) == (None, now_s)
 
 
 async def test_user_and_pass_where_there_is_no_sasl(tmp_path: Path) -> None:

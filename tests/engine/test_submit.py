@@ -7,22 +7,31 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from email import message_from_bytes, policy
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from maild.config import Account, Password, Smtp
+from maild.config import Account, Imap, Password, Smtp
 from maild.config.senders import Sender, Senders
 from maild.core import outgoing
-from maild.core.errors import AuthRejected, ConnectionLost, LocalError
+from maild.core.errors import AuthRejected, ConnectionLost, LocalError, MaildError, Rejected
+from maild.core.likeness import Likeness
+from maild.core.model import MailboxName
+from maild.core.names import directory
 from maild.core.outgoing import Item
+from maild.engine import doubts
 from maild.engine.accept import Order, prepared
 from maild.engine.aftermath import wants_copy
+from maild.engine.doubts import looking
 from maild.engine.submit import Drained, Submitter
+from maild.local.once import letter_key
 from maild.local.outbox import ItemBusy, Outbox
+from maild.local.state import State
 from maild.remote.smtp import Offline, Timeouts
+from maild.testing.imap import ImapServer
 from maild.testing.smtp import EOF, RESET, SILENCE, Reaction, SmtpServer, Stage
+from maild.testing.store import Store
 from tests.local.crash import Crash, Machine, every_step
 
 USER = "user"
@@ -353,24 +362,118 @@ async def test_doubt_is_settled_by_looking(world: World, knows: bool | None) -> 
     item = world.accept()
     asked: list[str] = []
 
-    async def find_sent(message_id: str) -> bool | None:
-        asked.append(message_id)
+    async def find_sent(wanted: Likeness) -> bool | None:
+        asked.append(wanted.message_id)
         return knows
 
+    account = world.account(sent="none")
     world.server.react("dot", RESET)
-    await world.drain(find_sent=find_sent)
+    await world.drain(account, find_sent=find_sent)
     assert world.item().state == "uncertain"
-    await world.drain(find_sent=find_sent)
+    await world.drain(account, find_sent=find_sent)
     assert asked == [item.message_id]
-    assert len(world.mailbox("Sent")) == (1 if knows else 0)
     assert len(world.outbox.contents().items) == (0 if knows else 1)
     world.now_s += 900
-    await world.drain(find_sent=find_sent)
+    await world.drain(account, find_sent=find_sent)
     assert len(world.server.taken) == (1 if knows else 2)
     ids = {message_from_bytes(message.octets)["Message-ID"] for message in world.server.taken}
     assert ids == {item.message_id}
-    assert len(world.mailbox("Sent")) == 1
     assert world.outbox.contents().items == ()
+
+
+async def never(wanted: Likeness) -> bool | None:
+    raise AssertionError(f"it must not be looked for: {wanted}")
+
+
+async def test_our_own_copy_is_no_proof(world: World) -> None:
+    world.accept()
+    world.server.react("dot", RESET)
+    await world.drain(find_sent=never)
+    await world.drain(find_sent=never)
+    assert world.item().state == "uncertain"
+
+
+async def test_the_copy_of_an_earlier_attempt_is_no_proof(world: World) -> None:
+    """It was for another recipient: the one in doubt might never get the message."""
+    world.accept(A, B)
+    account = world.account(sent="none")
+    world.server.react("rcpt", "451 4.3.0 later", when=B)
+    await world.drain(account)
+    world.now_s += 60
+    world.server.react("dot", RESET)
+    await world.drain(account)
+    assert states(world.item()) == ["sent", "uncertain"]
+    await world.drain(account, find_sent=never)
+    world.now_s += 900
+    assert (await world.drain(account, find_sent=never)).is_well
+    assert [message.recipients for message in world.server.taken] == [(A,), (B,), (B,)]
+
+
+@pytest.mark.parametrize(
+    ("failure", "waits"),
+    [(ConnectionLost("away"), True), (AuthRejected("no"), False), (Rejected("no such mailbox"), False)],
+)
+async def test_a_server_that_cannot_be_asked_is_waited_for_but_not_for_ever(
+    world: World, failure: MaildError, waits: bool
+) -> None:
+    async def find_sent(wanted: Likeness) -> bool | None:
+        raise failure
+
+    account = world.account(sent="none")
+    world.accept()
+    world.server.react("dot", RESET)
+    await world.drain(account)
+    began_s = world.now_s
+    while world.outbox.contents().items:
+        wakes_at = world.item().wakes_at()
+        assert wakes_at is not None
+        assert wakes_at > world.now_s
+        world.now_s = wakes_at
+        await world.drain(account, find_sent=find_sent)
+    assert len(world.server.taken) == 2
+    assert world.now_s - began_s == (4 * 3600 if waits else 900)
+
+
+async def test_a_look_that_takes_for_ever_holds_up_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def find_sent(wanted: Likeness) -> bool | None:
+        await asyncio.Event().wait()
+        return None
+
+    monkeypatch.setattr(doubts, "LOOK_S", 0.05)
+    account = world.account(sent="none")
+    world.accept(A)
+    world.server.react("dot", RESET)
+    await world.drain(account)
+    world.accept(B)
+    await world.drain(account, find_sent=find_sent)
+    assert [message.recipients for message in world.server.journal] == [(B,)]
+    assert world.item().state == "uncertain"
+
+
+@pytest.mark.parametrize("kept_as", ["it is", "with another Message-ID", "nothing"])
+async def test_looked_for_on_the_server(world: World, kept_as: str) -> None:
+    """The whole way: the server's own copy is found over the account's IMAP, by a drain without a daemon."""
+    store = Store()
+    store.create("Gesendete Objekte", "\\Sent")
+    item = world.accept(A, subject="one\nTo: a@x.example")
+    assert item.subject == "one"
+    async with ImapServer(store, {USER: PASSWORD}) as imap:
+        host = Imap(host=imap.host, port=imap.port, user=USER, secret=Password(PASSWORD), tls="none")
+        account = replace(world.account(sent="none"), imap=host)
+        world.server.react("dot", RESET)
+        async with looking(account) as find_sent:
+            await world.drain(account, find_sent=find_sent)
+            (taken,) = world.server.taken
+            raw = taken.octets
+            if kept_as == "with another Message-ID":
+                raw = raw.replace(b"Message-ID: <", b"Message-ID: <other.").replace(
+                    b"To: a@x.example", b"To: A <a@X.example>"
+                )
+            if kept_as != "nothing":
+                store.deliver("Gesendete Objekte", b"Received: from me by you\r\n" + raw, date_s=NOW)
+            store.deliver("Gesendete Objekte", b"Message-ID: <x@y>\r\nSubject: one\r\n\r\n")
+            await world.drain(account, find_sent=find_sent)
+    assert bool(world.outbox.contents().items) == (kept_as == "nothing")
 
 
 # -- the Sent mailbox
@@ -410,9 +513,38 @@ async def test_where_the_copy_goes(world: World, layout: Any, options: dict[str,
     world.accept()
     await world.drain(replace(world.account(**options), layout=layout))
     assert len(world.mailbox(expected)) == 1
-    world.accept()
-    await world.drain(world.account(), sent_directory=PurePosixPath("Elsewhere"))
-    assert len(world.mailbox("Elsewhere")) == 1
+
+
+@pytest.mark.parametrize("layout", ["nested", "maildir++"])
+async def test_the_copy_goes_where_the_role_is(world: World, layout: Any) -> None:
+    """Once, also when the crash came before the role was known, and a reader moved the copy meanwhile."""
+    account = replace(world.account(), layout=layout)
+    (world.root / "Mail/work").mkdir(parents=True)
+    (world.root / "Mail/work/.maild").touch()
+    state = State.open(world.root / "state" / "work.sqlite")
+    item = world.accept()
+    with world.outbox.draining():
+        await world.submitter(account).drain()
+        kept = replace(item, recipients=(replace(item.recipients[0], state="sent"),), copy="begun")
+        world.outbox.accept(kept, b"Subject: as it was before the crash\n\n")
+        (again,) = world.outbox.contents().items
+        first = world.root / "Mail/work" / directory(("Sent",), layout) / "cur"
+        key = letter_key(again.id, again.created_s, "sent")
+        (first / f"{key}:2,S").write_bytes(b"delivered, and not yet noted")
+        moved = directory(("Moved",), layout)
+        for subdir in ("cur", "new", "tmp"):
+            (world.root / "Mail/work" / moved / subdir).mkdir(parents=True)
+        (first / f"{key}:2,S").rename(world.root / "Mail/work" / moved / "cur" / f"{key}:2,RS")
+        where = directory(("Gesendete Objekte",), layout)
+        state.set_roles({"\\Sent": (MailboxName("Gesendete Objekte"), str(where))})
+        await world.submitter(account).drain()
+        assert world.outbox.contents().items == ()
+        assert [len(world.mailbox(str(directory((name,), layout)))) for name in ("Sent", "Moved")] == [1, 1]
+        assert world.mailbox(str(where)) == []
+        world.accept(B)
+        await world.submitter(account).drain()
+        assert len(world.mailbox(str(where))) == 1
+    state.close()
 
 
 async def test_a_maildir_that_is_not_there_keeps_the_copy_waiting(world: World) -> None:

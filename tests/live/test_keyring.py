@@ -70,7 +70,7 @@ def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def service(bus: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The same, with a keyring on it that is unlocked."""
     if shutil.which("gnome-keyring-daemon") is None:
-        pytest.skip("no gnome-keyring-daemon here: apt-get install gnome-keyring")
+        pytest.skip("no gnome-keyring-daemon here: apt-get install gnome-keyring dbus-bin")
     home = tmp_path_factory.mktemp("keyring")
     environment = {**os.environ, "DBUS_SESSION_BUS_ADDRESS": bus, "HOME": str(home), "XDG_RUNTIME_DIR": str(home)}
     environment |= {"XDG_DATA_HOME": str(home / "data"), "XDG_CACHE_HOME": str(home / "cache")}

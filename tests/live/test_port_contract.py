@@ -1,4 +1,4 @@
-"""The contract of the port on a real Dovecot, with everything it can and with less and less of it used."""
+"""The contract of the port on a real Dovecot, with all it can, with less and less of it used, and compressed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import imaplib
 import itertools
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +15,8 @@ from maild.core.flags import canonical_flags
 from maild.core.names import decode_mutf7
 from maild.remote.imap.dates import internal_date
 from maild.remote.imap.remote import ImapRemote
+from maild.remote.imap.session import ImapSession
+from tests.live.conftest import started
 from tests.remote.conftest import imap_endpoint
 from tests.remote.contract import CAPABILITY_SETS, WHEN_S, Content, PortContract
 from tests.servers.append import modified_utf7
@@ -30,8 +32,9 @@ _LISTED = re.compile(rb'\((?P<attributes>[^)]*)\) "." (?:"(?P<quoted>.*)"|(?P<at
 class DovecotAccount:
     """One user, and another client's connection of the standard library."""
 
-    def __init__(self, server: Dovecot, user: str, removed: frozenset[str]) -> None:
+    def __init__(self, server: Dovecot, user: str, removed: frozenset[str], *, is_compressed: bool = False) -> None:
         self.removed = removed
+        self._is_compressed = is_compressed
         self.remotes: list[ImapRemote] = []
         self._server = server
         self._user = user
@@ -43,6 +46,7 @@ class DovecotAccount:
             user=self._user,
             secret=imap_endpoint(1).secret,
             disable_extensions=self.removed,
+            compress=self._is_compressed,
             **changes,
         )
         self.remotes.append(ImapRemote(endpoint, "work"))
@@ -109,6 +113,13 @@ def _set(uids: Sequence[int]) -> str:
     return ",".join(map(str, uids))
 
 
+@pytest.fixture(scope="module")
+def compressing() -> Iterator[Dovecot]:
+    """A Dovecot that offers COMPRESS=DEFLATE."""
+    with started(compress=True) as server:
+        yield server
+
+
 QUICK = ("all", "no CONDSTORE", "bare")  # the others take a minute more, and the server in memory has them all
 
 
@@ -130,3 +141,28 @@ async def account(request: pytest.FixtureRequest, dovecot: Dovecot) -> AsyncIter
 
 class TestDovecot(PortContract):
     """See the module."""
+
+
+class TestCompressed(PortContract):
+    """The same over a line that is compressed."""
+
+    @pytest.fixture
+    async def account(self, compressing: Dovecot) -> AsyncIterator[DovecotAccount]:
+        made = DovecotAccount(compressing, f"contract-{next(_USERS)}", frozenset(), is_compressed=True)
+        made.create("Trash")
+        compressed: list[bool] = []
+        compress = ImapSession.compress
+
+        async def noted(session: ImapSession) -> bool:
+            compressed.append(await compress(session))
+            return compressed[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ImapSession, "compress", noted)
+            async with asyncio.timeout(30):
+                yield made
+                for remote in made.remotes:
+                    await remote.aclose()
+        made.close()
+        assert compressed
+        assert all(compressed)

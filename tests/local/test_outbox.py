@@ -15,7 +15,7 @@ import pytest
 
 from maild.core import outgoing
 from maild.core.errors import LocalError, StateBusy
-from maild.core.outgoing import Item, Recipient, Reply, Verdict
+from maild.core.outgoing import AS_USUAL, Item, Notices, Recipient, Reply, Verdict
 from maild.local.itemfile import ItemUnreadable, dump, load
 from maild.local.outbox import ItemBusy, NoSuchItem, Outbox
 from tests.local.conftest import Fail
@@ -148,6 +148,7 @@ def test_an_item_survives_its_file() -> None:
         message_id="<x@y>",
         is_8bit=True,
         utf8="needed",
+        notices=Notices("NEVER", envid='"'),
         attempts=3,
         phase="body",
         uncertain_s=77,
@@ -156,6 +157,9 @@ def test_an_item_survives_its_file() -> None:
         recipients=(Recipient("a@x", "uncertain", "451 no\r\nx", True, True), Recipient("b@x", "held")),
     )
     assert load("1", dump(whole)) == whole
+    before = dump(replace(whole, notices=AS_USUAL))
+    assert b"notices" not in before, "as an older maild wrote it"
+    assert load("1", before).notices == AS_USUAL
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -166,6 +170,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "number": lambda text: text.replace(b"attempts = 0", b'attempts = "many"'),
     "text": lambda text: text.replace(b'account = "work"', b"account = 7"),
     "time": lambda text: text.replace(b"accepted = ", b"accepted = 1 #"),
+    "notices": lambda text: b'notices = "x"\n' + text,
     "octets": lambda text: text + b"\xff",
     "nobody": lambda text: text[: text.index(b"recipients")] + b"recipients = []\n",
 }

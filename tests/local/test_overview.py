@@ -76,7 +76,9 @@ def test_everything_that_is_to_be_told(state: State, path: Path) -> None:
         (None, 50.0, None),
         ('{"at": 70.5, "ok": true, "error": null}', 70.5, None),
         ('{"at": 70.5, "ok": false, "error": null}', 70.5, None),  # a mailbox was refused or failed
-        ('{"at": 70.5, "ok": false, "error": "no network"}', 50.0, "no network"),
+        ('{"at": 70.5, "ok": false, "error": "no network"}', 50.0, "no network"),  # as version 0.1 wrote it
+        ('{"at": 70.5, "ok": false, "error": "no network", "done_at": 60.5}', 60.5, "no network"),
+        ('{"at": 70.5, "ok": false, "error": "no network", "done_at": null}', 50.0, "no network"),
     ],
 )
 def test_last_pass(state: State, path: Path, told: str | None, last_pass_s: float, error: str | None) -> None:

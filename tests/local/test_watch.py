@@ -11,7 +11,7 @@ import pytest
 
 from maild.core.errors import LocalError
 from maild.local import watch
-from maild.local.watch import Hint, TreeWatch, watching
+from maild.local.watch import Hint, TreeWatch, _Place, watching
 
 SOON_S = 5.0
 
@@ -142,3 +142,16 @@ async def test_two_accounts_share_the_instance(tmp_path: Path) -> None:
             assert await soon(second) == {"INBOX"}
         (one / "new" / "1").touch()
         assert await soon(first) == {"INBOX"}
+
+
+async def test_one_directory(tmp_path: Path) -> None:
+    (tmp_path / "outbox").mkdir()
+    async with watching() as watcher, watcher.directory(tmp_path / "outbox") as tree:
+        (tmp_path / "outbox" / ".x").write_bytes(b"")
+        (tmp_path / "outbox" / ".x").rename(tmp_path / "outbox" / "x.toml")
+        assert await soon(tree) == {"."}
+        (tmp_path / "outbox" / "x.toml").unlink()
+        assert await soon(tree) == {"."}
+    async with watching() as watcher:
+        with pytest.raises(LocalError, match="watch"):
+            watcher._add(_Place(TreeWatch(tmp_path / ("x" * 300), "nested"), "", "."))

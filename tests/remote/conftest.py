@@ -125,8 +125,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits of time that a test can wait for."""
-    for name in ("CONNECT_TIMEOUT_S", "COMMAND_TIMEOUT_S", "STALL_S"):
-        monkeypatch.setattr(f"maild.remote.imap.session.{name}", SHORT_S)
+    for name in ("session.CONNECT_TIMEOUT_S", "session.COMMAND_TIMEOUT_S", "line.STALL_S"):
+        monkeypatch.setattr(f"maild.remote.imap.{name}", SHORT_S)
     for function in (ImapSession.finish, Protocol.finish):
         monkeypatch.setattr(function, "__defaults__", (SHORT_S,))
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import pytest
 
 from maild.core.errors import LocalError, Rejected
+from maild.core.likeness import Likeness
 from maild.core.model import (
     NO_FLAGS,
     Appended,
@@ -451,3 +452,32 @@ class PortContract:
                 assert not scan.full, "the cursor tells what has changed"
             known = applied(known, scan)
             assert known == flags_of(account)
+
+    async def test_a_message_is_found_by_its_head(self, account: Account) -> None:
+        head = b"Date: %s\r\nTo: B <b@x.example>, c@X.example\r\nCc: d@x.example\r\nSubject: %s\r\n\r\nbody\r\n"
+        for number in range(1, 40):
+            account.deliver("INBOX", raw_of(number))
+        monday = b"Mon, 14 Sep 2020 12:00:00 +0000"
+        account.deliver("INBOX", b"Message-ID: <kept@test.example>\r\n" + head % (monday, b"one"))
+        remote = account.remote()
+        await remote.listing()
+        wanted = {
+            b"Message-ID: <kept@test.example>\r\n\r\n": True,
+            b"Message-ID: <7@test.example>\r\n\r\n": True,
+            b"Message-ID: <kept@test.example\r\n\r\n": False,
+            b'Message-ID: <"\\@test.example>\r\n\r\n': False,
+            "Message-ID: <ä@test.example>\r\n\r\n".encode(): False,
+            b"Message-ID: <other@test.example>\r\n" + head % (monday, b"=?utf-8?q?one?="): True,
+            b"Message-ID: <other@test.example>\r\n" + head % (b"14 Sep 2020 14:00:00 +0200", b"one"): True,
+            b"Message-ID: <other@test.example>\r\n" + head % (monday, b"two"): False,
+            head % (b"Mon, 14 Sep 2020 12:00:01 +0000", b"one"): False,
+            (head % (monday, b"one")).replace(b"d@x", b"e@x"): False,
+            (head % (b"never", b"one")): False,
+            b"Subject: one\r\n\r\n": False,
+        }
+        async with remote.visit(INBOX, read_only=True) as box:
+            found = {octets: await box.holds(Likeness.of(octets, WHEN_S)) for octets in wanted}
+        assert found == wanted
+        account.deliver("INBOX", b"Message-ID: <late@test.example>\r\n\r\n")
+        async with remote.visit(INBOX, read_only=True) as box:
+            assert await box.holds(Likeness.of(b"Message-ID: <late@test.example>\r\n\r\n", WHEN_S))

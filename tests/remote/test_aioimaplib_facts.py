@@ -13,6 +13,7 @@ import pytest
 from aioimaplib import aioimaplib
 
 from maild.core.errors import ConnectionLost, MaildError, ProtocolViolation, Unavailable
+from maild.remote.imap.login import login
 from maild.remote.imap.parse import Data, FetchData, Numbered, Vanished
 from maild.remote.imap.session import Command, Protocol, quoted
 from maild.testing.dialogue import Dialogue
@@ -183,7 +184,7 @@ async def test_ours_keeps_everything(connect: Connect) -> None:
     )
     async with asyncio.timeout(DEADLINE_S), Dialogue(script) as server:
         session = await connect(imap_endpoint(server.port))
-        await session.login(USER, PASSWORD)
+        await login(session, USER, PASSWORD)
         session.set_selected(True)
         events = (await session.run("FETCH", "1:*", "(UID FLAGS)", prefix="UID")).events
         session.drop()
@@ -207,7 +208,7 @@ async def test_ours_tells_who_waits_at_once(answer: str, error: type[MaildError]
     script = f"{HELLO}{LOGIN}C: $2 STATUS <...>\n{answer}\n"
     async with asyncio.timeout(DEADLINE_S), Dialogue(script) as server:
         session = await connect(imap_endpoint(server.port))
-        await session.login(USER, PASSWORD)
+        await login(session, USER, PASSWORD)
         with pytest.raises(error):
             await session.run("STATUS", quoted("INBOX"), "(UIDNEXT)")
         assert session.is_lost

@@ -440,7 +440,7 @@ async def test_an_append_that_is_left_in_the_middle_is_no_message(monkeypatch: p
 
 
 async def test_a_server_that_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maild.remote.imap.session.STALL_S", 0.2)
+    monkeypatch.setattr("maild.remote.imap.line.STALL_S", 0.2)
     monkeypatch.setattr(appending, "AHEAD_OCTETS", 100 << 20)
     most = 0
     write = Protocol._write
@@ -448,7 +448,7 @@ async def test_a_server_that_takes_nothing_is_dropped(monkeypatch: pytest.Monkey
     def write_seen(protocol: Protocol, octets: bytes) -> None:
         nonlocal most
         write(protocol, octets)
-        most = max(most, protocol._unsent_octets())
+        most = max(most, protocol.line.unsent_octets)
 
     monkeypatch.setattr(Protocol, "_write", write_seen)
     async with opened(store_of(0)) as (server, box):

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from maild.config import Imap, NoSecret, Password
 from maild.core.errors import TlsFailed
+from maild.remote.imap.login import login
 from maild.remote.net import tls_context
 from maild.testing.dialogue import Dialogue
 from tests.remote.conftest import Connect
@@ -50,7 +51,7 @@ async def test_external_logs_in_by_certificate(authority: Authority, connect: Co
     )
     async with Dialogue(script, tls=demanding(authority), implicit_tls=True) as server:
         session = await connect(endpoint(authority, authority.good(), server.port))
-        await session.login("user", "")
+        await login(session, "user", "")
         assert session.has("IDLE")
 
 

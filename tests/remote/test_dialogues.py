@@ -20,6 +20,7 @@ from maild.core.errors import (
     TlsFailed,
     Unavailable,
 )
+from maild.remote.imap.login import login
 from maild.remote.imap.parse import Data, FetchData, Numbered, Untagged
 from maild.remote.imap.session import ImapSession, quoted
 from maild.remote.imap.stream import messages as stream_of
@@ -35,28 +36,28 @@ async def nothing(_session: ImapSession) -> None:
     """The connection itself is what the case is about."""
 
 
-async def login(session: ImapSession) -> set[str]:
-    await session.login(USER, PASSWORD)
+async def logged_in(session: ImapSession) -> set[str]:
+    await login(session, USER, PASSWORD)
     return session.protocol.capabilities
 
 
 async def login_twice(session: ImapSession) -> None:
     with pytest.raises(AuthRejected):
-        await session.login(USER, "wrong")
-    await session.login(USER, PASSWORD)
+        await login(session, USER, "wrong")
+    await login(session, USER, PASSWORD)
 
 
 async def login_quoted(session: ImapSession) -> None:
-    await session.login('a"b\\c d', 'pä"ss\\word')
+    await login(session, 'a"b\\c d', 'pä"ss\\word')
 
 
 async def namespace(session: ImapSession) -> list[object]:
-    await login(session)
+    await logged_in(session)
     return list((await session.run("NAMESPACE")).events)
 
 
 async def pipelined(session: ImapSession) -> list[object]:
-    await login(session)
+    await logged_in(session)
     sent = [
         session.launch("ID", '("name" "maild")'),
         session.launch("NAMESPACE"),
@@ -67,7 +68,7 @@ async def pipelined(session: ImapSession) -> list[object]:
 
 
 async def two_statuses(session: ImapSession) -> str:
-    await login(session)
+    await logged_in(session)
     first, second = (session.launch("STATUS", quoted(name), "(UIDNEXT)") for name in "ab")
     assert (await session.finish(first)).tagged.status == "OK"
     with pytest.raises(Rejected, match=r"refused STATUS: \[NONEXISTENT\] no such mailbox") as refusal:
@@ -77,7 +78,7 @@ async def two_statuses(session: ImapSession) -> str:
 
 
 async def examined(session: ImapSession) -> list[object]:
-    await login(session)
+    await logged_in(session)
     examine = session.launch("EXAMINE", quoted("INBOX"))
     session.set_selected(True)
     fetch = session.launch("FETCH", "1:*", "(UID FLAGS RFC822.SIZE)", prefix="UID")
@@ -93,7 +94,7 @@ async def examined(session: ImapSession) -> list[object]:
 
 async def messages(session: ImapSession) -> tuple[dict[int | None, object], list[int]]:
     """Sets 1:2 and 3 streamed; an error on the way is raised with what came before as its note."""
-    await login(session)
+    await logged_in(session)
     await session.run("EXAMINE", quoted("INBOX"))
     session.set_selected(True)
     found: dict[int | None, object] = {}
@@ -109,14 +110,22 @@ async def messages(session: ImapSession) -> tuple[dict[int | None, object], list
 
 
 async def log_out(session: ImapSession) -> None:
-    await login(session)
+    await logged_in(session)
     await session.logout()
     with pytest.raises(ConnectionLost, match="logged out"):
         await session.run("NAMESPACE")
 
 
+async def compressed(session: ImapSession) -> tuple[bool, list[object]]:
+    await logged_in(session)
+    is_compressed = await session.compress()
+    namespaces: list[object] = list((await session.run("NAMESPACE")).data("NAMESPACE"))
+    await session.logout()
+    return is_compressed, namespaces
+
+
 async def after_bye(session: ImapSession) -> None:
-    await login(session)
+    await logged_in(session)
     while True:  # the goodbye may arrive before or after the command that it answers
         await session.run("CAPABILITY")
 
@@ -134,30 +143,35 @@ class Case:
 
 IDLE = {"IMAP4REV1", "IDLE"}
 STARTTLS = {"tls": "starttls"}
+NO_NAMESPACES = [Data("NAMESPACE", [None, None, None])]
 THREE = ({1: b"one", 2: b"two", 3: b"three"}, [])
 
 CASES = {
-    "login-login": Case(login, IDLE),
-    "login-login-untagged": Case(login, IDLE),
+    "login-login": Case(logged_in, IDLE),
+    "login-login-untagged": Case(logged_in, IDLE),
     "login-quoted": Case(login_quoted),
-    "login-plain-ir": Case(login, IDLE),
-    "login-plain": Case(login, IDLE),
-    "login-plain-without-ir": Case(login, IDLE, changes={"disable_extensions": frozenset({"SASL-IR"})}),
-    "login-plain-asked-twice": Case(login, error=(AuthRejected, "refused to log in user: cancelled; check user and")),
-    "login-refused": Case(login, error=(AuthRejected, "refused to log in user: Invalid credentials; check user and")),
-    "login-refused-without-text": Case(login, error=(AuthRejected, "refused to log in user: NO; check user and")),
-    "login-unavailable": Case(login, error=(Unavailable, "User database is down; it is tried again later")),
-    "login-too-many": Case(login, error=(Unavailable, "Too many simultaneous connections")),
-    "login-bye": Case(login, error=(Unavailable, "Maximum number of connections")),
+    "login-plain-ir": Case(logged_in, IDLE),
+    "login-plain": Case(logged_in, IDLE),
+    "login-plain-without-ir": Case(logged_in, IDLE, changes={"disable_extensions": frozenset({"SASL-IR"})}),
+    "login-plain-asked-twice": Case(
+        logged_in, error=(AuthRejected, "refused to log in user: cancelled; check user and")
+    ),
+    "login-refused": Case(
+        logged_in, error=(AuthRejected, "refused to log in user: Invalid credentials; check user and")
+    ),
+    "login-refused-without-text": Case(logged_in, error=(AuthRejected, "refused to log in user: NO; check user and")),
+    "login-unavailable": Case(logged_in, error=(Unavailable, "User database is down; it is tried again later")),
+    "login-too-many": Case(logged_in, error=(Unavailable, "Too many simultaneous connections")),
+    "login-bye": Case(logged_in, error=(Unavailable, "Maximum number of connections")),
     "login-disabled": Case(
-        login,
+        logged_in,
         error=(
             AuthRejected,
             "does not offer to log in by SCRAM-SHA-256 or PLAIN or LOGIN, but by ANONYMOUS NTLM; nothing",
         ),
     ),
     "login-plain-not-offered": Case(
-        login,
+        logged_in,
         error=(AuthRejected, 'does not offer to log in by PLAIN, but by LOGIN; nothing was sent; auth = "auto"'),
         changes={"auth": "plain"},
     ),
@@ -214,6 +228,12 @@ CASES = {
     "continuation-unasked": Case(namespace, []),
     "not-imap-in-between": Case(namespace, [Data("NAMESPACE", [None, None, None])]),
     "logout": Case(log_out),
+    "compress": Case(compressed, (True, NO_NAMESPACES)),
+    "compress-no": Case(compressed, (False, NO_NAMESPACES)),
+    "compress-bad": Case(compressed, (False, NO_NAMESPACES)),
+    "compress-absent": Case(compressed, (False, NO_NAMESPACES)),
+    "compress-garbage": Case(compressed, error=(ProtocolViolation, "the compressed stream is damaged")),
+    "compress-bye": Case(compressed, error=(Unavailable, "ended the connection: shutting down")),
     "starttls-absent": Case(error=(TlsFailed, "does not offer STARTTLS; nothing was sent; use port"), changes=STARTTLS),
     "starttls-absent-asked": Case(error=(TlsFailed, "does not offer STARTTLS; nothing was"), changes=STARTTLS),
     "starttls-no": Case(error=(TlsFailed, "refused STARTTLS: TLS not available .*; nothing was"), changes=STARTTLS),

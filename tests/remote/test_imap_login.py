@@ -13,6 +13,7 @@ import pytest
 from maild.config import Imap, PasswordFile, Secret, TokenCommand
 from maild.config.values import Auth
 from maild.core.errors import AuthRejected, MaildError, ProtocolViolation, TlsFailed
+from maild.remote.imap.login import login
 from maild.remote.imap.remote import ImapRemote
 from maild.testing.dialogue import Dialogue
 from maild.testing.imap import ALL, ImapServer
@@ -37,15 +38,15 @@ async def test_every_mechanism_with_every_password(auth: Auth, password: str, wi
     async with server_with(auth.upper(), password=password, without=without) as server:
         session = await connect(imap_endpoint(server.port, auth=auth))
         async with asyncio.timeout(DEADLINE_S):
-            await session.login(USER, password)
+            await login(session, USER, password)
         assert session.has("IDLE")
         assert server.connections[0].user == USER
         assert server.count("LOGIN" if auth == "login" else "AUTHENTICATE") == 1
         wrong = await connect(imap_endpoint(server.port, auth=auth))
         with pytest.raises(AuthRejected, match=r"refused to log in user: .*check user and password"):
-            await wrong.login(USER, password + "x")
+            await login(wrong, USER, password + "x")
         async with asyncio.timeout(DEADLINE_S):
-            await wrong.login(USER, password)  # the session is still good
+            await login(wrong, USER, password)  # the session is still good
 
 
 @pytest.mark.parametrize("is_right", [True, False])
@@ -59,23 +60,23 @@ async def test_where_the_login_command_is_forbidden_it_is_a_mechanism(is_right: 
     async with Dialogue(script) as server:
         session = await connect(imap_endpoint(server.port))
         if is_right:
-            await session.login(USER, PASSWORD)
+            await login(session, USER, PASSWORD)
         else:
             with pytest.raises(AuthRejected):
-                await session.login(USER, PASSWORD)
+                await login(session, USER, PASSWORD)
 
 
 async def test_an_error_challenge_tells_the_status(connect: Connect) -> None:
     async with server_with("XOAUTH2") as server:
         session = await connect(imap_endpoint(server.port, auth="xoauth2"))
         with pytest.raises(AuthRejected, match=r"Authentication failed \(status 401\); check"):
-            await session.login(USER, "old token")
+            await login(session, USER, "old token")
 
 
 async def test_auto_takes_scram_and_sends_no_password(connect: Connect, written: list[bytes]) -> None:
     async with server_with("PLAIN", "LOGIN", "SCRAM-SHA-256") as server:
         session = await connect(imap_endpoint(server.port))
-        await session.login(USER, PASSWORD)
+        await login(session, USER, PASSWORD)
     assert written[0].split()[2] == b"SCRAM-SHA-256"
     decoded = [b64decode(part) for line in written[:3] for part in line.split()[-1:] if part.isascii()]
     assert not any(PASSWORD.encode() in octets for octets in [*written, *decoded])
@@ -85,7 +86,7 @@ async def test_a_mechanism_may_be_switched_off(connect: Connect, written: list[b
     async with server_with("PLAIN", "SCRAM-SHA-256") as server:
         disabled = frozenset({"AUTH=SCRAM-SHA-256"})
         session = await connect(imap_endpoint(server.port, disable_extensions=disabled))
-        await session.login(USER, PASSWORD)
+        await login(session, USER, PASSWORD)
     assert written[0].split()[2] == b"PLAIN"
 
 
@@ -93,7 +94,7 @@ async def test_a_token_is_never_sent_as_a_password(connect: Connect, written: li
     async with server_with("PLAIN", "LOGIN", "SCRAM-SHA-256") as server:
         session = await connect(imap_endpoint(server.port, secret=TokenCommand(("token",))))
         with pytest.raises(AuthRejected, match="a token must not be sent in any other way"):
-            await session.login(USER, PASSWORD)
+            await login(session, USER, PASSWORD)
     assert written == []
 
 
@@ -123,7 +124,7 @@ async def cheating(connect: Connect, replies: Callable[[bytes, int], bytes | Non
         session = await connect(imap_endpoint(server.sockets[0].getsockname()[1], auth="scram-sha-256"))
         async with asyncio.timeout(DEADLINE_S):
             with pytest.raises(MaildError) as failure:
-                await session.login(USER, PASSWORD)
+                await login(session, USER, PASSWORD)
         session.drop()
     return failure.value
 
@@ -169,7 +170,7 @@ async def test_a_server_that_cannot_do_the_binding_is_asked_without(authority: A
     async with Dialogue(script, tls=authority.good().server_context(), implicit_tls=True) as server:
         session = await connect(imap_endpoint(server.port, tls="implicit", host="localhost", ca_file=authority.ca_file))
         with pytest.raises(AuthRejected):
-            await session.login(USER, PASSWORD)
+            await login(session, USER, PASSWORD)
 
 
 @pytest.mark.parametrize("is_off", [False, True])
@@ -187,7 +188,7 @@ async def test_the_binding_is_to_this_certificate(
                 disable_extensions=disabled,
             )
         )
-        await session.login(USER, PASSWORD)
+        await login(session, USER, PASSWORD)
     first = b64decode(written[0].split()[-1])
     assert first.startswith(b"n,,n=user" if is_off else b"y,,n=user")
 

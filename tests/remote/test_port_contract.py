@@ -18,14 +18,19 @@ from tests.remote.contract import CAPABILITY_SETS, WHEN_S, Content, PortContract
 class MemoryAccount:
     """A store, its server, and remotes that were asked for."""
 
-    def __init__(self, server: ImapServer, store: Store, removed: frozenset[str]) -> None:
+    def __init__(
+        self, server: ImapServer, store: Store, removed: frozenset[str], *, is_compressed: bool = False
+    ) -> None:
         self.removed = removed
+        self._is_compressed = is_compressed
         self.remotes: list[ImapRemote] = []
         self._server = server
         self._store = store
 
     def remote(self, **changes: Any) -> ImapRemote:
-        self.remotes.append(ImapRemote(imap_endpoint(self._server.port, **changes), "work"))
+        self.remotes.append(
+            ImapRemote(imap_endpoint(self._server.port, compress=self._is_compressed, **changes), "work")
+        )
         return self.remotes[-1]
 
     def deliver(self, mailbox: str, raw: bytes, flags: Iterable[str] = ()) -> int:
@@ -50,18 +55,22 @@ class MemoryAccount:
         return {mailbox.name for mailbox in self._store.mailboxes if mailbox.subscribed}
 
 
-@pytest.fixture(params=CAPABILITY_SETS.values(), ids=CAPABILITY_SETS)
+@pytest.fixture(params=[*CAPABILITY_SETS, "compressed"])
 async def account(request: pytest.FixtureRequest) -> AsyncIterator[MemoryAccount]:
+    is_compressed = request.param == "compressed"
+    removed = frozenset() if is_compressed else CAPABILITY_SETS[request.param]
     store = Store()
     store.create("Trash", "\\Trash")
     async with (
         asyncio.timeout(2 * DEADLINE_S),
-        ImapServer(store, {USER: PASSWORD}, capabilities=ALL - request.param) as server,
+        ImapServer(store, {USER: PASSWORD}, capabilities=ALL - removed) as server,
     ):
-        made = MemoryAccount(server, store, request.param)
+        made = MemoryAccount(server, store, removed, is_compressed=is_compressed)
         yield made
         for remote in made.remotes:
             await remote.aclose()
+        if is_compressed:
+            assert {connection.commands.count("COMPRESS DEFLATE") for connection in server.connections} == {1}
 
 
 @pytest.mark.usefixtures("quiet_loop")

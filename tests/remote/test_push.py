@@ -569,7 +569,7 @@ async def test_a_session_in_doubt_answers_before_it_is_used(
 
 
 def _number(account: Account, session: Any) -> int:
-    port = session.protocol.wire.get_extra_info("sockname")[1]
+    port = session.protocol.line.transport.get_extra_info("sockname")[1]
     (found,) = [c for c in account.server.connections if c._session.wire._socket.getpeername()[1] == port]
     return int(found.number)
 
@@ -578,7 +578,7 @@ async def test_the_kernel_watches_every_connection(make: Make) -> None:
     account = await make()
     await account.remote.listing()
     (session,) = account.remote._free
-    sock = session.protocol.wire.get_extra_info("socket")
+    sock = session.protocol.line.transport.get_extra_info("socket")
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 120
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) + 3 * 30 < 300

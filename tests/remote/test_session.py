@@ -25,6 +25,7 @@ from maild.core.errors import (
 )
 from maild.remote.imap import session as module
 from maild.remote.imap import stream as streaming
+from maild.remote.imap.login import login
 from maild.remote.imap.parse import Event, FetchData, Numbered
 from maild.remote.imap.session import Command, ImapSession, quoted
 from maild.remote.imap.stream import messages
@@ -59,7 +60,7 @@ def server_of(store: Store) -> ImapServer:
 
 async def open_inbox(connect: Connect, port: int) -> ImapSession:
     session = await connect(imap_endpoint(port))
-    await session.login(USER, PASSWORD)
+    await login(session, USER, PASSWORD)
     await session.run("EXAMINE", quoted("INBOX"))
     session.set_selected(True)
     return session
@@ -138,7 +139,7 @@ async def test_fifty_connections_and_losses_leave_nothing_behind() -> None:
         server.faults.add("LIST", Cut(after_octets=3, reset=True), times=None)
         for number in range(50):
             session = await ImapSession.connect(imap_endpoint(server.port), LONGEST_OCTETS)
-            await session.login(USER, PASSWORD)
+            await login(session, USER, PASSWORD)
             match number % 4:
                 case 0:
                     await session.logout()
@@ -188,7 +189,7 @@ async def test_no_greeting(connect: Connect) -> None:
 @pytest.mark.usefixtures("short_times")
 async def test_a_command_without_an_answer(connect: Connect, serve: Serve) -> None:
     session = await connect(imap_endpoint(await serve(lambda _line: b"")))
-    await session.login(USER, PASSWORD)
+    await login(session, USER, PASSWORD)
     with pytest.raises(ConnectionLost, match="did not answer NAMESPACE within"):
         await session.run("NAMESPACE")
     assert session.is_lost, "an answer is still owed"
@@ -239,7 +240,7 @@ async def test_an_octet_now_and_then_is_no_sign_of_life(step: str) -> None:
 
     async def victim(port: int) -> None:
         session = await ImapSession.connect(imap_endpoint(port), LONGEST_OCTETS)
-        await session.login(USER, PASSWORD)
+        await login(session, USER, PASSWORD)
         if step == "command":
             await session.run("NAMESPACE")
         session.set_selected(True)
@@ -332,7 +333,7 @@ async def test_many_commands_in_flight(connect: Connect) -> None:
 async def test_a_hundred_thousand_lines_in_one_answer(connect: Connect, serve: Serve) -> None:
     lines = b"".join(b"* %d FETCH (UID %d FLAGS (\\Seen))\r\n" % (n, n) for n in range(1, 100_001))
     session = await connect(imap_endpoint(await serve(lambda line: lines + line.split()[0] + b" OK\r\n")))
-    await session.login(USER, PASSWORD)
+    await login(session, USER, PASSWORD)
     session.set_selected(True)
     found: list[int] = []
 
@@ -357,7 +358,7 @@ async def test_an_answer_without_end_is_not_kept(
             yield b'* LIST () "/" INBOX\r\n' * 100
 
     session = await connect(imap_endpoint(await serve(endless)))
-    await session.login(USER, PASSWORD)
+    await login(session, USER, PASSWORD)
     with pytest.raises(ProtocolViolation, match="answers NAMESPACE without end"):
         await session.run("NAMESPACE")
 
@@ -365,7 +366,7 @@ async def test_an_answer_without_end_is_not_kept(
 async def test_what_comes_before_a_violation_is_used(connect: Connect, serve: Serve) -> None:
     answer = b"* 1 EXISTS\r\n* 1 FETCH (X {99999999999}\r\n"
     session = await connect(imap_endpoint(await serve(lambda _line: answer)))
-    await session.login(USER, PASSWORD)
+    await login(session, USER, PASSWORD)
     found: list[Event] = []
     with pytest.raises(ProtocolViolation, match="99999999999 octets"):
         await session.finish(session.launch("NAMESPACE", collect=found.append))
@@ -380,7 +381,7 @@ async def test_a_name_with_octets_that_are_no_utf8_goes_back_as_it_came(connect:
         return line.split()[0] + b" NO\r\n"
 
     session = await connect(imap_endpoint(await serve(answer)))
-    await session.login(USER, PASSWORD)
+    await login(session, USER, PASSWORD)
     with pytest.raises(Rejected):
         await session.run("STATUS", quoted(b"Entw\xfcrfe".decode("utf-8", "surrogateescape")), "(UIDNEXT)")
     assert lines[0].endswith(b' STATUS "Entw\xfcrfe" (UIDNEXT)\r\n')
@@ -399,11 +400,11 @@ class Slow:
 
     async def until_quiet(self, handed_over: int) -> None:
         seen = -1
-        while seen != self.protocol.received_octets:
-            seen = self.protocol.received_octets
+        while seen != self.protocol.line.received_octets:
+            seen = self.protocol.line.received_octets
             for _turn in range(20):
                 await asyncio.sleep(0)
-        self.pauses += self.protocol._paused
+        self.pauses += self.protocol.line._is_unwanted
         self.most_octets = max(self.most_octets, seen - handed_over)
 
 
@@ -416,7 +417,7 @@ async def test_a_slow_consumer_stops_the_server(octets: int, connect: Connect, m
         session = await open_inbox(connect, server.port)
         slow = Slow(session)
         found: dict[int, bytes] = {}
-        handed_over = session.protocol.received_octets
+        handed_over = session.protocol.line.received_octets
         async for arrived in messages(session, sets_of(store, 1000), ITEMS, lambda _size: None, []):
             for message in arrived:
                 body = message.sections[b""]
@@ -482,7 +483,7 @@ async def test_no_secret_in_logs_errors_and_reprs(
 
             session.protocol.launch = launched  # type: ignore[method-assign]
             try:
-                await session.login(USER, secret)
+                await login(session, USER, secret)
             except MaildError as error:
                 said = "".join(traceback.format_exception(error)) + repr(error)
     shown = [*commands, said, repr(session), repr(session.protocol), str(logged), caplog.text]
@@ -507,10 +508,10 @@ async def test_what_cannot_be_sent_is_refused_here(
         session = await connect(imap_endpoint(server.port, auth=auth))
         user, password = (f"u{octet}", PASSWORD) if place == "user" else (USER, f"{PASSWORD}{octet}")
         with pytest.raises(AuthRejected, match="line break or NUL") as refusal:
-            await session.login(user, password)
+            await login(session, user, password)
         assert PASSWORD not in str(refusal.value)
         assert written == []
-        await session.login(USER, PASSWORD)
+        await login(session, USER, PASSWORD)
 
 
 @pytest.mark.parametrize("octet", ["\r", "\n", "\0", "\r\nA9 LOGOUT"])

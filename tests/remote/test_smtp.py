@@ -14,7 +14,7 @@ import pytest
 
 from maild.config import Password, Smtp
 from maild.core.errors import AuthRejected, ConnectionLost, MaildError, ProtocolViolation, TlsFailed
-from maild.core.outgoing import Submission, Verdict, Verdicts
+from maild.core.outgoing import Notices, Submission, Verdict, Verdicts
 from maild.remote.auth import Credentials
 from maild.remote.smtp import Offline, SessionRefused, Timeouts
 from maild.remote.submission import SmtpSession
@@ -443,6 +443,30 @@ async def test_extensions_only_where_they_are_needed(
     async with SmtpServer(users={USER: PASSWORD}, extensions=extensions) as server, opened(server) as session:
         await submit(session, message(1, **changes))
     assert server.journal[0].parameters == tuple(expected)
+
+
+async def test_notices_of_delivery_only_where_the_server_has_them() -> None:
+    wanted = Notices("SUCCESS,DELAY", "HDRS", "a+b=c d")
+    async with SmtpServer(users={USER: PASSWORD}, extensions=("DSN",)) as server, opened(server) as session:
+        await submit(session, message(1, notices=wanted), message(2))
+    assert server.journal[0].parameters == ("RET=HDRS", "ENVID=a+2Bb+3Dc+20d")
+    assert [line for line in server.commands if line.startswith("RCPT")] == [
+        f"RCPT TO:<{ONE[0]}> NOTIFY=SUCCESS,DELAY",
+        f"RCPT TO:<{ONE[0]}>",
+    ]
+    async with servers() as server, opened(server) as session:
+        await submit(session, message(1, notices=wanted))
+    assert not any(parameter.startswith(("RET", "ENVID")) for parameter in server.journal[0].parameters)
+    assert f"RCPT TO:<{ONE[0]}>" in server.commands
+
+
+@pytest.mark.parametrize("notices", [Notices("NEVER\r\nRCPT TO:<x@y>"), Notices(ret="FULL AUTH=<>")])
+async def test_what_is_asked_of_notices_is_no_command(notices: Notices) -> None:
+    """The file of an item can be edited by hand."""
+    async with SmtpServer(users={USER: PASSWORD}, extensions=("DSN",)) as server, opened(server) as session:
+        found = await submit(session, message(1, notices=notices))
+    assert set(states(found["1"]).values()) == {"failed"}
+    assert not any(line.startswith("MAIL") for line in server.commands)
 
 
 async def test_addresses_beyond_ascii() -> None:

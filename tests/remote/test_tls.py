@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from maild.core.errors import AuthRejected, ConnectionLost, TlsFailed, Unavailable
+from maild.remote.imap.login import login
 from maild.remote.net import tls_context
 from maild.testing.dialogue import Dialogue
 from maild.testing.imap import ImapServer
@@ -135,7 +136,7 @@ async def test_what_was_said_before_tls_is_forgotten(early: str, authority: Auth
             endpoint = imap_endpoint(server.port, tls="starttls", ca_file=authority.ca_file)
             session = await connect(endpoint)
             assert session.protocol.capabilities == {"IMAP4REV1"}
-            await session.login(USER, PASSWORD)
+            await login(session, USER, PASSWORD)
             assert (await session.run("LIST", '""', '"*"')).events == []
             session.drop()
     assert "evil" not in str(logged)
@@ -168,7 +169,7 @@ async def test_a_referral_is_not_followed(connect: Connect) -> None:
         async with Dialogue(script) as server:
             session = await connect(imap_endpoint(server.port))
             with pytest.raises(AuthRejected, match="ask there"):
-                await session.login(USER, PASSWORD)
+                await login(session, USER, PASSWORD)
             session.drop()
     assert visitors == []
 
@@ -260,7 +261,7 @@ async def test_bad_certificates(
 async def test_a_good_certificate(mode: Mode, host: str, authority: Authority, connect: Connect) -> None:
     async with server_with(mode, authority.good().server_context()) as server:
         session = await connect(imap_endpoint(server.port, host=host, tls=mode, ca_file=authority.ca_file))
-        await session.login(USER, PASSWORD)
+        await login(session, USER, PASSWORD)
         assert server.connections[-1].tls
         assert server.connections[-1].user == USER
         session.drop()
@@ -302,7 +303,7 @@ async def test_pins(mode: Mode, authority: Authority, tmp_path: Path, connect: C
         await gone(server)
         assert_nothing_secret(written)
         session = await connect(imap_endpoint(server.port, tls=mode, tls_fingerprint=right))
-        await session.login(USER, PASSWORD)
+        await login(session, USER, PASSWORD)
         session.drop()
 
 

@@ -6,7 +6,7 @@ from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
 
-from maild.testing.samples import START_S, document, new_message, picture, sample_store
+from maild.testing.samples import START_S, document, letter, maildrop_samples, new_message, picture, sample_store
 
 
 def parsed(raw: bytes) -> EmailMessage:
@@ -69,3 +69,18 @@ def test_new_messages_differ_by_number_only() -> None:
     assert first["Message-ID"] != second["Message-ID"]
     assert "Nr. 1 " in str(first["Subject"])
     assert first["Date"].datetime.timestamp() == START_S
+
+
+def test_the_maildrop_is_always_the_same_and_holds_one_twice() -> None:
+    drop = list(maildrop_samples())
+    assert drop == list(maildrop_samples())
+    assert (len(drop), len(set(drop))) == (5, 4)
+    assert all(raw.endswith(b"\r\n") for raw in drop)
+    assert any(b"\r\n..\r\n" in raw for raw in drop), "a line that has to be stuffed"
+
+
+def test_the_letter_is_what_a_mail_program_gives_away() -> None:
+    raw = letter()
+    assert b"\r" not in raw
+    assert {"From", "To", "Cc", "Subject"} <= set(parsed(raw).keys())
+    assert not {"Date", "Message-ID"} & set(parsed(raw).keys())

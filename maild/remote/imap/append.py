@@ -24,12 +24,13 @@ from anyio import to_thread
 from maild.core.errors import LocalError, MaildError, Rejected
 from maild.core.identity import header_facts
 from maild.core.model import Appended, Facts, Outgoing, Permitted, Uid
+from maild.remote.imap.answers import Opened
 from maild.remote.imap.change import sendable
 from maild.remote.imap.dates import date_time
 from maild.remote.imap.facts import facts_of
 from maild.remote.imap.opening import finish_anyhow
 from maild.remote.imap.parse import Data, Tagged, number, uid_ranges
-from maild.remote.imap.session import Command, ImapSession, Opened, ignore, quoted
+from maild.remote.imap.session import Command, ImapSession, ignore, quoted
 from maild.remote.imap.sets import ANSWER_LIMIT_S
 
 SMALL_OCTETS = 64 << 10

@@ -13,6 +13,7 @@ from contextlib import aclosing
 from typing import cast
 
 from maild.core.errors import Rejected
+from maild.core.likeness import Likeness
 from maild.core.model import (
     NO_FLAGS,
     Appended,
@@ -30,13 +31,14 @@ from maild.core.model import (
     Uid,
 )
 from maild.core.ports import OpenBody
-from maild.remote.imap import append, change
+from maild.remote.imap import append, change, lookup
+from maild.remote.imap.answers import Opened
 from maild.remote.imap.dates import internal_date
 from maild.remote.imap.facts import facts_of
 from maild.remote.imap.listing import mark_of
 from maild.remote.imap.opening import SCAN_LIMIT_S, Findings, open_mailbox
 from maild.remote.imap.parse import FetchData, uid_set
-from maild.remote.imap.session import Command, ImapSession, Opened
+from maild.remote.imap.session import Command, ImapSession
 from maild.remote.imap.sets import cut, numbers_of, search
 from maild.remote.imap.stream import messages
 
@@ -178,6 +180,10 @@ class Box:
         numbers = numbers_of(uids)
         chunks = (numbers[start : start + FACTS_MESSAGES] for start in range(0, len(numbers), FACTS_MESSAGES))
         return await facts_of(self._session, [uid_set(part) for chunk in chunks for part in cut(chunk)])
+
+    async def holds(self, wanted: Likeness) -> bool:
+        await self._open()  # anew: what came since it was opened may not be shown
+        return await lookup.holds(self._session, wanted)
 
     async def fetch(self, batches: Iterator[Sequence[Uid]], open_body: OpenBody) -> AsyncIterator[list[Fetched]]:
         """A set that the server refuses is asked for again message by message: a bad one costs only itself."""

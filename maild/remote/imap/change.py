@@ -17,8 +17,9 @@ import structlog
 
 from maild.core.errors import Rejected
 from maild.core.model import FlagChange, Flags, MailboxName, Permitted, Uid
+from maild.remote.imap.answers import Reply
 from maild.remote.imap.parse import Numbered, Untagged, Vanished, uid_ranges
-from maild.remote.imap.session import ImapSession, Reply, quoted
+from maild.remote.imap.session import ImapSession, quoted
 from maild.remote.imap.sets import Answer, Call, found_in, pipelined, search, searching, sets, uids_of
 
 log = structlog.get_logger()

@@ -35,3 +35,8 @@ def date_time(seconds: int) -> str:
         return ""
     month = _NAMES[moment.month - 1]
     return f'"{moment.day:2d}-{month}-{moment.year:04d} {moment:%H:%M:%S} +0000"'
+
+
+def day(moment: datetime) -> str:
+    """A day as SEARCH wants it (RFC 9051 §9 date)."""
+    return f"{moment.day}-{_NAMES[moment.month - 1]}-{moment.year:04d}"

@@ -47,6 +47,14 @@ class Names:
     def with_role(self, role: str) -> MailboxName | None:
         return next((m.public.name for m in self.known.values() if m.public.role == role), None)
 
+    def roles(self) -> dict[str, RemoteMailbox]:
+        """The first mailbox of each role."""
+        found: dict[str, RemoteMailbox] = {}
+        for mailbox in self.known.values():
+            if mailbox.public.role:
+                found.setdefault(mailbox.public.role, mailbox.public)
+        return found
+
     def learn(self, mailbox: Mailbox) -> None:
         """It is there now."""
         self.known[mailbox.public.name] = mailbox

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from maild.core.errors import ProtocolViolation, Rejected
 from maild.core.flags import canonical_flags
 from maild.core.model import Epoch, MailboxName, Permitted, ScanTable
+from maild.remote.imap.answers import Opened
 from maild.remote.imap.parse import Data, Event, FetchData, Numbered, Untagged, Vanished, number
-from maild.remote.imap.session import Command, ImapSession, Opened, ignore, quoted
+from maild.remote.imap.session import Command, ImapSession, ignore, quoted
 
 SCAN_LIMIT_S = None  # a big mailbox may take minutes; silence still ends it
 MOST_TOLD = 10_000_000  # messages in one mailbox

@@ -22,6 +22,7 @@ from maild.core.model import Epoch, Listing, MailboxName, Push, RemoteMailbox
 from maild.core.ports import RemoteBox
 from maild.remote.auth import Credentials
 from maild.remote.imap import naming
+from maild.remote.imap.answers import Opened
 from maild.remote.imap.box import Box
 from maild.remote.imap.experience import Experience
 from maild.remote.imap.listing import (
@@ -33,9 +34,10 @@ from maild.remote.imap.listing import (
     understood,
     with_status,
 )
+from maild.remote.imap.login import login
 from maild.remote.imap.opening import finish_anyhow, leave_ahead, leave_mailbox
 from maild.remote.imap.push import foreign_of, watching
-from maild.remote.imap.session import Command, ImapSession, Opened, ignore, quoted
+from maild.remote.imap.session import Command, ImapSession, ignore, quoted
 from maild.remote.imap.told import Hint, News, Wanted
 
 SILENT_S = 300.0  # of a session that nobody used: a router may have forgotten it
@@ -165,7 +167,7 @@ class ImapRemote:
         session = await ImapSession.connect(endpoint, endpoint.max_message_size_octets * 3 // 2 + (1 << 20))
         try:
             await self.credentials.log_in(
-                lambda secret: session.login(endpoint.user, secret), lambda: not session.is_lost
+                lambda secret: login(session, endpoint.user, secret), lambda: not session.is_lost
             )
             await self._introduce(session)
         except BaseException:
@@ -175,7 +177,10 @@ class ImapRemote:
         return session
 
     async def _introduce(self, session: ImapSession) -> None:
-        """ID (NetEase refuses SELECT without it) and ENABLE, in one write with whatever is sent next."""
+        """ID (NetEase refuses SELECT without it), ENABLE and COMPRESS, in one write with whatever is sent next.
+
+        Only COMPRESS has to be waited for.
+        """
         sent: list[Command] = []
         if session.has("ID"):
             name = f'("name" "maild" "version" {quoted(__version__)})'
@@ -185,6 +190,8 @@ class ImapRemote:
             session.enabled = frozenset({"QRESYNC", "CONDSTORE"})
         for command in sent:
             command.collect = ignore
+        if self._endpoint.compress:
+            await session.compress()
 
     # -- the port
 
@@ -207,6 +214,7 @@ class ImapRemote:
                 frozenset(names.present),
                 names.separator,
                 names.with_role("\\Trash"),
+                names.roles(),
             )
 
     @asynccontextmanager

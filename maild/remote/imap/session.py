@@ -1,4 +1,4 @@
-"""One IMAP connection: connect, TLS, log in, run commands side by side, stream messages; alone imports aioimaplib.
+"""One IMAP connection: connect, TLS, compression, commands side by side; alone imports aioimaplib.
 
 aioimaplib opens the connection, makes tags, knows which command is legal in which state and carries the life of a
 command; its receiving half is replaced by `parse.Parser` (maild's tests pin each fact that makes this necessary).
@@ -9,7 +9,8 @@ What this file keeps:
 - a lost connection, a BYE, garbage or silence reaches every waiter as one of our errors;
 - a command that is cancelled or times out ends the connection: an answer would still be owed;
 - a command's literals follow it without anything in between, no faster than the server takes them;
-- nothing the server said before TLS is believed, nor kept; octets after the STARTTLS answer are an attack.
+- nothing the server said before TLS is believed, nor kept; octets after the STARTTLS answer are an attack;
+- after the answer to COMPRESS the very next octet is compressed (RFC 4978 §3); nothing is sent before it has come.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import ipaddress
 import ssl
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -27,17 +27,10 @@ import structlog
 from aioimaplib import aioimaplib
 
 from maild.config import Imap
-from maild.core.errors import (
-    AuthRejected,
-    ConnectionLost,
-    MaildError,
-    ProtocolViolation,
-    Rejected,
-    TlsFailed,
-    Unavailable,
-)
-from maild.core.model import Epoch, Permitted
-from maild.remote.imap.liveness import keep_alive
+from maild.core.errors import ConnectionLost, MaildError, ProtocolViolation, Rejected, TlsFailed
+from maild.remote.imap import deflate
+from maild.remote.imap.answers import WITHOUT_STARTTLS, Opened, Reply, goodbye, refused_starttls, rejected
+from maild.remote.imap.line import Line
 from maild.remote.imap.parse import (
     Continuation,
     Data,
@@ -50,24 +43,15 @@ from maild.remote.imap.parse import (
     printable,
 )
 from maild.remote.net import check_pin, tls_context, translated
-from maild.remote.sasl import ChannelBinding, Exchange, choose, refusal_hint
-from maild.remote.scram import NAME as SCRAM
-from maild.remote.scram import server_end_point
 
 CONNECT_TIMEOUT_S = 30.0
 HAPPY_EYEBALLS_S = 0.25  # RFC 8305 §5, between attempts at the addresses of a name
 COMMAND_TIMEOUT_S = 60.0
-STALL_S = 60.0  # within this, a command that is still running must bring `STALL_OCTETS` or its end
-STALL_OCTETS = 4096  # a byte now and then is no proof of life
 REPLY_OCTETS = 64 << 20  # what is kept for one command that has no `collect`
 
 _BUFFER = bytearray(256 * 1024)  # one for all connections: get_buffer and buffer_updated are never interleaved
 _VIEW = memoryview(_BUFFER)
-_NOT_NOW = frozenset({"UNAVAILABLE", "INUSE", "LIMIT", "SERVERBUG", "CONTACTADMIN"})  # RFC 5530: not the password
 _IN_DOUBT = frozenset({"CLOSED", "UIDVALIDITY"})  # said of an open mailbox, it is no longer the one that was opened
-_IR_OCTETS = 8192  # of an initial response in its command line (RFC 7162 §4)
-_WITHOUT_STARTTLS = 'nothing was sent; use port 993 with tls = "implicit" if the server offers it'
-_BUSY = ("too many", "maximum number", "connection limit", "try again later")
 
 _ANY_STATE = (aioimaplib.NONAUTH, aioimaplib.AUTH, aioimaplib.SELECTED)
 _STATES: dict[str, tuple[str, ...]] = {
@@ -99,32 +83,6 @@ def quoted(text: str) -> str:
             f"a line break or NUL cannot be sent to the server, as in {text!a}", "rename it with another client"
         )
     return str(aioimaplib.quoted(text))
-
-
-@dataclass(slots=True)
-class Opened:
-    """The mailbox that a session has open. `read_only`: by EXAMINE; `permitted` is None where nothing may be changed.
-
-    `next_uid` is above every UID that was there when it was opened, 0 where the server does not tell.
-    """
-
-    wire: str
-    epoch: Epoch
-    read_only: bool
-    permitted: Permitted | None
-    next_uid: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """How a command ended well: its tagged OK and the untagged responses that came while it was the oldest."""
-
-    tagged: Tagged
-    events: list[Event] = field(default_factory=list)
-
-    def data(self, name: str) -> list[Data]:
-        """Its untagged responses of this name."""
-        return [event for event in self.events if isinstance(event, Data) and event.name == name]
 
 
 class Command(aioimaplib.Command):
@@ -179,19 +137,15 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, limits: Limits, server: str) -> None:
         super().__init__(loop)
         self.running_loop = loop
-        self.wire: asyncio.Transport | None = None  # aioimaplib's own attribute has no type
         self.server = server
+        self.line = Line(server, self._receive, self.fail)
         self.parser = Parser(limits)
         self.limits = limits
         self.lost: MaildError | None = None
         self.greeting: asyncio.Future[Untagged] = loop.create_future()
-        self.received_octets = 0
         self.heard_at_s = now_s()
         self.is_private = False  # TLS is up, or the user said that plain text will do
-        self._upgrading: Command | None = None
-        self._paused = False
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._turning: Command | None = None  # STARTTLS or COMPRESS: what follows its answer is of another kind
         self.opened: Opened | None = None  # the mailbox that is open, None also where that is in doubt
         self.on_unasked: Collect = ignore  # gets what comes while no command runs
 
@@ -199,9 +153,7 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.wire = transport if isinstance(transport, asyncio.Transport) else None
-        if (sock := transport.get_extra_info("socket")) is not None:
-            keep_alive(sock)
+        self.line.attach(transport)
 
     @property
     def silent_s(self) -> float:
@@ -212,29 +164,49 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         return _VIEW
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._receive(_VIEW, nbytes)
+        self.line.received(_VIEW, nbytes)
 
     def data_received(self, data: bytes) -> None:
-        self._receive(memoryview(data), len(data))
+        self.line.received(data, len(data))
 
     def eof_received(self) -> bool:
         return False
 
-    def _receive(self, view: memoryview, length: int) -> None:
-        if self.lost is not None:
-            return
-        self.received_octets += length
+    def _receive(self, octets: bytes | bytearray | memoryview, length: int) -> None:
         self.heard_at_s = now_s()
         try:
-            events = self.parser.feed(view, length)
-            for index, event in enumerate(events):
-                self._take(event)
-                if self._upgrading is not None and self._upgrading.done:
-                    self._check_nothing_follows(view[:length], is_last=index + 1 == len(events))
-            if self.parser.violation is not None:
-                raise self.parser.violation
+            if self._turning is None:
+                self._feed(octets, length)
+            else:
+                self._feed_lines(bytes(octets[:length]), self._turning)
         except MaildError as exc:
             self.fail(exc)
+
+    def _feed(self, octets: bytes | bytearray | memoryview, length: int) -> None:
+        for event in self.parser.feed(octets, length):
+            self._take(event)
+        if self.parser.violation is not None:
+            raise self.parser.violation
+
+    def _feed_lines(self, octets: bytes, turning: Command) -> None:
+        """Line by line up to the answer to `turning`; what follows it is not what it was before."""
+        start = 0
+        while start < len(octets) and not turning.done:
+            end = octets.find(b"\n", start) + 1 or len(octets)
+            self._feed(octets[start:end], end - start)
+            start = end
+        rest = octets[start:]
+        if not turning.done:
+            return
+        if turning.name == "STARTTLS":
+            self._stop_before_tls(rest)
+            return
+        self._turning = None
+        if turning.reply is None or turning.reply.status != "OK":
+            self._feed(rest, len(rest))
+            return
+        self.line.compress()
+        self.line.received(rest, len(rest))
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Tagged):
@@ -256,7 +228,7 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         oldest = self.oldest()
         if isinstance(event, Untagged):
             if event.status == "BYE" and not (oldest is not None and oldest.name == "LOGOUT"):
-                raise _goodbye(self.server, event)
+                raise goodbye(self.server, event)
             if event.code in _IN_DOUBT:
                 self.opened = None
             if event.code == "ALERT" and self.is_private:
@@ -264,7 +236,7 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         elif isinstance(event, Data) and event.name == "CAPABILITY":
             self.learn_capabilities(event.tokens)
         if oldest is not None:
-            if oldest.collect is None and self.received_octets - oldest.sent_at_octets > REPLY_OCTETS:
+            if oldest.collect is None and self.line.received_octets - oldest.sent_at_octets > REPLY_OCTETS:
                 raise ProtocolViolation(f"{self.server} answers {oldest.name} without end")
             oldest.take(event)
         else:
@@ -274,15 +246,15 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         if not isinstance(event, Untagged) or event.status not in {"OK", "PREAUTH", "BYE"}:
             raise ProtocolViolation(f"{self.server} does not greet as an IMAP server does", "check host and port")
         if event.status == "BYE":
-            raise _goodbye(self.server, event)
+            raise goodbye(self.server, event)
         self.state = aioimaplib.AUTH if event.status == "PREAUTH" else aioimaplib.NONAUTH
         self.learn_code(event.code, event.argument)
         self.greeting.set_result(event)
 
     def _answer(self, event: Continuation) -> None:
         oldest = self.oldest()
-        if oldest is not None and oldest is self._upgrading:
-            raise _refused_starttls(self.server, printable(b"+ " + event.text))
+        if oldest is not None and oldest is self._turning and oldest.name == "STARTTLS":
+            raise refused_starttls(self.server, printable(b"+ " + event.text))
         if (waiting := next((c for c in self.pending_async_commands.values() if c.needs_go_ahead), None)) is not None:
             waiting.needs_go_ahead = False
             waiting.progress.set()
@@ -312,34 +284,38 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
     def learn_capabilities(self, words: Iterable[Any]) -> None:
         self.capabilities = {w.decode("ascii", "replace").upper() for w in words if isinstance(w, bytes)}
 
-    # -- STARTTLS
+    # -- turning: STARTTLS, COMPRESS
 
-    def _check_nothing_follows(self, received: memoryview, *, is_last: bool) -> None:
-        """Called with what came with the answer to STARTTLS: its line must be the end of it."""
-        last_line = bytes(received[-3:]).replace(b"\r", b"")
-        if not is_last or not self.parser.idle or last_line.endswith(b"\n\n"):
+    def _stop_before_tls(self, rest: bytes) -> None:
+        """The server has answered STARTTLS: nothing may follow, and nothing is read before the handshake."""
+        if rest:
             raise TlsFailed(
                 f"{self.server} sent more in plain text after agreeing to STARTTLS",
                 "somebody on the network may be tampering with the connection; nothing secret was sent",
             )
-        if self.wire is not None:
-            self.wire.pause_reading()
+        if self.line.transport is not None:
+            self.line.transport.pause_reading()
+
+    async def turn(self, name: str, *args: str) -> Tagged:
+        """Send a command after whose answer everything is read in another way; nothing is sent before that."""
+        command = self.launch(Command(name, self.new_tag(), *args))
+        self._turning = command
+        return (await self.finish(command, COMMAND_TIMEOUT_S, may_refuse=True)).tagged
 
     async def start_tls(self, context: ssl.SSLContext, host: str) -> None:
         """STARTTLS (RFC 9051 §6.2.1); everything known before is forgotten."""
-        self._upgrading = command = self.launch(Command("STARTTLS", self.new_tag()))
-        reply = await self.finish(command, COMMAND_TIMEOUT_S, may_refuse=True)
-        if reply.tagged.status != "OK":
-            raise _refused_starttls(self.server, reply.tagged.text or reply.tagged.status)
+        tagged = await self.turn("STARTTLS")
+        if tagged.status != "OK":
+            raise refused_starttls(self.server, tagged.text or tagged.status)
         self.parser = Parser(self.limits)
         self.capabilities = set()
-        self._upgrading = None
-        if self.wire is not None:
-            self.wire = await self.running_loop.start_tls(
-                self.wire, self, context, server_hostname=host, ssl_handshake_timeout=CONNECT_TIMEOUT_S
+        self._turning = None
+        if self.line.transport is not None:
+            secured = await self.running_loop.start_tls(
+                self.line.transport, self, context, server_hostname=host, ssl_handshake_timeout=CONNECT_TIMEOUT_S
             )
-            if self.wire is not None:
-                super().connection_made(self.wire)
+            if secured is not None:
+                self.connection_made(secured)
             self.state = aioimaplib.NONAUTH
 
     # -- sending
@@ -353,36 +329,27 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         self._write(octets)
 
     def _write(self, octets: bytes) -> None:
-        if self.wire is not None:
-            self.wire.write(octets)
+        self.line.write(octets)
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self.line.pause_writing()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self.line.resume_writing()
 
     async def room(self) -> None:
         """Wait until the line has taken what was sent, but for a little; one that takes nothing is dropped."""
-        while not self._writable.is_set():
-            unsent = self._unsent_octets()
-            with anyio.move_on_after(STALL_S):
-                await self._writable.wait()
-            if not self._writable.is_set() and self._unsent_octets() > unsent - STALL_OCTETS:
-                self.fail(ConnectionLost(f"{self.server} took nothing for {STALL_S:.0f} s"))
+        await self.line.room()
         if self.lost is not None:
             raise self.lost
-
-    def _unsent_octets(self) -> int:
-        return 0 if self.wire is None else self.wire.get_write_buffer_size()
 
     def launch(self, command: Command, literal: bytes | None = None) -> Command:
         """Send a command without waiting for those before it, and all that follows its line in the same write."""
         if self.lost is not None:
             raise self.lost
-        if self.state not in _STATES.get(command.name, ()):
+        if self.state not in _STATES.get(command.name, ()) or self._turning is not None:
             raise ProtocolViolation(f"{command.name} makes no sense now ({self.state.lower()})")
-        command.sent_at_octets = self.received_octets
+        command.sent_at_octets = self.line.received_octets
         self.pending_async_commands[command.tag] = command
         if literal is None:
             self.send(command.line())
@@ -396,7 +363,7 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         """Wait for a command's end; NO and BAD raise Rejected. Beyond `limit_s`, or in silence, the connection goes."""
         try:
             if limit_s is None:
-                await self.watched(command.progress, lambda: command.done)
+                await self.line.watched(command.progress, lambda: command.done)
             else:
                 with anyio.fail_after(limit_s):
                     await command.wait()
@@ -410,40 +377,26 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         if command.reply is None:
             raise self.lost or ConnectionLost(f"{self.server} closed the connection")
         if command.reply.status != "OK" and not may_refuse:
-            raise _rejected(command, command.reply)
+            raise rejected(command.name, command.reply)
         return Reply(command.reply, command.events)
-
-    async def watched(self, event: asyncio.Event, is_ready: Callable[[], bool]) -> None:
-        """Wait for `event` as long as octets keep coming; a connection that stalls is dropped."""
-        while not is_ready():
-            before = self.received_octets
-            event.clear()
-            with anyio.move_on_after(STALL_S):
-                await event.wait()
-                continue
-            if self.received_octets - before < STALL_OCTETS:
-                self.fail(ConnectionLost(f"{self.server} sent nothing for {STALL_S:.0f} s"))
 
     # -- the end
 
     def fail(self, error: MaildError) -> None:
         """End the connection at once; every waiter gets `error`."""
         self._give_up(error)
-        if self.wire is not None:
-            self.wire.abort()
+        self.line.abort()
 
     def leave(self) -> None:
         """Say goodbye and close behind it (RFC 9051 §6.1.3)."""
         self.send(f"{self.new_tag()} LOGOUT")
         self._give_up(ConnectionLost("logged out"))
-        if self.wire is not None:
-            self.wire.close()
+        self.line.close()
 
     def _give_up(self, error: MaildError) -> None:
         lost = self.lost = self.lost or error
         self.state = aioimaplib.LOGOUT
         self.opened = None
-        self._writable.set()
         pending = list(self.pending_async_commands.values())
         self.pending_async_commands.clear()
         for command in pending:
@@ -456,19 +409,6 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         if self.lost is None:
             reason = f": {exc}" if exc is not None else ""
             self.fail(ConnectionLost(f"{self.server} closed the connection{reason}"))
-
-    # -- back-pressure
-
-    def pause(self) -> None:
-        if not self._paused and self.lost is None and self.wire is not None:
-            self._paused = True
-            self.wire.pause_reading()
-
-    def resume(self) -> None:
-        if self._paused:
-            self._paused = False
-            if self.lost is None and self.wire is not None:
-                self.wire.resume_reading()
 
 
 class _Client(aioimaplib.IMAP4):
@@ -547,10 +487,10 @@ class ImapSession:
             if not protocol.capabilities:
                 await self.ask_capabilities()
             if "STARTTLS" not in protocol.capabilities:
-                raise TlsFailed(f"{protocol.server} does not offer STARTTLS", _WITHOUT_STARTTLS)
+                raise TlsFailed(f"{protocol.server} does not offer STARTTLS", WITHOUT_STARTTLS)
             await protocol.start_tls(tls_context(self.endpoint), self.endpoint.host)
         if self.endpoint.tls != "none":
-            tls = self._tls()
+            tls = self.tls
             check_pin(self.endpoint, tls.getpeercert(binary_form=True) if tls is not None else None)
         protocol.is_private = True
         if not protocol.capabilities:
@@ -565,6 +505,25 @@ class ImapSession:
             ) from exc
         if not self.protocol.capabilities & {"IMAP4REV1", "IMAP4REV2"}:
             raise ProtocolViolation(f"{self.protocol.server} does not speak IMAP4rev1", "check host and port")
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        transport = self.protocol.line.transport
+        return None if transport is None else transport.get_extra_info("ssl_object")
+
+    async def compress(self) -> bool:
+        """Compress both ways from here on (RFC 4978), if the server offers it and agrees; whether it does."""
+        if not self.has(deflate.NAME):
+            reason = "the server does not offer to compress"
+        elif self.tls is not None and self.tls.compression() is not None:
+            reason = "TLS compresses already"
+        else:
+            tagged = await self.protocol.turn("COMPRESS", "DEFLATE")
+            if tagged.status == "OK":
+                return True
+            reason = f"the server does not compress: {tagged.text or tagged.status}"
+        log.debug("server.corrected", host=self.protocol.server, reason=reason)
+        return False
 
     def has(self, capability: str) -> bool:
         """Whether the server offers an extension that the config does not switch off."""
@@ -589,61 +548,22 @@ class ImapSession:
     def is_lost(self) -> bool:
         return self.protocol.lost is not None
 
-    # -- logging in
-
-    async def login(self, user: str, secret: str) -> None:
-        """AUTHENTICATE by the strongest mechanism there is (`sasl.choose`), or LOGIN.
-
-        Raises AuthRejected; Unavailable where the server says that it is not about the secret; TlsFailed for a server
-        that does not prove that it knows the password.
-        """
-        binding = None
-        if f"AUTH={SCRAM}-PLUS" not in self.endpoint.disable_extensions and (tls := self._tls()) is not None:
-            binding = server_end_point(tls.getpeercert(binary_form=True))
-        if not await self._log_in(user, secret, binding):
-            await self._log_in(user, secret, None)
-
-    async def _log_in(self, user: str, secret: str, binding: ChannelBinding | None) -> bool:
-        """Whether it is done; if not, the server cannot do this channel binding, and nothing else is wrong yet."""
-        protocol = self.protocol
-        before = protocol.capabilities
-        offered = {name.removeprefix("AUTH=") for name in before if name.startswith("AUTH=") and self.has(name)}
-        has_login = "LOGINDISABLED" not in before
-        mechanism = choose(self.endpoint, user, secret, offered, binding=binding, has_own_command=has_login)
-        exchange = None
-        if mechanism is not None:
-            exchange = Exchange(mechanism, room_octets=_IR_OCTETS if self.has("SASL-IR") else 0)
-        protocol.capabilities = set()
-        tagged = await (self._login(user, secret) if exchange is None else self._authenticate(exchange))
-        if exchange is not None:
-            exchange.finish(is_accepted=tagged.status == "OK")
-        if tagged.status != "OK":
-            protocol.capabilities = before  # for another try
-            if exchange is not None and exchange.may_retry_unbound:
-                return False
-            raise _refused_login(self.endpoint, user, tagged, "" if exchange is None else exchange.detail)
-        protocol.state = aioimaplib.AUTH
-        if not protocol.capabilities:
-            await self.ask_capabilities()
-        return True
-
-    async def _login(self, user: str, password: str) -> Tagged:
-        command = self.launch("LOGIN", quoted(user), quoted(password))
-        return (await self.protocol.finish(command, may_refuse=True)).tagged
-
-    async def _authenticate(self, exchange: Exchange) -> Tagged:
-        command = Command("AUTHENTICATE", self.protocol.new_tag(), *exchange.argument.split(" "))
-        command.on_continuation = exchange.answer
-        return (await self.protocol.finish(self.protocol.launch(command), may_refuse=True)).tagged
-
-    def _tls(self) -> ssl.SSLObject | None:
-        return None if self.protocol.wire is None else self.protocol.wire.get_extra_info("ssl_object")
-
     # -- commands
 
-    def launch(self, name: str, *args: str, prefix: str | None = None, collect: Collect | None = None) -> Command:
-        """Send a command now; `finish` waits for it. `collect` takes its untagged responses instead of the reply."""
+    def launch(
+        self,
+        name: str,
+        *args: str,
+        prefix: str | None = None,
+        collect: Collect | None = None,
+        answer: Callable[[bytes], bytes] | None = None,
+    ) -> Command:
+        """Send a command now; `finish` waits for it. `collect` takes its untagged responses instead of the reply.
+
+        `answer` makes of each continuation what is sent next.
+        """
         command = Command(name, self.protocol.new_tag(), *args, prefix=prefix, collect=collect)
+        command.on_continuation = answer
         return self.protocol.launch(command)
 
     def launch_with(self, literal: bytes, name: str, *args: str) -> Command:
@@ -712,33 +632,3 @@ class ImapSession:
     def drop(self) -> None:
         """Close at once."""
         self.protocol.fail(ConnectionLost("dropped"))
-
-
-def _rejected(command: Command, reply: Tagged) -> Rejected:
-    code = f" [{reply.code}]" if reply.code else ""
-    return Rejected(f"the server refused {command.name}:{code} {reply.text or reply.status}", code=reply.code)
-
-
-def _is_not_now(answer: Tagged | Untagged) -> bool:
-    """Whether the server means the moment, and not what was asked of it."""
-    return answer.code in _NOT_NOW or any(word in answer.text.lower() for word in _BUSY)
-
-
-def _goodbye(server: str, event: Untagged) -> MaildError:
-    text = f"{server} ended the connection: {event.text or 'BYE'}"
-    if _is_not_now(event):
-        return Unavailable(text)
-    return ConnectionLost(text)
-
-
-def _refused_starttls(server: str, reply: str) -> TlsFailed:
-    return TlsFailed(f"{server} refused STARTTLS: {reply}", _WITHOUT_STARTTLS)
-
-
-def _refused_login(endpoint: Imap, user: str, reply: Tagged, detail: str) -> MaildError:
-    """`detail` is what the challenges before the refusal told."""
-    text = f"{endpoint.host}:{endpoint.port} refused to log in {user}: {reply.text or reply.status}"
-    text += f" ({detail})" if detail else ""
-    if _is_not_now(reply):
-        return Unavailable(text, "it is tried again later")
-    return AuthRejected(text, refusal_hint(endpoint))

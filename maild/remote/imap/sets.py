@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from maild.core.errors import Rejected
 from maild.core.model import Uid
+from maild.remote.imap.answers import Reply
 from maild.remote.imap.parse import Data, Event, Token, uid_ranges, uid_set
-from maild.remote.imap.session import Command, ImapSession, Reply
+from maild.remote.imap.session import Command, ImapSession
 
 SET_OCTETS = 4000  # a command line stays far below the 8,192 octets of RFC 7162 §4
 WINDOW = 8  # commands in flight

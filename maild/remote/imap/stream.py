@@ -77,12 +77,12 @@ class _Stream:
                 self._running.popleft()
                 await self._settle(command, numbers)
             else:
-                await self._protocol.watched(self._progress, self._is_ready)
+                await self._protocol.line.watched(self._progress, self._is_ready)
 
     def close(self) -> None:
         if any(not command.done for command, _ in self._running):
             self._protocol.fail(ConnectionLost("the transfer was given up"))
-        self._protocol.resume()
+        self._protocol.line.resume()
         self._protocol.parser.open_body = None
 
     def _is_ready(self) -> bool:
@@ -109,13 +109,13 @@ class _Stream:
             self._arrived.append(event)
             self._octets += _held_octets(event)
             if self._octets > HIGH_WATER_OCTETS:
-                self._protocol.pause()
+                self._protocol.line.pause()
             self._progress.set()
 
     def _all_arrived(self) -> list[FetchData]:
         arrived, self._arrived = self._arrived, []
         self._octets = 0
-        self._protocol.resume()
+        self._protocol.line.resume()
         return arrived
 
 

@@ -93,22 +93,29 @@ class Reply:
 
 
 class Parser:
-    """Takes octets, gives replies. `violation` is why it is of no further use, once it is."""
+    """Takes octets, gives replies. `violation` is why it is of no further use, once it is.
+
+    Most messages lie whole in what arrives at once and are copied from there; of one that does not, what has come is
+    kept in pieces, or given to its sink, but for the few octets that may begin its end.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.violation: ProtocolViolation | None = None
         self._limits = limits
         self._expected: deque[Expected] = deque()
-        self._buffer = bytearray()
+        self._data = b""  # what has not become a reply, or a piece of one, yet
+        self._start = 0  # in `_data`
         self._head: Reply | None = None  # the status line of the reply that is coming
-        self._searched = 0  # octets of the buffer that hold no end
+        self._searched = 0  # octets from `_start` on that hold no line end
+        self._pieces: list[bytes] = []  # of what follows that status line
+        self._piece_octets = 0
         self._body: _Sunk | None = None
         self._ends_in_lf: bool | None = None  # of the message that is coming; None until its first line is there
 
     @property
     def idle(self) -> bool:
         """Nothing is expected, nothing is left over and nothing went wrong."""
-        return not self._expected and not self._buffer and self._head is None and self.violation is None
+        return not self._expected and not self._data and self._head is None and self.violation is None
 
     @property
     def outstanding(self) -> int:
@@ -120,13 +127,14 @@ class Parser:
 
     def feed(self, octets: bytes) -> list[Reply]:
         """The replies that are complete with these octets. What was whole before a violation is good."""
-        self._buffer += octets
+        self._data = self._data + octets if self._data else octets
         replies: list[Reply] = []
         try:
             while self._expected and (reply := self._next(self._expected[0])) is not None:
                 self._expected.popleft()
                 replies.append(reply)
-            if self._buffer and not self._expected:
+            self._data, self._start = self._data[self._start :], 0
+            if self._data and not self._expected:
                 raise ProtocolViolation("the server sent more than it was asked for")
         except ProtocolViolation as exc:
             self.violation = exc
@@ -145,71 +153,86 @@ class Parser:
         else:
             reply = self._message(head, expected)
         if reply is not None:
-            self._head, self._searched = None, 0
+            self._head = self._ends_in_lf = self._body = None
+            self._pieces, self._piece_octets, self._searched = [], 0, 0
         return reply
 
-    def _take(self, end: int) -> bytes:
-        with memoryview(self._buffer) as view:
-            taken = bytes(view[:end])
-        del self._buffer[:end]
-        return taken
-
     def _status(self) -> Reply | None:
-        end = self._buffer.find(b"\n", 0, self._limits.line)
+        start = self._start
+        end = self._data.find(b"\n", start, start + self._limits.line)
         if end < 0:
-            if len(self._buffer) >= self._limits.line:
+            if len(self._data) - start >= self._limits.line:
                 raise ProtocolViolation("the server sent a line without an end")
             return None
-        return read_status(self._take(end + 1).rstrip(b"\r\n"))
+        self._start = end + 1
+        return read_status(self._data[start:end].rstrip(b"\r"))
 
     def _listing(self, head: Reply) -> Reply | None:
-        if (first := _FIRST_END.match(self._buffer)) is not None:
-            self._take(first.end())
+        if not self._pieces and self._is_empty():
             return head
-        end = _END_LF.search(self._buffer, max(0, self._searched - _KEPT_BACK))
+        end = _END_LF.search(self._data, self._start)
         if end is None:
-            self._searched = len(self._buffer)
-            if self._searched > self._limits.listing:
+            self._set_aside()
+            if self._piece_octets > self._limits.listing:
                 raise ProtocolViolation("the server sent a listing without an end")
             return None
-        lines = self._take(end.end())[: end.start()].split(b"\n")
+        lines = self._taken(end.start(), end.end()).split(b"\n")
         return Reply(head.status, head.code, head.text, [line.rstrip(b"\r") for line in lines])
+
+    def _is_empty(self) -> bool:
+        """Whether nothing stands before the end; it is passed then."""
+        first = _FIRST_END.match(self._data, self._start)
+        if first is not None:
+            self._start = first.end()
+        return first is not None
+
+    def _taken(self, end: int, after: int) -> bytes:
+        """All pieces with what there is up to `end`, the last of them; the rest begins at `after`."""
+        last, self._start = self._data[self._start : end], after
+        if not self._pieces:
+            return last
+        self._pieces.append(last)
+        return b"".join(self._pieces)
+
+    def _set_aside(self) -> None:
+        """Make a piece of what is certainly no part of an end."""
+        end = len(self._data) - _KEPT_BACK
+        if end > self._start:
+            self._pieces.append(self._data[self._start : end])
+            self._piece_octets += end - self._start
+            self._start = end
 
     # -- messages
 
     def _message(self, head: Reply, expected: Expected) -> Reply | None:
-        if self._body is None and (first := _FIRST_END.match(self._buffer)) is not None:
-            self._take(first.end())
-            return Reply(head.status, head.code, head.text, body=b"")
-        if self._ends_in_lf is None and not self._first_line_is_there():
-            return None
+        if self._ends_in_lf is None:
+            if self._is_empty():
+                return Reply(head.status, head.code, head.text, body=b"")
+            if not self._first_line_is_there():
+                return None
         end = self._end_of_message()
         if end is None:
-            self._searched = len(self._buffer)
+            self._set_aside()
             self._keep_small(expected)
             return None
-        last = self._take(end[0])
-        self._take(end[1] - end[0])
-        body, size_octets = self._finished(last, expected.size_octets)
-        self._body, self._ends_in_lf = None, None
+        body, size_octets = self._finished(self._taken(*end), expected.size_octets)
         return Reply(head.status, head.code, head.text, body=body, size_octets=size_octets)
 
     def _first_line_is_there(self) -> bool:
-        end = self._buffer.find(b"\n", self._searched)
-        if end < 0 and len(self._buffer) < _NO_LINE_OCTETS:
-            self._searched = len(self._buffer)
+        start = self._start
+        end = self._data.find(b"\n", start + self._searched)
+        if end < 0 and len(self._data) - start < _NO_LINE_OCTETS:
+            self._searched = len(self._data) - start
             return False
-        self._ends_in_lf = end >= 0 and self._buffer[max(0, end - 1) : end] != b"\r"
-        self._searched = 0
+        self._ends_in_lf = end >= 0 and self._data[max(start, end - 1) : end] != b"\r"
         return True
 
     def _end_of_message(self) -> tuple[int, int] | None:
         """Where the message ends, its last line end included, and where what comes after it begins."""
-        start = max(0, self._searched - _KEPT_BACK)
         if self._ends_in_lf:
-            end = _END_LF.search(self._buffer, start)
+            end = _END_LF.search(self._data, self._start)
             return None if end is None else (end.start() + 1, end.end())
-        at = self._buffer.find(_END, start)
+        at = self._data.find(_END, self._start)
         return None if at < 0 else (at + 2, at + len(_END))
 
     def _finished(self, last: bytes, told_octets: int) -> tuple[bytes | Sink, int]:
@@ -220,20 +243,20 @@ class Parser:
         return self._body.sink, self._body.size_octets
 
     def _keep_small(self, expected: Expected) -> None:
-        """Send what is certainly no end to the sink, once the message is bigger than memory should hold."""
-        length = len(self._buffer)
+        """Send the pieces to the sink, once the message is bigger than memory should hold."""
         taken = 0 if self._body is None else self._body.size_octets
-        if taken + length > self._limits.body:
+        if taken + self._piece_octets > self._limits.body:
             raise ProtocolViolation(f"the server sent a message of more than {self._limits.body} octets")
-        if length <= self._limits.memory and self._body is None:
-            return
         if self._body is None:
+            if self._piece_octets <= self._limits.memory:
+                return
             if expected.open_body is None:
                 raise ProtocolViolation("the server sent more than a message's header")
-            sink = expected.open_body(max(expected.size_octets, length))
+            sink = expected.open_body(max(expected.size_octets, self._piece_octets))
             self._body = _Sunk(sink, ends_in_lf=bool(self._ends_in_lf))
-        self._body.write(self._take(max(0, length - _KEPT_BACK)))
-        self._searched = len(self._buffer)
+        pieces, self._pieces, self._piece_octets = self._pieces, [], 0
+        for piece in pieces:
+            self._body.write(piece)
 
 
 class _Sunk:
@@ -297,6 +320,8 @@ def read_status(line: bytes) -> Reply:
 def printable(octets: bytes) -> str:
     """Server text for people: nothing that moves a cursor, and not more than a line of it."""
     text = octets[:500].decode("utf-8", "replace")
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() else "�" for character in text)
 
 

@@ -29,6 +29,7 @@ from maild.core.errors import (
     TlsFailed,
     Unavailable,
 )
+from maild.remote.masking import masked
 from maild.remote.net import check_pin, tls_context, translated
 from maild.remote.pop3.parse import Expected, Limits, Parser, Reply, Shape, read_capabilities
 from maild.remote.sasl import Exchange, choose
@@ -36,8 +37,9 @@ from maild.remote.sasl import Exchange, choose
 CONNECT_TIMEOUT_S = 30.0
 STALL_S = 60.0  # within this a reply must be whole, or bring `STALL_OCTETS` of it
 STALL_OCTETS = 4096  # a byte now and then is no proof of life
-IN_FLIGHT = 200  # commands sent ahead: some 2.4 KB, which every socket's buffers hold
-READ_OCTETS = 65_536
+IN_FLIGHT = 300  # commands sent ahead: some 3 KB, which every socket's buffers hold
+SENT_TOGETHER = 50
+READ_OCTETS = 256 << 10  # as much as asyncio reads at once: asked for less, what is left over is copied each time
 LINE_OCTETS = 255  # the longest command (RFC 2449 §4)
 
 _NOT_NOW = {
@@ -181,7 +183,7 @@ class Pop3Session:
         await self._see_violation()
         try:
             while True:
-                if self._parser.outstanding <= most // 2:
+                if self._parser.outstanding <= max(most - SENT_TOGETHER, 0):
                     await self._send(left, most - self._parser.outstanding)
                 if not self._parser.outstanding and self._parser.violation is None:
                     return
@@ -291,7 +293,7 @@ def _refusal(what: str, reply: Reply) -> MaildError:
 def _refused_login(server: str, user: str, reply: Reply, detail: str) -> MaildError:
     code = f" [{reply.code}]" if reply.code else ""
     why = f" ({detail})" if detail else ""
-    text = f"{server} refused to log in {user}:{code} {reply.text or reply.status}{why}"
+    text = f"{server} refused to log in {user}:{code} {masked(reply.text) or reply.status}{why}"
     if reply.code != "AUTH" and (hint := _hint_of_busy(reply)) is not None:
         return Unavailable(text, hint)
     return AuthRejected(text, "check user and password; some providers want an app password, or POP3 switched on")

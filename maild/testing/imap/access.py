@@ -1,4 +1,4 @@
-"""Commands about the connection and the login: CAPABILITY, STARTTLS, AUTHENTICATE, LOGIN, ID, ENABLE and the like.
+"""Commands about the connection and the login: CAPABILITY, STARTTLS, AUTHENTICATE, LOGIN, ID, COMPRESS and the like.
 
 Each returns the text of the tagged OK; it raises `Refused` for NO and `BadSyntax` for BAD.
 """
@@ -131,6 +131,19 @@ async def enable(session: Session, arguments: Arguments, reply: Reply) -> str:
         session.wants_modseq()
     await reply.send(" ".join(["* ENABLED", *new]).encode() + b"\r\n")
     return "Enabled"
+
+
+async def compress(session: Session, arguments: Arguments, reply: Reply) -> str:
+    """COMPRESS (RFC 4978): what follows the tagged OK is compressed, both ways."""
+    arguments.space()
+    if arguments.word() != "DEFLATE":
+        raise BadSyntax("Only DEFLATE is known")
+    arguments.end()
+    if session.wire.is_compressed:
+        raise Refused("COMPRESSIONACTIVE", "It is on already")
+    await reply.send(f"{session.tag} OK Compression is on\r\n".encode(), tagged=True)
+    await session.wire.compress()
+    return ""
 
 
 async def namespace(session: Session, arguments: Arguments, reply: Reply) -> str:

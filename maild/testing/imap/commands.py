@@ -38,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "STARTTLS": Command(access.starttls, _LOGIN),
     "AUTHENTICATE": Command(access.authenticate, _LOGIN),
     "LOGIN": Command(access.login, _LOGIN),
+    "COMPRESS": Command(access.compress, _USER, "COMPRESS=DEFLATE"),
     "ENABLE": Command(access.enable, ("authenticated",), "ENABLE"),
     "NAMESPACE": Command(access.namespace, _USER, "NAMESPACE"),
     "LIST": Command(mailboxes.list_mailboxes, _USER),

@@ -39,6 +39,7 @@ ALL = BARE | {
     "MULTIAPPEND",
     "OBJECTID",
     "NOTIFY",
+    "COMPRESS=DEFLATE",
 }
 _BEFORE_LOGIN = ("IMAP4rev1", "LITERAL+", "LITERAL-", "SASL-IR", "ID", "ENABLE", "IDLE")
 
@@ -199,6 +200,7 @@ class Session:
         offered = self.policy.capabilities
         if self.user is not None:
             names = sorted(name for name in offered if not name.startswith("AUTH="))
+            names = [name for name in names if name != "COMPRESS=DEFLATE" or not self.wire.is_compressed]
         else:
             names = [name for name in _BEFORE_LOGIN if name in offered]
             names += sorted(name for name in offered if name.startswith("AUTH=")) if self.login_allowed else []

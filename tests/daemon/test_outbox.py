@@ -1,0 +1,140 @@
+"""The outbox in the daemon: who tells it of a new message, and that nobody waits for it."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from maild.cli import main
+from maild.commands import sendmail
+from maild.config import load
+from maild.control import MOST_CLIENTS, SOCKET, hint
+from maild.daemon import Daemon
+from maild.engine import sender
+from maild.local.lock import InstanceLock
+from maild.local.watch import Watcher
+from maild.testing.smtp import SmtpServer
+from tests.daemon.waiting import until
+
+CONFIG = """\
+[maild]
+state_dir = "{root}/state"
+maildir = "{root}/Mail"
+[accounts.work]
+address = "me@example.org"
+[accounts.work.smtp]
+host = "127.0.0.1"
+port = {port}
+tls = "none"
+user = "me"
+password = "secret"
+"""
+
+Send = Callable[[], int]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[SmtpServer]:
+    async with SmtpServer(users={"me": "secret"}) as server:
+        yield server
+
+
+@pytest.fixture
+def config(tmp_path: Path, server: SmtpServer) -> Path:
+    path = tmp_path / "maild.toml"
+    path.write_text(CONFIG.format(root=tmp_path, port=server.port))
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def send(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Send:
+    message = tmp_path / "message"
+    message.write_bytes(b"To: a@x.example\n\nhello\n")
+
+    def call() -> int:
+        with message.open() as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            return main(["-c", str(config), "sendmail", "-t"])
+
+    return call
+
+
+@pytest.mark.parametrize("told_by", ["the kernel", "sendmail"])
+async def test_a_new_message_is_sent_at_once(
+    server: SmtpServer, config: Path, send: Send, monkeypatch: pytest.MonkeyPatch, told_by: str
+) -> None:
+    monkeypatch.setattr(sender, "LOOK_EVERY_S", 3600.0)
+    if told_by == "the kernel":
+        monkeypatch.setattr("maild.control.hint", lambda state_dir, request: None)
+    else:
+        monkeypatch.setattr(Watcher, "_add", lambda watcher, place: None)
+    settings = load(config)
+    daemon = Daemon(settings, config)
+    with InstanceLock(settings.state_dir, "maild run"):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(daemon.run)
+            await until(lambda: (settings.state_dir / "outbox" / ".drain.lock").exists())
+            for count in (1, 2):
+                assert await anyio.to_thread.run_sync(send) == 0
+                await until(lambda count=count: len(server.journal) == count)
+            daemon.stop()
+
+
+async def test_sync_with_send_waits_for_the_daemon_to_send(
+    server: SmtpServer, config: Path, send: Send, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is due; what was deferred keeps its time, unless it is flushed."""
+    monkeypatch.setattr(sender.Sender, "wake", lambda sender: None)
+    settings = load(config)
+    daemon = Daemon(settings, config)
+
+    async def maild(*words: str) -> tuple[int, str]:
+        status = await anyio.to_thread.run_sync(main, ["-c", str(config), *words])
+        return status, capsys.readouterr().out.splitlines()[-1]
+
+    with InstanceLock(settings.state_dir, "maild run"):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(daemon.run)
+            await until(lambda: (settings.state_dir / "outbox" / ".drain.lock").exists())
+            server.react("mail", "451 4.3.0 later")
+            assert await anyio.to_thread.run_sync(send) == 0
+            assert await maild("sync", "--send", "work") == (1, "work: 1 deferred")
+            assert await maild("sync", "--send", "work") == (0, "work: nothing sent")
+            assert server.journal == []
+            assert await maild("outbox", "flush") == (0, "work: 1 sent")
+            assert await maild("sync", "--send", "work") == (0, "work: nothing to send")
+            daemon.stop()
+
+
+@pytest.mark.parametrize(
+    "there", ["nothing", "a file", "a dead socket", "a daemon that hangs", "a daemon that is full"]
+)
+async def test_nobody_waits_for_a_daemon(config: Path, send: Send, tmp_path: Path, there: str) -> None:
+    state_dir = tmp_path / "state"
+    state_dir.mkdir()
+    path = state_dir / SOCKET
+    with socket.socket(socket.AF_UNIX) as listener:
+        if there == "a file":
+            path.write_bytes(b"")
+        elif there != "nothing":
+            listener.bind(str(path))
+            if there != "a dead socket":
+                listener.listen(0)
+        if there == "a daemon that is full":
+            for _ in range(MOST_CLIENTS):
+                hint(state_dir, {"ask": "outbox"})
+        started_s = time.monotonic()
+        assert await anyio.to_thread.run_sync(send) == 0
+        assert time.monotonic() - started_s < 5
+    assert len(list((state_dir / "outbox").glob("*.toml"))) == 1
+
+
+def test_the_name_of_the_socket_is_one() -> None:
+    assert sendmail.SOCKET == SOCKET

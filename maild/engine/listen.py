@@ -188,7 +188,8 @@ class Listening:
         if self._common.open_tree is None:
             return
         await self._is_up.wait()
-        await keep_alive("disk", self._watch_disk, self._disk_patience, account=self._account.name)
+        name = self._account.name
+        await keep_alive("disk", self._watch_disk, self._disk_patience, lambda _: self._wake(), account=name)
 
     async def _watch_disk(self) -> None:
         opened, account = self._common.open_tree, self._account

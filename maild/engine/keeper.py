@@ -92,6 +92,7 @@ class Keeper:
         self._least_s = 0  # between two logins, as a POP3 server wants it
         self._is_told = False  # the hook has been told of what is wrong
         self._remote: Remote | None = None
+        self._look_here: Callable[[], Awaitable[bool]] = _nothing  # whether this disk has news that are not maild's own
 
     # -- what others may say
 
@@ -232,19 +233,20 @@ class Keeper:
     async def _keep(self) -> None:
         """With the state open; raises what keeps it from being opened."""
         if self.protocol == "pop3":
-            await self._own(self._poll, _nothing)
+            await self._own(self._poll)
             return
         async with opened_account(self.account, self.common.state_dir) as kept, anyio.create_task_group() as tasks:
             self._remote = kept.remote
             try:
                 tasks.start_soon(self._listening.to_server, kept.remote)
                 tasks.start_soon(self._listening.to_disk)
-                await self._own(partial(self._pass, kept), kept.has_local_news)
+                self._look_here = kept.has_local_news
+                await self._own(partial(self._pass, kept))
                 tasks.cancel_scope.cancel()
             finally:
                 self._remote = None
 
-    async def _own(self, make_pass: MakePass, has_local_news: Callable[[], Awaitable[bool]]) -> None:
+    async def _own(self, make_pass: MakePass) -> None:
         """One pass after another, whenever one is wanted."""
         await self._patience.wait(self.common.pace.wait_s(self._host))
         while not self._is_stopping:
@@ -255,13 +257,14 @@ class Keeper:
                 await self._one_pass(make_pass)
             elif self._is_stirred_here and not self._is_wanted:
                 self._is_stirred_here = False
-                self._is_wanted |= await self._unless_unreadable_here(has_local_news)
+                if await self._has_local_news():
+                    self._is_wanted = True
             else:
                 await self._until_stirred()
 
-    async def _unless_unreadable_here(self, has_local_news: Callable[[], Awaitable[bool]]) -> bool:
+    async def _has_local_news(self) -> bool:
         try:
-            return await has_local_news()
+            return await self._look_here()
         except MaildError:
             return True  # the pass says what is wrong
 

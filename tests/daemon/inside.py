@@ -56,6 +56,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch, interval_s: float = 0.3) -> None:
     for name in ("DONE_LIMIT_S", "GO_AHEAD_S"):
         monkeypatch.setattr(push, name, SHORT_S)
     monkeypatch.setattr(remote_module, "PROOF_S", SHORT_S)
+    monkeypatch.setattr(remote_module, "UNSAID_LIMIT_S", SHORT_S)
     monkeypatch.setattr(remote_module, "Experience", lambda: Experience(interval_s=interval_s))
     monkeypatch.setattr("maild.remote.imap.experience.SHORTEST_RENEW_S", interval_s)
     monkeypatch.setattr(backoff, "_FIRST_RECONNECT_S", 0.02)

@@ -427,6 +427,26 @@ async def test_what_maild_wrote_itself_is_no_reason_to_ask_the_server(
         await until(lambda: kept.store.mailbox("INBOX").message(kept.uid(2)).flags == {"\\Seen"})
 
 
+async def test_a_hint_while_the_disk_is_looked_at_is_not_lost(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    looking, held = anyio.Event(), anyio.Event()
+
+    async def has_local_news() -> bool:
+        looking.set()
+        await held.wait()
+        return False
+
+    async with kept.running(monkeypatch) as keeper:
+        await kept.idle()
+        keeper._look_here = has_local_news
+        keeper.stir()
+        await looking.wait()
+        kept.deliver(2)
+        kept.held.watches[0].say()
+        await until(lambda: keeper._is_wanted)
+        held.set()
+        await until(lambda: kept.find(2))
+
+
 # -- secrets, ends and faults
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -621,3 +622,20 @@ async def test_push_gives_way_to_work_where_the_server_allows_one_session(make: 
     async with account.watching() as news:
         assert (news.method, news.lack) == ("poll", "the server allows too few connections")
         await account.remote.listing()
+
+
+async def test_a_connection_that_fails_once_says_nothing_about_how_many_are_allowed(make: Make) -> None:
+    """Else a blip of the network would cost push for as long as a server is believed that has no more to give."""
+    account = await make()
+    await account.remote.listing()
+    account.server.faults.add("CONNECT", Cut(after_octets=0))
+    async with account.watching() as news:
+        await account.remote.listing()  # push has the session that was there; the first attempt at another fails
+        assert news.method == "notify"
+    assert account.remote._limit == 4
+    account.server.faults.add("CONNECT", Cut(after_octets=0), times=2)
+    async with account.watching() as news:
+        await account.remote.listing()
+        assert isinstance(await ended(news), Unavailable)  # twice in a row it is the server: work comes first
+    assert account.remote._limit == 1
+    assert account.remote._learnt_until_s - time.monotonic() <= remote_module.UNSAID_LIMIT_S

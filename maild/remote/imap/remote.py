@@ -42,7 +42,9 @@ from maild.remote.imap.told import Hint, News, Wanted
 
 SILENT_S = 300.0  # of a session that nobody used: a router may have forgotten it
 PROOF_S = 10.0  # within this it has to answer then
-LEARNT_LIMIT_S = 600.0  # a server that allowed fewer sessions for a while, as after a lost network, is tried again
+LEARNT_LIMIT_S = 600.0  # a server that said that it allows no more sessions is tried again after that
+UNSAID_LIMIT_S = 60.0  # the same of one that did not say so
+UNSAID_REFUSALS = 2
 
 log = structlog.get_logger()
 Fits = Callable[[Opened | None], int]  # how well a session suits that has this open; the most wins
@@ -57,6 +59,7 @@ class ImapRemote:
         self._account = account
         self._learnt_limit = 0
         self._learnt_until_s = 0.0
+        self._unsaid = 0  # connections in a row that the server ended without a reason while others stood
         self._open = 0
         self._free: list[ImapSession] = []
         self._held: list[ImapSession] = []  # for push alone
@@ -94,13 +97,14 @@ class ImapRemote:
                     return session
                 continue
             try:
-                return await self._connect()
-            except (Unavailable, ConnectionLost):
+                session = await self._connect()
+                self._unsaid = 0
+                return session
+            except (Unavailable, ConnectionLost) as exc:
                 left = await self._count_back()
                 if not left:
                     raise
-                # The server allows no more, said or unsaid: share what there is.
-                self._learnt_limit, self._learnt_until_s = left, time.monotonic() + LEARNT_LIMIT_S
+                self._learn_limit(left, is_said=isinstance(exc, Unavailable))
                 if is_for_push:
                     raise
                 self._make_room_for_work()
@@ -136,6 +140,13 @@ class ImapRemote:
                 self._open -= 1
                 self._returned.notify_all()
         return self._open
+
+    def _learn_limit(self, sessions: int, *, is_said: bool) -> None:
+        """The server allows no more than there are: share them. Once unsaid, it may have been the network."""
+        self._unsaid = 0 if is_said else self._unsaid + 1
+        if is_said or self._unsaid >= UNSAID_REFUSALS:
+            until_s = time.monotonic() + (LEARNT_LIMIT_S if is_said else UNSAID_LIMIT_S)
+            self._learnt_limit, self._learnt_until_s = sessions, until_s
 
     @property
     def _limit(self) -> int:

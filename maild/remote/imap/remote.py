@@ -104,10 +104,11 @@ class ImapRemote:
                 left = await self._count_back()
                 if not left:
                     raise
-                self._learn_limit(left, is_said=isinstance(exc, Unavailable))
+                is_limit = self._learn_limit(left, is_said=isinstance(exc, Unavailable))
                 if is_for_push:
                     raise
-                self._make_room_for_work()
+                if is_limit:
+                    self._make_room_for_work()
             except BaseException:
                 await self._count_back()
                 raise
@@ -141,12 +142,14 @@ class ImapRemote:
                 self._returned.notify_all()
         return self._open
 
-    def _learn_limit(self, sessions: int, *, is_said: bool) -> None:
-        """The server allows no more than there are: share them. Once unsaid, it may have been the network."""
+    def _learn_limit(self, sessions: int, *, is_said: bool) -> bool:
+        """The server allows no more than there are: share them. Once unsaid, it may have been the network: not so."""
         self._unsaid = 0 if is_said else self._unsaid + 1
-        if is_said or self._unsaid >= UNSAID_REFUSALS:
+        is_limit = is_said or self._unsaid >= UNSAID_REFUSALS
+        if is_limit:
             until_s = time.monotonic() + (LEARNT_LIMIT_S if is_said else UNSAID_LIMIT_S)
             self._learnt_limit, self._learnt_until_s = sessions, until_s
+        return is_limit
 
     @property
     def _limit(self) -> int:

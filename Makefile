@@ -15,6 +15,7 @@ LIVE ?=
 SHELL := /bin/bash
 BIN := .venv/bin
 READY := .venv/.ready
+BESIDE := -n auto --maxprocesses=4 --dist worksteal # so many tests at a time as there are processors
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long bench lint man clean
@@ -27,13 +28,14 @@ demo: $(READY) ## the whole of maild on this machine, with no account and no net
 	@$(BIN)/maild demo $(DEMO_ARGS)
 
 test: lint live-packages ## lint, then all tests but the long ones; live tests use a Dovecot of their own
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest $(BESIDE) $(PYTEST_ARGS)
 
 test-long: lint live-packages ## the same with the long tests, and Hypothesis searching longer
-	MAILD_HISTORIES=$${MAILD_HISTORIES:-10000} $(BIN)/pytest -m "" --hypothesis-profile=long -o faulthandler_timeout=3600 $(PYTEST_ARGS)
+	MAILD_HISTORIES=$${MAILD_HISTORIES:-10000} $(BIN)/pytest $(BESIDE) -m "" --hypothesis-profile=long -o faulthandler_timeout=3600 $(PYTEST_ARGS)
 
 bench: $(READY) ## maild beside mbsync and OfflineIMAP: times, memory, bytes kept
 	@.ci/debian "the bench" dovecot-imapd isync offlineimap3 || true
+	@.ci/debian "the bench of sending" msmtp postfix || true
 	$(BIN)/python -m tests.bench.run $(BENCH_ARGS)
 
 lint: $(READY) ## ruff (rules and format) and mypy --strict

@@ -78,9 +78,7 @@ retry tries again at once what waits or has failed. Without a daemon, flush send
 
 
 _SENDMAIL = """\
-maild sendmail [-t] [-i] [-f ADDRESS] [-F NAME] [--at TIME] [--account NAME] [RECIPIENT ...]: takes a message from
-standard input into the outbox, from where it is sent as soon as that is possible. Returns 0 once it is safe on the
-disk, and needs no running daemon. maild-sendmail is the same. `maild sendmail --help` tells what each option does."""
+What other programs take for sendmail; maild-sendmail is the same under a name of its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -339,7 +337,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _print_report(report: Report) -> None:
-    for problem in report.errors:
+    for problem in (*report.errors, *report.notes):
         print(printable(str(problem)), file=sys.stderr)
     if report.config:
         for account in report.config.accounts.values():
@@ -354,6 +352,7 @@ def _print_json(report: Report) -> None:
         "ok": report.config is not None,
         "file": report.file or None,
         "errors": [_json_problem(problem) for problem in report.errors],
+        "notes": [_json_problem(problem) for problem in report.notes],
         "accounts": [_json_account(account) for account in _accounts(report.config)],
     }
     print(json.dumps(document, ensure_ascii=False, indent=2))

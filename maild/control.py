@@ -18,8 +18,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from maild.core.errors import LocalError, MaildError
+from maild.core.errors import MaildError
 from maild.engine.report import AccountReport, MailboxReport
+from maild.local.durable import disk_error
 
 VERSION = 1
 SOCKET = "control.sock"
@@ -195,7 +196,7 @@ def _listening(path: Path) -> socket.socket:
         listener.listen(MOST_CLIENTS)
     except OSError as exc:
         listener.close()
-        raise LocalError(f"cannot listen at {path}: {exc.strerror or exc}") from exc
+        raise disk_error(exc, "listen at", path) from exc
     return listener
 
 

@@ -293,8 +293,8 @@ class Daemon:
                 running.sender.wake()
 
     async def _until_outbox_changes(self) -> None:
-        self._outbox_changed = anyio.Event()
         await self._outbox_changed.wait()
+        self._outbox_changed = anyio.Event()  # what is said from here on is for the next time
 
     # -- health
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from maild import config
+from maild import config, demo
 from maild.cli import main
 from maild.core.errors import LocalError
 from maild.demo import place as places
@@ -147,7 +147,8 @@ def test_every_step_is_shown_in_order_and_plain_in_a_pipe(kept: Kept) -> None:
         r"[\d,]+ ms until a message that another client has answered is marked so here",
         r"[\d,]+ ms until one that another client has deleted is gone here",
         r"its name ends in :2,S [\d,]+ ms from there until it is \\Seen on the server",
-        r"\$ maild sendmail -t < .*letter\.eml'? [\d,]+ ms the command returns 0: the message is durable in the outbox",
+        r"\$ maild sendmail -t < .*letter\.eml'? [\d,]+ ms the ",
+        r"[\d,]+ ms the command has returned 0: the message is durable in the outbox",
         r"[\d,]+ ms the SMTP server has accepted it for both recipients",
         r"[\d,]+ ms it is back, by push: a readable file in Mail/demo/INBOX/new",
         r"[\d,]+ ms its copy is in Gesendet, here and on the server",
@@ -159,7 +160,8 @@ def test_every_step_is_shown_in_order_and_plain_in_a_pipe(kept: Kept) -> None:
         r"[\d,]+ ms until the daemon has ended by itself, with exit status 0",
         r"Verified once more, all 64 messages of IMAP and all of POP3\.",
         r"Familie Großeltern: 2 messages, 1 new Gesendet: 3 messages",
-        r"All was as it should be\. The demo took \d+\.\d s",
+        r"All was as it should be\. The demo took \d+\.\d s, of which [\d,]+ ms for a first sync",
+        r"[\d,]+ ms until the same message, sent over SMTP, is back in INBOX by push",
         r"With your own mail .* maild account add .* maild check .* maild sync .* maild run",
     ],
 )
@@ -246,14 +248,14 @@ def test_on_a_terminal_in_colours_and_nothing_kept(surroundings: Surroundings) -
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with subprocess.Popen(
         [*PROGRAM, "demo"], env=surroundings.environment, stdin=terminal, stdout=terminal, stderr=terminal
-    ) as demo:
+    ) as running:
         os.close(terminal)
         octets = b""
         with suppress(OSError):  # EIO: the last one has closed the terminal
             while chunk := os.read(master, 4096):
                 octets += chunk
         os.close(master)
-        assert demo.wait(LAST_S) == 0
+        assert running.wait(LAST_S) == 0
     out = octets.decode().replace("\r\n", "\n")
     plain = ESCAPE.sub("", out)
     assert "\x1b" not in plain
@@ -278,24 +280,53 @@ def test_ended_while_the_daemon_runs_it_leaves_nothing(
 ) -> None:
     with subprocess.Popen(
         [*PROGRAM, *options, "demo"], env=surroundings.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as demo:
-        assert demo.stdout is not None
-        assert demo.stderr is not None
-        for line in demo.stdout:
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        for line in running.stdout:
             if b"until the daemon is there" in line:
                 break
         assert any(" run " in f"{command} " for command in surroundings.processes())
         if number is None:
-            demo.stdout.close()
+            running.stdout.close()
         else:
-            demo.send_signal(number)
-        told = demo.stderr.read().decode()
-        assert demo.wait(LAST_S) == status, told
+            running.send_signal(number)
+        told = running.stderr.read().decode()
+        assert running.wait(LAST_S) == status, told
     if options:
         assert '"event": "daemon.stopped"' in told
     else:
         assert told == ""
     surroundings.assert_nothing_is_left()
+
+
+def test_a_signal_while_it_cleans_up_leaves_nothing_either(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cleanup, calls = tempfile.TemporaryDirectory.cleanup, []
+
+    def interrupted(directory: tempfile.TemporaryDirectory[str]) -> None:
+        calls.append(directory.name)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        cleanup(directory)
+
+    monkeypatch.setattr(tempfile.TemporaryDirectory, "cleanup", interrupted)
+    with pytest.raises(KeyboardInterrupt), places.opened_place(None) as place:
+        (place / "file").write_text("")
+    assert len(calls) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_signals_end_it_as_ctrl_c_does_unless_they_are_ignored() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), demo._other_ends_as_by_ctrl_c():
+            signal.raise_signal(signal.SIGHUP)  # as under nohup
+            assert signal.getsignal(signal.SIGTERM) is not before[0]
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is before[0]
+    finally:
+        signal.signal(signal.SIGHUP, before[1])
 
 
 # in this process: which directories it takes, and what makes it fail

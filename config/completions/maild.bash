@@ -1,9 +1,12 @@
 # bash completion for maild; written by `make man`
+_maild_accounts() {
+    maild status --json 2>/dev/null | sed -n 's/^  "\([^"\]*\)": {.*/\1/p'
+}
 _maild() {
     local path='' word known=''
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-        case "$word" in
-            demo|account|add|list|passwd|remove|login|check|doctor|sync|run|reload|status|approve|outbox|sendmail) path="${path:+$path }$word" ;;
+        case "${path:+$path }$word" in
+            'demo'|'account'|'account add'|'account list'|'account passwd'|'account remove'|'login'|'check'|'doctor'|'sync'|'run'|'reload'|'status'|'approve'|'outbox'|'sendmail') path="${path:+$path }$word" ;;
         esac
     done
     case "$path" in
@@ -22,8 +25,11 @@ _maild() {
         'reload') known='--help' ;;
         'status') known='--help --json --watch' ;;
         'approve') known='--help' ;;
-        'outbox') known='--help --json' ;;
+        'outbox') known='list show flush hold release cancel retry --help --json' ;;
         'sendmail') known='' ;;
+    esac
+    case "$path" in
+        'account passwd'|'account remove'|'login'|'doctor'|'sync'|'status'|'approve') known="$known $(_maild_accounts)" ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$known" -- "${COMP_WORDS[COMP_CWORD]}")
 }

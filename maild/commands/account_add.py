@@ -104,7 +104,11 @@ def _add(args: argparse.Namespace) -> int:
     _find_servers(draft, args)
     _find_secret(draft, args, main)
     if args.oauth2 is None and not args.no_test:
-        _test(draft, args, config)
+        try:
+            _test(draft, args, config)
+        except MaildError as exc:
+            exc.hint = f"{exc.hint}; nothing was written" if exc.hint else "nothing was written"
+            raise
     file, written = _write(draft, main, config)
     told = told_daemon(written.state_dir)
     _tell_what_is_next(draft, file, args, is_kept_up_to_date=bool(told))
@@ -357,7 +361,8 @@ def _log_in_everywhere(account: Account) -> None:
 def _seen(tried: Tried) -> list[str]:
     if tried.messages is not None:
         return [f"  Messages on the server: {tried.messages:,}."]
-    named = [f"  {name}{f' ({_ROLES[role]})' if role in _ROLES else ''}" for name, role in tried.mailboxes]
+    mailboxes = sorted(tried.mailboxes, key=lambda mailbox: (mailbox[0] != "INBOX", mailbox[0].casefold()))
+    named = [f"  {name}{f' ({_ROLES[role]})' if role in _ROLES else ''}" for name, role in mailboxes]
     more = [f"  and {len(named) - _SHOWN_MAILBOXES:,} more"] if len(named) > _SHOWN_MAILBOXES else []
     return ([f"Mailboxes there: {len(named):,}"] if named else []) + named[:_SHOWN_MAILBOXES] + more
 

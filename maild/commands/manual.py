@@ -19,6 +19,7 @@ from pydantic_core import PydanticUndefined
 
 from maild import __version__
 from maild.cli import manual_parser
+from maild.commands.sendmail import HELP
 from maild.config.schema import SECTIONS, Section
 
 _STATUS = (
@@ -29,6 +30,12 @@ _STATUS = (
     ("75", "try again later: the outbox could not be written"),
     ("77", "no permission"),
     ("78", "the config is bad"),
+)
+_ENVIRONMENT = (
+    ("MAILD_CONFIG", "the config, where --config does not name one"),
+    ("XDG_CONFIG_HOME, XDG_STATE_HOME", "where config and state are, instead of ~/.config and ~/.local/state"),
+    ("STATE_DIRECTORY, CREDENTIALS_DIRECTORY", "the same and passwords, as systemd gives them to a service"),
+    ("NO_COLOR", "if it is not empty, nothing is coloured"),
 )
 _FILES = (
     ("~/.config/maild/maild.toml", "the config; else /etc/maild/maild.toml, or what $MAILD_CONFIG or --config names"),
@@ -113,8 +120,12 @@ def _maild_1(words: list[Word]) -> Iterator[str]:
         yield f".SS maild {_escaped(' '.join(word.path))}"
         yield _escaped(word.parser.description or f"{word.help[:1].upper()}{word.help[1:]}.")
         yield from _option_lines(word.parser)
+        if word.path == ("sendmail",):
+            yield from (".PP", ".nf", _escaped(HELP.rstrip()), ".fi")
     yield ".SH EXIT STATUS"
     yield from _rows(_STATUS)
+    yield ".SH ENVIRONMENT"
+    yield from _rows(_ENVIRONMENT)
     yield ".SH FILES"
     yield from _rows(_FILES)
     yield from (".SH SEE ALSO", ".BR maild.toml (5)")
@@ -207,25 +218,42 @@ def _next(words: list[Word], path: tuple[str, ...]) -> list[Word]:
     return [word for word in words if word.path[:-1] == path]
 
 
+def _choices_of(parser: argparse.ArgumentParser) -> list[str]:
+    """Words that an argument may be, such as the actions of `maild outbox`."""
+    return [str(c) for a in _options(parser) if not a.option_strings and a.choices is not None for c in a.choices]
+
+
+def _takes_accounts(word: Word) -> bool:
+    metavars = [str(action.metavar) for action in _options(word.parser) if not action.option_strings]
+    return any(name.startswith("ACCOUNT") for name in metavars) or (word.path[0] == "account" and "NAME" in metavars)
+
+
 def _bash(words: list[Word]) -> str:
     paths: list[tuple[tuple[str, ...], argparse.ArgumentParser]] = [((), manual_parser())]
     paths += [(word.path, word.parser) for word in words]
-    cases = [
-        f"        '{' '.join(path)}') known='{' '.join([w.path[-1] for w in _next(words, path)] + _flags(parser))}' ;;"
-        for path, parser in paths
-    ]
-    names = "|".join(dict.fromkeys(word.path[-1] for word in words))
+    cases = []
+    for path, parser in paths:
+        known = [w.path[-1] for w in _next(words, path)] + _choices_of(parser) + _flags(parser)
+        cases.append(f"        '{' '.join(path)}') known='{' '.join(known)}' ;;")
+    names = "|".join(f"'{' '.join(word.path)}'" for word in words)
+    with_accounts = "|".join(f"'{' '.join(word.path)}'" for word in words if _takes_accounts(word))
     return f"""\
 # bash completion for maild; written by `make man`
+_maild_accounts() {{
+    maild status --json 2>/dev/null | sed -n 's/^  "\\([^"\\]*\\)": {{.*/\\1/p'
+}}
 _maild() {{
     local path='' word known=''
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
-        case "$word" in
+        case "${{path:+$path }}$word" in
             {names}) path="${{path:+$path }}$word" ;;
         esac
     done
     case "$path" in
 {chr(10).join(cases)}
+    esac
+    case "$path" in
+        {with_accounts}) known="$known $(_maild_accounts)" ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$known" -- "${{COMP_WORDS[COMP_CWORD]}}")
 }}
@@ -241,8 +269,14 @@ def _zsh(words: list[Word]) -> str:
     )
 
 
+_FISH_ACCOUNTS = """\
+function __maild_accounts
+    maild status --json 2>/dev/null | string match -rg '^  "([^"]*)": \\{'
+end"""
+
+
 def _fish(words: list[Word]) -> str:
-    lines = ["# fish completion for maild; written by `make man`"]
+    lines = ["# fish completion for maild; written by `make man`", _FISH_ACCOUNTS]
     for word in words:
         *before, name = word.path
         lines.append(f"complete -c maild {_seen(before)} -f -a {name} -d {_quoted(word.help)}")
@@ -252,6 +286,10 @@ def _fish(words: list[Word]) -> str:
             for flag in action.option_strings
             if flag.startswith("--")
         ]
+        if choices := _choices_of(word.parser):
+            lines.append(f"complete -c maild {_seen(list(word.path))} -f -a '{' '.join(choices)}'")
+        if _takes_accounts(word):
+            lines.append(f"complete -c maild {_seen(list(word.path))} -f -a '(__maild_accounts)'")
     return "\n".join(lines) + "\n"
 
 

@@ -21,7 +21,7 @@ from maild.engine.accept import NoAccount, Order, Refused, prepared
 from maild.local.outbox import Outbox
 
 SOCKET = "control.sock"
-OK, USAGE, DATA_ERROR, TRY_LATER, BAD_CONFIG = 0, 64, 65, 75, 78  # sysexits.h
+OK, USAGE, DATA_ERROR, TRY_LATER, DENIED, BAD_CONFIG = 0, 64, 65, 75, 77, 78  # sysexits.h
 
 HELP = """\
 usage: maild sendmail [-t] [-i] [-f ADDRESS] [-F NAME] [--at TIME] [--account NAME] [--] [RECIPIENT …]
@@ -40,7 +40,8 @@ once the message is safe on the disk. Needs no running daemon.
   -V ID           what notices are to call the message; -N, -R, -V need a server that offers DSN
 
 Further options of sendmail (-b, -B, -h, -o, -O, -q, -v, -X …) are accepted and change nothing.
-exit status: 0 accepted, 64 wrong usage, 65 bad address or message, 75 could not be stored, 78 bad config
+exit status: 0 accepted, 64 wrong usage, 65 bad address or message, 75 could not be stored: try again later,
+77 no permission to read the config, 78 bad config
 """
 
 _WITH_VALUE = frozenset("BChLOpX")  # options of sendmail that take a value and mean nothing here
@@ -94,7 +95,7 @@ def run(config: Path | None, words: Sequence[str]) -> int:
     except NoAccount as exc:
         return _failed(str(exc), BAD_CONFIG)
     except ConfigError as exc:
-        return _failed("\n".join(exc.problems), BAD_CONFIG)
+        return _failed("\n".join(exc.problems), DENIED if exc.is_denied else BAD_CONFIG)
     except LocalError as exc:
         return _failed(str(exc), TRY_LATER)
 

@@ -23,9 +23,7 @@ from maild.commands import no_such_account, printable
 from maild.commands.progress import shown
 from maild.config import Account, Config, load
 from maild.control import Conversation, NoDaemon, note_progress
-from maild.engine.account import sync_account
 from maild.engine.limits import settle_in
-from maild.engine.poll import INBOX, poll_account
 from maild.engine.report import AccountReport, MailboxReport
 from maild.local.lock import InstanceLock
 
@@ -118,7 +116,7 @@ def _targets(config: Config, words: Sequence[str], *, may_send: bool) -> tuple[l
                 raise LookupError(f"account {name!r} has neither an imap nor a pop3 section: it has nothing to pull")
             senders += [] if name in senders else [name]
             continue
-        if mailbox not in ("", INBOX) and config.accounts[name].pop3 is not None:
+        if mailbox not in ("", "INBOX") and config.accounts[name].pop3 is not None:
             raise LookupError(f"account {name!r} is a POP3 account: its one mailbox on the server is INBOX")
         whole.update([name] if not slash else [])
         wanted[name].update([mailbox] if slash else [])
@@ -175,8 +173,12 @@ async def _sync_all(
 
 async def _sync_one(target: _Target, config: Config, report: AccountReport, dry_run: bool) -> None:
     if target.account.pop3 is not None:
+        from maild.engine.poll import poll_account  # here: of the two kinds many have one only, and each takes 5 MiB
+
         await poll_account(target.account, config.state_dir, report, dry_run=dry_run)
         return
+    from maild.engine.account import sync_account
+
     await sync_account(target.account, config.state_dir, report, only=target.mailboxes, dry_run=dry_run)
 
 

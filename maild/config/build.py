@@ -36,7 +36,7 @@ class _Owner:
     tokens: Path  # the directory
 
 
-def config(path: Path, files: list[schema.File], environ: Mapping[str, str]) -> values.Config:
+def config(path: Path, files: list[schema.File], environ: Mapping[str, str], notes: tuple[str, ...]) -> values.Config:
     """The whole config, of files that are known to be good; the first one is the main file."""
     main = files[0].maild or schema.MaildSection.model_validate({}, context=environ)
     hooks = files[0].hooks or schema.HooksSection()
@@ -59,6 +59,7 @@ def config(path: Path, files: list[schema.File], environ: Mapping[str, str]) -> 
             on_change=tuple(hooks.on_change or ()),
             on_failure=tuple(hooks.on_failure or ()),
         ),
+        notes=notes,
     )
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from maild.config import build, rules, schema, units
 from maild.config.locate import Lines
-from maild.config.places import standard_places
+from maild.config.places import account_files, standard_places
 from maild.config.problems import Problem, findings
 from maild.config.rules import Source
 from maild.config.values import Config
@@ -36,6 +36,7 @@ class Report:
     file: str
     config: Config | None
     errors: tuple[Problem, ...]
+    notes: tuple[Problem, ...]
 
     @property
     def is_denied(self) -> bool:
@@ -55,7 +56,7 @@ def examine(path: Path | None, environ: Mapping[str, str] = os.environ) -> Repor
     """Like `load`, but tells instead of raising."""
     main = _find(path, environ)
     if isinstance(main, Problem):
-        return Report("", None, (main,))
+        return Report("", None, (main,), ())
     files, errors = _beside(main)
     sources: list[Source] = []
     for file in [main, *files]:
@@ -75,10 +76,11 @@ def _judge(main: Path, sources: list[Source], unreadable: list[Problem], environ
     errors += rules.broken_rules(sources, _default_maildir(sources[0], environ), environ)
     if not unreadable:
         errors += rules.missing_accounts(sources)
+    notes = _in_order(main, rules.doubts(sources))
     if errors:
-        return Report(str(main), None, _in_order(main, errors))
-    config = build.config(main, [model for model in models if model], environ)
-    return Report(str(main), config, ())
+        return Report(str(main), None, _in_order(main, errors), notes)
+    config = build.config(main, [model for model in models if model], environ, tuple(map(str, notes)))
+    return Report(str(main), config, (), notes)
 
 
 def _in_order(main: Path, problems: Iterable[Problem]) -> tuple[Problem, ...]:
@@ -101,15 +103,11 @@ def _find(path: Path | None, environ: Mapping[str, str]) -> Path | Problem:
 
 
 def _beside(main: Path) -> tuple[list[Path], list[Problem]]:
-    """The files of `accounts.d` in name order, without hidden ones, which editors leave."""
-    directory = main.parent / "accounts.d"
+    """The files of `accounts.d`, or why they cannot be listed."""
     try:
-        files = sorted(file for file in directory.iterdir() if file.suffix == ".toml" and file.name[0] != ".")
-    except FileNotFoundError:
-        return [], []
+        return account_files(main), []
     except OSError as error:
-        return [], [_unreadable(directory, "listed", error)]
-    return files, []
+        return [], [_unreadable(main.parent / "accounts.d", "listed", error)]
 
 
 def _read(file: Path, *, is_main: bool) -> Source | Problem:
@@ -125,8 +123,9 @@ def _read(file: Path, *, is_main: bool) -> Source | Problem:
 
 
 def _unreadable(path: Path, what: str, error: OSError) -> Problem:
-    text = f"cannot be {what}: {error.strerror}"
-    return Problem(str(path), 0, "", text, is_denied=isinstance(error, PermissionError))
+    text, is_denied = f"cannot be {what}: {error.strerror}", isinstance(error, PermissionError)
+    hint = "; give the user who runs maild permission to read it" if is_denied else ""
+    return Problem(str(path), 0, "", text + hint, is_denied=is_denied)
 
 
 def _parse(name: str, mode: int, raw: bytes, *, is_main: bool) -> Source | Problem:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from maild.config import units
-from maild.config.places import state_dir, the_main_file
+from maild.config.places import account_files, state_dir, the_main_file
 
 if TYPE_CHECKING:
     from maild.config.values import Config
@@ -53,8 +53,7 @@ def outline_of(config: Config) -> Outline:
 
 def _outline(main: Path, environ: Mapping[str, str]) -> Outline:
     head, accounts = _read(main)
-    beside = main.parent / "accounts.d"
-    for path in sorted(beside.glob("[!.]*.toml")) if beside.is_dir() else ():
+    for path in account_files(main):
         _, more = _read(path)
         if not accounts.keys().isdisjoint(more):
             raise KeyError("an account is there twice")

@@ -30,6 +30,16 @@ def the_main_file(path: Path | None, environ: Mapping[str, str]) -> Path:
     raise FileNotFoundError("there is no config")
 
 
+def account_files(main: Path) -> list[Path]:
+    """The files of `accounts.d` in name order, without hidden ones, which editors leave. Raises OSError."""
+    directory = main.parent / "accounts.d"
+    try:
+        # not glob, which is silent about a directory that may not be read
+        return sorted(file for file in directory.iterdir() if file.suffix == ".toml" and file.name[0] != ".")
+    except FileNotFoundError:
+        return []
+
+
 def state_dir(environ: Mapping[str, str]) -> Path:
     """`$STATE_DIRECTORY` (systemd may list several, colons between them), else the XDG state directory."""
     if given := environ.get("STATE_DIRECTORY", "").partition(":")[0]:

@@ -111,6 +111,15 @@ def missing_accounts(sources: list[Source]) -> Iterator[Problem]:
         yield main.problem(("maild", "default_account"), "no account has this name" + suggestion(wanted, names))
 
 
+def doubts(sources: list[Source]) -> Iterator[Problem]:
+    """What is no error and can hardly be meant."""
+    main = sources[0]
+    wanted = (as_table(main.table.get("maild")) or {}).get("default_account")
+    for place in places(sources):
+        if place.name == wanted and "smtp" not in place.table:
+            yield main.problem(("maild", "default_account"), "this account has no smtp section, so it cannot send")
+
+
 def _only_accounts(sources: list[Source]) -> Iterator[Problem]:
     for source in sources[1:]:
         for key in source.table:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maild.config import units
-from maild.config.places import state_dir, the_main_file
+from maild.config.places import account_files, state_dir, the_main_file
 
 if TYPE_CHECKING:
     from maild.config.values import Config
@@ -64,8 +64,7 @@ def _senders(main: Path, environ: Mapping[str, str]) -> Senders:
     with main.open("rb") as file:
         table = tomllib.load(file)
     accounts = dict(_table(table.get("accounts", {})))
-    beside = main.parent / "accounts.d"
-    for path in sorted(beside.glob("[!.]*.toml")) if beside.is_dir() else ():
+    for path in account_files(main):
         with path.open("rb") as file:
             more = _table(tomllib.load(file)["accounts"])
         if not accounts.keys().isdisjoint(more):

@@ -185,7 +185,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """All of it. `accounts` keeps the order of the files."""
+    """All of it. `accounts` keeps the order of the files; `notes` tells what is valid and may not be meant."""
 
     path: Path
     maildir: Path
@@ -195,3 +195,4 @@ class Config:
     log_format: LogFormat = "auto"
     default_account: str | None = None
     hooks: Hooks = Hooks()
+    notes: tuple[str, ...] = ()

@@ -21,6 +21,11 @@ def retry_delay_s(attempts: int, codes: Collection[int] = ()) -> int:
     return max(delay_s, GREYLISTED_S) if _PATIENT_CODES.intersection(codes) else delay_s
 
 
+def is_due(count: int, last_s: float, now_s: float) -> bool:
+    """Whether a message that did not travel at the `count`-th try, at `last_s`, is to be tried again at `now_s`."""
+    return not last_s <= now_s < last_s + retry_delay_s(count)
+
+
 def reconnect_delay_s(failures: int, since_first_s: float, random: Callable[[], float]) -> float:
     """How long to wait after the `failures`-th failed connection in a row, the first of them `since_first_s` ago.
 

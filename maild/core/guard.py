@@ -7,6 +7,8 @@ right and still not what anybody wanted: an emptied server, a Maildir restored i
 
 from __future__ import annotations
 
+import shlex
+
 from maild.core.errors import PlanRefused
 
 ALL_OF_AT_LEAST = 10
@@ -26,8 +28,13 @@ def refusal(account: str, mailbox: str, deletions: int, messages: int, side: str
     other = THERE if side == HERE else HERE
     return PlanRefused(
         f"mailbox {mailbox}: {deletions} of {messages} messages are gone {other}; none was deleted {side}",
-        f"if that is right: maild approve {account}/{mailbox}; if not, put them back",
+        f"if that is right: {approval(account, mailbox)}; if not, put them back",
     )
+
+
+def approval(account: str, mailbox: str) -> str:
+    """The command that releases a plan, as it is typed in a shell."""
+    return f"maild approve {shlex.quote(f'{account}/{mailbox}')}"
 
 
 def are_too_many_mailboxes(gone: int, known: int) -> bool:

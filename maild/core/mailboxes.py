@@ -159,6 +159,10 @@ def _about(
             return RenameLocal(known.name, renamed.name, now, place)
     if is_there and not is_here:
         return _directory_gone(known, sides, new_here)
+    if not is_there and not is_here and (alike := _renamed_alike(known, sides, new_there.values())) is not None:
+        place = str(_place(alike, sides.layout))
+        del new_there[alike.name]
+        return RenameLocal(known.name, alike.name, place, place)
     return MailboxGone(known.name) if is_here else ForgetMailbox(known.name)
 
 
@@ -190,6 +194,12 @@ def _renamed_there(known: Known, sides: Sides, new: Iterable[RemoteMailbox]) -> 
     if len(alike) != 1 or len(rivals) != 1 or int(alike[0].next_uid) < int(known.next_uid):
         return None
     return alike[0]
+
+
+def _renamed_alike(known: Known, sides: Sides, new: Iterable[RemoteMailbox]) -> RemoteMailbox | None:
+    """Its new name there where its directory here has that name too: renamed on both sides, or cut off in between."""
+    now = _elsewhere(known, sides.here)
+    return None if now is None else next((m for m in new if _place(m, sides.layout) == now), None)
 
 
 def _place(mailbox: RemoteMailbox, layout: str) -> str | None:

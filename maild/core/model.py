@@ -121,6 +121,14 @@ class ScanTable:
             table.add(self._uids[index], self._flags[index], self._sizes[index])
         return table
 
+    def sizeless(self) -> ScanTable:
+        """Those that were told without a size."""
+        table = ScanTable()
+        for number, flags, size in zip(self._uids, self._flags, self._sizes, strict=True):
+            if not size:
+                table.add(number, flags, size)
+        return table
+
     def without(self, uids: Collection[Uid]) -> ScanTable:
         """The same less these."""
         table = ScanTable()

@@ -37,6 +37,9 @@ class NewMessage(NamedTuple):
     uid: Uid
 
 
+NOTHING: Mapping[Gone, File] = {}
+
+
 def local_moves(gone: Iterable[Gone], files: Mapping[Content, Sequence[File]]) -> dict[Gone, File]:
     """For each pair whose file is gone the file that it has become, where there is one with its content."""
     left = {content: list(some) for content, some in files.items()}
@@ -71,22 +74,29 @@ def _distance(one: Gone, file: File) -> int:
 
 
 def remote_moves(
-    gone: Mapping[Facts, Sequence[Gone]], fresh: Mapping[Facts, Sequence[NewMessage]]
+    gone: Mapping[Facts, Sequence[Gone]],
+    fresh: Mapping[Facts, Sequence[NewMessage]],
+    moved_here: Mapping[Gone, File] = NOTHING,
 ) -> dict[Gone, NewMessage]:
     """For each pair whose message is gone on the server the new one there that it has become.
 
-    `gone` is keyed by the facts of its local file. Facts without a Message-ID prove nothing; nor do those that local
-    files of different contents share.
+    `gone` is keyed by the facts of its local file, which is where it was or where `moved_here` says; nearest is a new
+    message in that mailbox. Facts without a Message-ID prove nothing; nor do those that local files of different
+    contents share.
     """
     moved: dict[Gone, NewMessage] = {}
     for facts, several in gone.items():
         found = fresh.get(facts)
         if not found or not facts.message_id or len({one.pair.digest for one in several}) > 1:
             continue
-        left = list(found)
+        left, far = list(found), list[Gone]()
         for one in sorted(several, key=lambda one: (one.mailbox, one.pair.uid)):
-            if left:
-                nearest = next((new for new in left if new.mailbox == one.mailbox), left[0])
+            where = moved_here[one].mailbox if one in moved_here else one.mailbox
+            nearest = next((new for new in left if new.mailbox == where), None)
+            if nearest is None:
+                far.append(one)
+            else:
                 left.remove(nearest)
                 moved[one] = nearest
+        moved.update(zip(far, left, strict=False))
     return moved

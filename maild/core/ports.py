@@ -119,6 +119,13 @@ class Remote(Protocol):
     async def listing(self) -> Listing:
         """All mailboxes with their marks, in one round trip where the server can."""
 
+    def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False) -> None:
+        """The visit of this mailbox after the listing that is under way begins with a scan from this cursor.
+
+        It may be asked for already then, so that the visit need not wait for it. Nothing depends on it: the visit need
+        not come, and may be otherwise; without a listing under way it is nothing.
+        """
+
     def visit(
         self, mailbox: MailboxName, epoch: Epoch | None = None, *, read_only: bool = False
     ) -> AbstractAsyncContextManager[RemoteBox]:

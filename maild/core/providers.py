@@ -144,7 +144,7 @@ PROVIDERS: tuple[Provider, ...] = (
     ),
     Provider(
         "GMX",
-        _names("gmx.de gmx.net gmx.at gmx.ch gmx.eu gmx.info gmx.org gmx.biz"),
+        _names("gmx.de gmx.net gmx.at gmx.ch gmx.eu gmx.info gmx.org gmx.biz mein.gmx mail.gmx email.gmx"),
         (_imap("imap.gmx.net"), _pop3("pop.gmx.net"), _smtp("mail.gmx.net")),
         note=_SWITCH_ON,
         mail_hosts=("gmx.net",),
@@ -158,7 +158,7 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider(
         "WEB.DE",
         _names("web.de email.de"),
-        (_imap("imap.web.de"), _pop3("pop3.web.de"), _smtp("smtp.web.de", 587, "starttls")),
+        (_imap("imap.web.de"), _pop3("pop3.web.de"), _smtp("smtp.web.de")),
         note=_SWITCH_ON,
     ),
     Provider(
@@ -171,6 +171,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "freenet",
         _names("freenet.de"),
         (_imap("mx.freenet.de"), _pop3("mx.freenet.de"), _smtp("mx.freenet.de")),
+        note=_SWITCH_ON,
     ),
     Provider(
         "1&1 IONOS",
@@ -185,8 +186,21 @@ PROVIDERS: tuple[Provider, ...] = (
         mail_hosts=("rzone.de",),
     ),
     Provider(
+        "Vodafone",
+        _names("vodafone.de vodafonemail.de arcor.de"),
+        (_imap("imap.vodafonemail.de"), _pop3("pop.vodafonemail.de"), _smtp("smtp.vodafonemail.de")),
+    ),
+    Provider(
+        "Swisscom",
+        _names("bluewin.ch bluemail.ch"),
+        (_imap("imaps.bluewin.ch"), _pop3("pop3s.bluewin.ch"), _smtp("smtpauths.bluewin.ch")),
+    ),
+    Provider(
         "Posteo",
-        _names("posteo.de posteo.net posteo.eu posteo.org posteo.at posteo.ch posteo.com posteo.me"),
+        _names(
+            "posteo.de posteo.net posteo.eu posteo.org posteo.at posteo.ch posteo.com posteo.me posteo.li posteo.lu "
+            "posteo.nl posteo.be posteo.dk posteo.es posteo.it posteo.pl posteo.se posteo.uk posteo.us"
+        ),
         (_imap("posteo.de"), _pop3("posteo.de"), _smtp("posteo.de")),
         mail_hosts=("posteo.de",),
     ),
@@ -254,6 +268,13 @@ PROVIDERS: tuple[Provider, ...] = (
         "NetEase 126",
         _names("126.com"),
         (_imap("imap.126.com"), _pop3("pop.126.com"), _smtp("smtp.126.com")),
+        "app password",
+        "wants an authorization code instead of the password; it is made in the settings of the web mail",
+    ),
+    Provider(
+        "NetEase yeah.net",
+        _names("yeah.net"),
+        (_imap("imap.yeah.net"), _pop3("pop.yeah.net"), _smtp("smtp.yeah.net")),
         "app password",
         "wants an authorization code instead of the password; it is made in the settings of the web mail",
     ),

@@ -11,11 +11,13 @@ A step is a function with a title in `steps.STEPS`, and they run in that order. 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import secrets
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import anyio
 
@@ -33,21 +35,33 @@ from maild.local.lock import InstanceLock
 def run(args: argparse.Namespace) -> int:
     """Show it all and return 0. Raises DemoFailed where it went wrong, LocalError where the directory will not do."""
     log.configure("debug" if args.verbose else "error")
-    with opened_place(args.keep) as place, InstanceLock(place, "maild demo"):
+    with _other_ends_as_by_ctrl_c(), opened_place(args.keep) as place, InstanceLock(place, "maild demo"):
         with InstanceLock(place / STATE, "maild demo"):
             remove_earlier(place)
-        try:
-            anyio.run(_play, place, args.keep is not None, args.verbose)
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None  # a signal that ends us as Ctrl-C does
+        anyio.run(_play, place, args.keep is not None, args.verbose)
     return 0
 
 
+@contextmanager
+def _other_ends_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the demo as SIGINT does, so that it cleans up at any moment."""
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        by_ctrl_c = signal.getsignal(signal.SIGINT)  # asyncio's while it runs, then Python's
+        if not callable(by_ctrl_c):
+            raise KeyboardInterrupt
+        by_ctrl_c(signal.SIGINT, frame)
+
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 async def _play(place: Path, is_kept: bool, is_verbose: bool) -> None:
-    task = asyncio.current_task()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if task is not None:
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     started_s = time.perf_counter()
     screen = Screen()
     screen.title("maild demo: mail comes and goes, all on this machine and without an account")

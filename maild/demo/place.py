@@ -32,8 +32,14 @@ def opened_place(keep: Path | None) -> Iterator[Path]:
             raise LocalError(
                 f"no temporary directory: {exc}", "set TMPDIR, or name one: maild demo --keep DIR"
             ) from exc
-        with temporary as name:
-            yield _usable(Path(name))
+        try:
+            yield _usable(Path(temporary.name))
+        finally:
+            try:
+                temporary.cleanup()
+            except KeyboardInterrupt:
+                temporary.cleanup()
+                raise
         return
     place = _usable(keep.absolute())
     make_directory(place)

@@ -117,20 +117,20 @@ class Stage:
                 status = await daemon.wait()
         return status
 
-    async def until_status(self, what: str, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The document of `maild status` once it is so."""
-        deadline_s = time.perf_counter() + PATIENCE_S
+    async def until_status(self, what: str, is_so: Callable[[dict[str, Any]], bool], looks: int = 1) -> dict[str, Any]:
+        """What `maild status` says of the accounts, once it has been so for as many looks in a row."""
+        deadline_s, seen = time.perf_counter() + PATIENCE_S, 0
         while time.perf_counter() < deadline_s:
             if self.daemon is not None and self.daemon.returncode is not None:
                 raise DemoFailed(f"maild run ended with exit status {self.daemon.returncode}")
             try:
-                told: dict[str, Any] = await anyio.to_thread.run_sync(
-                    ask, self.config.state_dir, {"ask": "status"}, _ASK_S
-                )
+                told = await anyio.to_thread.run_sync(ask, self.config.state_dir, {"ask": "status"}, _ASK_S)
             except (NoDaemon, Refused):
-                told = {}
-            if told and is_so(told["accounts"]):
-                return told
+                told = None
+            seen = seen + 1 if told and is_so(told["accounts"]) else 0
+            if seen == looks:
+                accounts: dict[str, Any] = told["accounts"]
+                return accounts
             await anyio.sleep(_ASK_EVERY_S)
         raise DemoFailed(f"not within {PATIENCE_S:g} s: {what}")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +37,7 @@ from maild.core.names import MailboxUnusable, directory
 from maild.core.ports import Remote
 from maild.engine.lifetime import note_pass, only_ours, state_path
 from maild.engine.look import Look, has_local_news, look_at, open_mailbox
-from maild.engine.mailboxes import Settled, delete_there, note_failure, remove_here, scan_of_gone, settle_mailboxes
+from maild.engine.mailboxes import Settled, delete_there, note_failure, remove_here, scan_of_nothing, settle_mailboxes
 from maild.engine.moves import settle_moves
 from maild.engine.propagate import Deliverer, StateThread
 from maild.engine.pull import Pull, Work
@@ -98,14 +98,19 @@ class KeptAccount:
     state: StateThread
     dry_run: bool = False
 
-    async def bring_up_to_date(self, report: AccountReport, only: Sequence[str] = ()) -> MaildError | None:
-        """One pass, told in `report`; `only` names mailboxes. Returns what ended it early, if anything of ours did."""
+    async def bring_up_to_date(
+        self, report: AccountReport, only: Sequence[str] = (), hinted: Collection[MailboxName] = ()
+    ) -> MaildError | None:
+        """One pass, told in `report`; `only` names mailboxes, `hinted` those with news on the server.
+
+        Returns what ended it early, if anything of ours did.
+        """
         started = time.monotonic()
         report.state = "connecting"
         log.debug("account.started", account=self.account.name)
         failure: MaildError | None = None
         try:
-            await self._pass(report, only)
+            await self._pass(report, only, hinted)
         except MaildError as exc:
             failure = exc
         except BaseExceptionGroup as group:
@@ -125,11 +130,11 @@ class KeptAccount:
         """Whether something changed on this disk that maild did not do itself. Not during a pass. Raises LocalError."""
         return await self.state.run(has_local_news, self.state.state, self.account.maildir, self.account.layout)
 
-    async def _pass(self, report: AccountReport, only: Sequence[str]) -> None:
+    async def _pass(self, report: AccountReport, only: Sequence[str], hinted: Collection[MailboxName]) -> None:
         state = self.state
         await state.run(check_root, self.account.maildir, state.state, self.dry_run)
-        work = Work(self.account, self.imap, self.remote, state, Deliverer(state), report, self.dry_run)
-        await _AccountPass(work).run(only)
+        work = Work(self.account, self.imap, self.remote, state, Deliverer(state), report, self.dry_run, bool(only))
+        await _AccountPass(work, hinted).run(only)
         if not self.dry_run and any(report.total(counter) for counter in CHANGES):
             await state.run(mark_root, self.account.maildir, state.state)
 
@@ -182,8 +187,9 @@ class _Visit:
 class _AccountPass:
     """The mailboxes still to be done and who does them."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, hinted: Collection[MailboxName] = ()) -> None:
         self._work = work
+        self._hinted = hinted
         self._left: deque[_Job] = deque()
         self._busy = 0
         self._lost_in_a_row = 0  # mailboxes that lost their connection at every try, since one was done
@@ -203,7 +209,7 @@ class _AccountPass:
 
     async def _run(self, only: Sequence[str]) -> None:
         work = self._work
-        listing, found = await self._both_sides()
+        listing, found = await self._both_sides(only)
         work.report.state = "syncing"
         work.listed = listing.present
         work.trash = listing.trash
@@ -215,16 +221,23 @@ class _AccountPass:
         gone = [row for row in settled.gone if not only or row.name in only]
         async with work.deliverer.running():
             has_moves = await work.state.run(self._may_have_moves, visits)
-            if gone or has_moves:
-                await self._together(visits, gone)
+            if gone or has_moves or settled.to_make:
+                await self._together(visits, gone, settled.to_make)
             else:
                 self._left.extend(partial(self._sync, visit, 1) for visit in visits)
                 await self._work_off()
             if work.trash in settled.mailboxes and work.is_trash_filled and not work.dry_run:
                 self._left.append(partial(self._sync, _Visit(settled.mailboxes[work.trash]), 1))
                 await self._work_off()
+        if work.dry_run and work.trash in settled.mailboxes and work.imap.remote_delete == "trash":
+            self._foretell_trash(work.trash)
 
-    async def _both_sides(self) -> tuple[Listing, Survey]:
+    def _foretell_trash(self, trash: MailboxName) -> None:
+        """What is deleted on the server comes back here, in the trash."""
+        deleted = [m.deleted_there for m in self._work.report.mailboxes.values() if m.name != trash]
+        self._work.report.mailbox(trash).pulled += sum(deleted)
+
+    async def _both_sides(self, only: Sequence[str]) -> tuple[Listing, Survey]:
         """The mailboxes there and here, asked for at the same time."""
         work, found = self._work, Survey()
 
@@ -232,21 +245,37 @@ class _AccountPass:
             nonlocal found
             if work.account.maildir.exists():
                 found = await work.state.run(survey, work.account.maildir, work.account.layout)
-                await work.state.run(self._look_ahead, found)
+                self._expect(await work.state.run(self._look_ahead, found), only)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look)
             listing = await work.remote.listing()
         return listing, found
 
-    def _look_ahead(self, found: Survey) -> None:
-        """Look at what changed here while the server answers."""
+    def _look_ahead(self, found: Survey) -> list[MailboxState]:
+        """Look at what changed here while the server answers: the mailboxes in which there is something to do.
+
+        So there is in those that it said so of.
+        """
         state = self._work.state.state
+        news: list[MailboxState] = []
         for row in state.mailboxes().values():
             here = found.mailboxes.get(row.directory)
             if here is not None and row.epoch is not None and here.stamp.text() != row.stamp:
                 with self._opened_mailbox(row) as maildir:
                     self._looks[row.id] = look_at(state, row, maildir, may_note=not self._work.dry_run)
+                if self._looks[row.id].has_news:
+                    news.append(row)
+                    continue
+            if row.name in self._hinted:
+                news.append(row)
+        return news
+
+    def _expect(self, news: Sequence[MailboxState], only: Sequence[str]) -> None:
+        """Tell the server's side which mailbox comes first, whatever the listing says: it saves a round trip."""
+        wanted = [(row.name, row.cursor) for row in news if row.cursor and (not only or row.name in only)]
+        for name, cursor in sorted(wanted, key=lambda one: one[0] != "INBOX")[:1]:
+            self._work.remote.expect(name, cursor, read_only=self._work.dry_run)
 
     async def _to_visit(self, settled: Settled, found: Survey, only: Sequence[str]) -> list[_Visit]:
         work = self._work
@@ -261,7 +290,8 @@ class _AccountPass:
 
     def _changed(self, mailboxes: list[RemoteMailbox], found: Survey) -> list[_Visit]:
         """Those that have to be opened: a mark moved, or something was left that may come or go now."""
-        state, known = self._work.state.state, self._work.state.state.mailboxes()
+        state, known = self._work.state.state, self._work.rows()
+        with_leftovers = state.with_leftovers()
         visits: list[_Visit] = []
         for mailbox in mailboxes:
             row = known.get(mailbox.name)
@@ -278,7 +308,8 @@ class _AccountPass:
                     look = look_at(state, row, maildir, may_note=not self._work.dry_run)
                 if look.is_here and not look.has_news and not self._work.dry_run:
                     state.set_stamp(row.id, look.stamp)
-            if (look is not None and (look.has_news or not look.is_here)) or self._has_leftovers(row):
+            has_leftovers = row.id in with_leftovers and self._has_leftovers(row, look)
+            if (look is not None and (look.has_news or not look.is_here)) or has_leftovers:
                 visits.append(_Visit(mailbox, look))
             else:
                 self._work.report.mailbox(mailbox.name).state = "ok"
@@ -293,16 +324,23 @@ class _AccountPass:
         with maildir:
             yield maildir
 
-    def _has_leftovers(self, row: MailboxState) -> bool:
-        """Whether messages were skipped that may come now."""
-        skipped = self._work.state.state.skipped(row.id).values()
-        self._work.report.mailbox(row.name).skipped = len(skipped)
-        return any(message.size_octets <= self._work.imap.max_message_size_octets for message in skipped)
+    def _has_leftovers(self, row: MailboxState, look: Look | None) -> bool:
+        """Whether messages did not travel that may do so now. What is known of files that are gone is dropped."""
+        work, state = self._work, self._work.state.state
+        skipped, unsent = state.skipped(row.id), state.unsent(row.id)
+        if look is not None and (past := unsent.keys() - look.unpaired.keys()):
+            unsent = {key: message for key, message in unsent.items() if key not in past}
+            if not work.dry_run:
+                state.unsent_done(row.id, past)
+        report, limit = work.report.mailbox(row.name), work.imap.max_message_size_octets
+        report.skipped, report.held_back = len(skipped), len(unsent)
+        if any(work.is_due(message) for message in unsent.values()):
+            return True
+        return any(message.size_octets <= limit and work.is_due(message) for message in skipped.values())
 
     def _may_have_moves(self, visits: Sequence[_Visit]) -> bool:
         """Whether a message may have gone from one of these to another: the first must have had it."""
-        state = self._work.state.state
-        rows = state.mailboxes()
+        rows = self._work.rows()
         return len(visits) > 1 and any(visit.remote.name in rows and rows[visit.remote.name].cursor for visit in visits)
 
     def _note_unusable(self, listing: Listing) -> None:
@@ -323,7 +361,9 @@ class _AccountPass:
 
     # -- all mailboxes together: what vanished in one may have appeared in another
 
-    async def _together(self, visits: Sequence[_Visit], gone: Sequence[MailboxState]) -> None:
+    async def _together(
+        self, visits: Sequence[_Visit], gone: Sequence[MailboxState], to_make: Sequence[RemoteMailbox] = ()
+    ) -> None:
         """Look at all of them, find what moved, then bring each up to date; what failed on the way is done singly."""
         passes: list[MailboxPass] = []
         blind: list[MailboxPass] = []
@@ -331,9 +371,10 @@ class _AccountPass:
         await self._work_off()
         if blind:
             await self._work.remote.listing()  # one mailbox may be broken; if nothing gets through, nothing is done
-        leaving = [await self._begin_gone(row) for row in gone]
-        await settle_moves(self._work, [*passes, *leaving], self._facts, blind)
-        for this in [*passes, *leaving]:
+        leaving = [await self._begin_without_server(RemoteMailbox(row.name, ())) for row in gone]
+        coming = [await self._begin_without_server(mailbox) for mailbox in to_make]
+        await settle_moves(self._work, [*passes, *leaving, *coming], self._facts, blind)
+        for this in [*passes, *leaving, *coming]:
             await this.plan()
             this.rest()
             this.report.state = "refused" if this.is_stopped else this.report.state
@@ -345,6 +386,10 @@ class _AccountPass:
                 finishers.start_soon(self._finish, this)
         for this in leaving:
             await self._leave(this)
+        for this in coming:
+            await this.foretell()
+            await this.close()
+            this.report.state = "ok"
 
     async def _scan_one(
         self,
@@ -372,9 +417,9 @@ class _AccountPass:
 
         await self._guarded(visit, attempt, scan, partial(self._scan_one, visit, attempt + 1, passes, blind))
 
-    async def _begin_gone(self, row: MailboxState) -> MailboxPass:
-        this = await begin(self._work, RemoteMailbox(row.name, ()), None)
-        await this.compare(scan_of_gone(row))
+    async def _begin_without_server(self, mailbox: RemoteMailbox) -> MailboxPass:
+        this = await begin(self._work, mailbox, None)
+        await this.compare(scan_of_nothing(this.mailbox))
         return this
 
     async def _facts(self, this: MailboxPass, uids: Sequence[Uid]) -> Mapping[Uid, Facts]:
@@ -391,7 +436,7 @@ class _AccountPass:
                         if not work.dry_run:
                             await this.propagate(box)
                 elif work.dry_run:
-                    this.foretell()
+                    await this.foretell()
                 else:
                     await this.propagate(None)
             except BaseException:
@@ -412,7 +457,7 @@ class _AccountPass:
                 this.report.state = "refused"
                 return
             if work.dry_run:
-                this.foretell()
+                await this.foretell()
                 work.report.plan.append(f"{this.name}: remove its directory")
                 this.report.state = "ok"
                 return
@@ -552,8 +597,7 @@ async def begin(work: Work, remote: RemoteMailbox, look: Look | None) -> Mailbox
 
 def known_mailbox(work: Work, remote: RemoteMailbox) -> MailboxState:
     """The state of a mailbox, begun where there is none. Raises MailboxUnusable."""
-    state = work.state.state
-    rows = state.mailboxes()
+    state, rows = work.state.state, work.rows()
     if (known := rows.get(remote.name)) is not None:
         return known
     where = str(directory(remote.levels, work.account.layout))

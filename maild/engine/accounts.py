@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import tomli_w
 
 from maild.config import Account, Config, examine
-from maild.config.places import standard_places, the_main_file
+from maild.config.places import account_files, standard_places, the_main_file
 from maild.core.errors import ConfigError, LocalError
 from maild.local.durable import disk_error, make_directory, replace_file
 
@@ -122,8 +122,7 @@ def remove_file(path: Path) -> None:
 
 def own_file(config: Config, name: str) -> Path:
     """Which file the account stands in."""
-    files = sorted((config.path.parent / "accounts.d").glob("[!.]*.toml"))
-    for file in files:
+    for file in account_files(config.path):
         if name in _accounts_in(file):
             return file
     return config.path

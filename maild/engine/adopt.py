@@ -6,6 +6,8 @@ message on both sides and no pair. Most are told apart by cheap facts, the other
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -25,7 +27,7 @@ from maild.local.state import Changes, MailboxState, Orphan, State
 
 @dataclass(slots=True)
 class Unpaired:
-    """Files of one mailbox that no pair knows, by what they are. `orphans` keep the base flags of lost pairs."""
+    """Files of one mailbox that no pair knows, by what they are. `orphans` keep what lost pairs knew."""
 
     entries: dict[Key, Entry] = field(default_factory=dict)
     identities: dict[Key, LocalIdentity] = field(default_factory=dict)
@@ -60,10 +62,35 @@ class Unpaired:
         """A file with exactly this content."""
         return next((key for key in self.by_content.get(content, ()) if key in self.entries), None)
 
+    @property
+    def kept_here(self) -> dict[Key, Orphan]:
+        """Files whose deletion on the server did not travel: they are not to be sent."""
+        return {key: orphan for key, orphan in self.orphans.items() if orphan.only == "local" and key in self.entries}
+
+    @property
+    def has_kept_there(self) -> bool:
+        return any(orphan.only == "remote" for orphan in self.orphans.values())
+
+    def take_kept_there(self, content: Content) -> Orphan | None:
+        """One with this content whose deletion here did not travel: it is not to come back."""
+        for key, orphan in self.orphans.items():
+            if orphan.only == "remote" and (orphan.size_octets, orphan.digest) == content:
+                return self.orphans.pop(key)
+        return None
+
+    def remember(self, key: Key, pair: Pair) -> None:
+        """What was its pair elsewhere: the base of its flags."""
+        self.orphans[key] = Orphan(key, pair.flags, pair.size_octets, pair.digest)
+
     def take(self, key: Key) -> tuple[Entry, LocalIdentity, Flags]:
         """Its entry, identity and base flags; it is no longer unpaired."""
         orphan = self.orphans.pop(key, None)
         return self.entries.pop(key), self.identities.pop(key), NO_FLAGS if orphan is None else orphan.flags
+
+
+def kept_uid(key: Key) -> Uid:
+    """Instead of a Uid, for a message that the server has not: no adapter gives or reads such a one."""
+    return Uid("-" + hashlib.sha256(os.fsencode(key)).hexdigest()[:16])
 
 
 def read_unpaired(state: State, mailbox: MailboxState, maildir: Maildir, entries: Mapping[Key, Entry]) -> Unpaired:

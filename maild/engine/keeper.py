@@ -75,6 +75,7 @@ class Keeper:
         self._listening = Listening(account, common, hear=self.hear, stir=self.stir, wake=self.wake)
         self._is_wanted = True  # a whole pass
         self._is_stirred_here = False  # the disk is to be looked at, which may be a reason for a pass
+        self._hinted: frozenset[MailboxName] = frozenset()
         self._is_hinted = True  # it is no wonder if the next pass finds something on the server
         self._requests: list[Request] = []
         self._stirred = anyio.Event()
@@ -106,9 +107,10 @@ class Keeper:
         self._is_stirred_here = True
         self._stirred.set()
 
-    def hear(self) -> None:
-        """The server said that something is new."""
+    def hear(self, hint: frozenset[MailboxName] | None) -> None:
+        """The server said that something is new: in these mailboxes, or somewhere."""
         self._is_hinted = True
+        self._hinted |= hint or frozenset()
         self.wake()
 
     def hasten(self) -> None:
@@ -391,7 +393,8 @@ class Keeper:
         if isinstance(kept.remote, LogsIn) and kept.remote.credentials.refused is not None:
             await self._unless_unreadable(kept.remote.credentials.has_changed)
         self._credentials = kept.remote.credentials if isinstance(kept.remote, LogsIn) else None
-        await this.bring_up_to_date(report, only)
+        hinted, self._hinted = self._hinted, self._hinted if dry_run else frozenset()
+        await this.bring_up_to_date(report, only, hinted)
 
     async def _poll(self, report: AccountReport, only: Sequence[str], dry_run: bool) -> None:
         if isinstance(self.failure, AuthRejected) and not await self._has_other_secret():

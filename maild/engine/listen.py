@@ -44,6 +44,7 @@ class Tree(Protocol):
     async def hint(self) -> frozenset[str] | None: ...
 
 
+Hint = frozenset[MailboxName] | None
 OpenTree = Callable[[Path, Layout], AbstractAsyncContextManager[Tree]]
 
 
@@ -72,7 +73,7 @@ class Listening:
         account: Account,
         common: Common,
         *,
-        hear: Callable[[], None],
+        hear: Callable[[Hint], None],
         stir: Callable[[], None],
         wake: Callable[[], None],
     ) -> None:
@@ -148,15 +149,15 @@ class Listening:
             log.info("push.started", account=self._account.name, method=watch.method, reason=reason)
             self._watch, self._found = watch, anyio.Event()
             began_s = self._common.clock()
-            self._hear()  # what changed since the last pass
+            self._hear(frozenset())  # what changed since the last pass
             try:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._until_down, tasks.cancel_scope)
                     tasks.start_soon(self._doubt, watch)
                     while True:
-                        await watch.hint()
+                        hint = await watch.hint()
                         self._told_at_s = self._common.clock()
-                        self._hear()
+                        self._hear(hint)
             finally:
                 self.push, self._watch = None, None
                 if self._common.clock() - began_s >= USEFUL_S:

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 import structlog
 
 from maild.core.errors import LocalError, MaildError, PlanRefused, Scope
-from maild.core.guard import are_too_many_mailboxes
+from maild.core.guard import approval, are_too_many_mailboxes
 from maild.core.mailboxes import (
     CreateRemote,
     DirectoryGone,
@@ -35,6 +35,8 @@ from maild.local.mailboxes import remove_mailbox, rename_mailbox
 from maild.local.state import MailboxState
 from maild.local.survey import Survey
 
+NOT_STORED = -1  # the id of a mailbox that the state does not know, and those below
+
 log = structlog.get_logger()
 
 
@@ -42,12 +44,13 @@ log = structlog.get_logger()
 class Settled:
     """The mailboxes after all that was made and renamed: those to look at, those gone from the server, those not.
 
-    `failed` are left alone for this pass; each has its error in the report.
+    `failed` are left alone for this pass; each has its error in the report. `to_make`: those that a dry run would make.
     """
 
     mailboxes: dict[MailboxName, RemoteMailbox]
     gone: list[MailboxState] = field(default_factory=list)
     failed: set[MailboxName] = field(default_factory=set)
+    to_make: list[RemoteMailbox] = field(default_factory=list)
 
 
 async def settle_mailboxes(work: Work, listing: Listing, survey: Survey) -> Settled:
@@ -132,7 +135,7 @@ async def _guarded(
         exc = PlanRefused(
             f"mailbox {operation.name} is gone on the server, with {len(gone) - 1} others of {len(rows)};"
             " nothing was deleted here",
-            f"if that is right: maild approve {work.account.name}/{operation.name}",
+            f"if that is right: {approval(work.account.name, operation.name)}",
         )
         settled.failed.add(operation.name)
         note_failure(work, operation.name, exc)
@@ -222,14 +225,16 @@ async def _rename_here(
 
 def _foretell(work: Work, operation: MailboxOperation, rows: dict[MailboxName, MailboxState], settled: Settled) -> None:
     match operation:
-        case RenameRemote(name=name, new_name=new_name):
+        case RenameRemote(name=name, new_name=new_name, directory=where):
             work.report.plan.append(f"{name}: rename it to {new_name} on the server")
-            settled.mailboxes.pop(name, None)
-        case RenameLocal(name=name, new_name=new_name):
+            work.foreseen[name] = replace(rows[name], directory=where)
+        case RenameLocal(name=name, new_name=new_name, old_directory=where):
             work.report.plan.append(f"{name}: rename its directory to that of {new_name}")
-            settled.mailboxes.pop(new_name, None)
-        case CreateRemote(name=name):
+            work.foreseen[new_name] = replace(rows[name], name=new_name, directory=where)
+        case CreateRemote(name=name, levels=levels, directory=where):
             work.report.plan.append(f"{name}: make it on the server")
+            work.foreseen[name] = MailboxState(NOT_STORED - len(work.foreseen), name, where)
+            settled.to_make.append(RemoteMailbox(name, levels))
         case MailboxGone(name=name):
             if work.imap.deletions in {"both", "to_local"}:
                 settled.gone.append(rows[name])
@@ -237,8 +242,8 @@ def _foretell(work: Work, operation: MailboxOperation, rows: dict[MailboxName, M
             pass
 
 
-def scan_of_gone(row: MailboxState) -> Scan:
-    """What a scan of a mailbox finds that the server no longer has: nothing, and all of it."""
+def scan_of_nothing(row: MailboxState) -> Scan:
+    """What a scan of a mailbox finds that the server has no longer, or not yet: nothing, and all of it."""
     return Scan(
         epoch=row.epoch or Epoch(""),
         items=ScanTable(),

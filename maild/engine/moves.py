@@ -2,13 +2,17 @@
 
 What moves where is decided in `core.moves`; here is who asks for the facts and what follows:
 
-- gone here, an equal file elsewhere, still on the server: the server moves it too (`MailboxPass.moves_there`);
+- gone here, an equal file elsewhere, still on the server: the server moves it too (`MailboxPass.moves_there`); unless
+  it has an equal new message there already, the copy of a move that was cut off: that one is adopted, and the old one
+  expunged (`MailboxPass.left_behind`);
 - gone there, an equal message elsewhere, still here: the file moves too (`MailboxPass.relocations` of the target);
+- gone here, and on the server in the trash as well: expunged, not moved there once more (`MailboxPass.trashed`);
 - moved on both sides: the server's place wins; moved on one side and deleted on the other: it is deleted.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -38,8 +42,10 @@ async def settle_moves(
     moved_there = await _moved_there(work, passes, moved_here, facts_of)
     for one, new in moved_there.items():
         _follow_server(by_name, one, moved_here.pop(one, None), new)
+    copied = await _copied_already(by_name, moved_here, facts_of)
     for one, file in moved_here.items():
-        _follow_file(by_name, one, file)
+        _follow_file(by_name, one, file, is_copied=one in copied)
+    await _note_trashed(work, passes, facts_of)
     _doom(work, passes)
 
 
@@ -90,7 +96,59 @@ async def _moved_there(
         likely = [uid for uid, _, size in p.remote.fresh if size in sizes and uid not in p.retried]
         for uid, facts in (await facts_of(p, likely)).items() if likely else ():
             fresh[facts].append(NewMessage(p.name, uid))
-    return remote_moves(gone, fresh)
+    return remote_moves(gone, fresh, moved_here)
+
+
+async def _copied_already(
+    by_name: Mapping[MailboxName, MailboxPass], moved_here: Mapping[Gone, File], facts_of: FactsOf
+) -> set[Gone]:
+    """Those that the server has in their new mailbox too: where it has no MOVE, a cut after the COPY leaves that."""
+    wanted: dict[MailboxName, dict[Facts, list[Gone]]] = defaultdict(lambda: defaultdict(list))
+    for one, file in moved_here.items():
+        is_there = one.pair.uid not in by_name[one.mailbox].remote.gone
+        facts = by_name[file.mailbox].unpaired.identities[file.key].facts
+        if is_there and one.mailbox != file.mailbox and facts.message_id:
+            wanted[file.mailbox][facts].append(one)
+    copied: set[Gone] = set()
+    for name, groups in wanted.items():
+        target, sizes = by_name[name], {facts.size_octets for facts in groups}
+        likely = [uid for uid, _, size in target.remote.fresh if size in sizes and uid not in target.retried]
+        for facts in (await facts_of(target, likely)).values() if likely else ():
+            if groups.get(facts):
+                copied.add(groups[facts].pop(0))
+    return copied
+
+
+async def _note_trashed(work: Work, passes: Sequence[MailboxPass], facts_of: FactsOf) -> None:
+    """Messages to be deleted that are new in the trash already: without MOVE, a deletion that was cut off."""
+    trash = next((p for p in passes if p.name == work.trash), None)
+    if trash is None or not len(trash.remote.fresh):
+        return
+    fresh = [(uid, size) for uid, _, size in trash.remote.fresh if uid not in trash.retried]
+    for p in passes:
+        if p.rules.permitted is None or not p.rules.deletes_there or work.trash_for(p.name) is None:
+            continue
+        gone = [pair for uid, pair in p.local.gone.items() if uid not in p.remote.gone and not pair.only]
+        likely = _likely([pair.size_octets for pair in gone], fresh)
+        if not likely:
+            continue
+        there = await facts_of(p, [pair.uid for pair in gone])
+        copies = list((await facts_of(trash, likely)).values())
+        for uid, facts in there.items():
+            if facts.message_id and facts in copies:
+                copies.remove(facts)
+                p.trashed.add(uid)
+
+
+def _likely(sizes: Sequence[int], fresh: Sequence[tuple[Uid, int]]) -> list[Uid]:
+    """Those that may have one of these sizes on disk, where each line is an octet shorter than on the wire."""
+    ordered = sorted(sizes)
+    likely: list[Uid] = []
+    for uid, size in fresh:
+        at = bisect_right(ordered, size) - 1
+        if at >= 0 and ordered[at] * 2 >= size:
+            likely.append(uid)
+    return likely
 
 
 def _follow_server(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: File | None, new: NewMessage) -> None:
@@ -107,7 +165,7 @@ def _follow_server(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: 
     target.relocations.append(Relocation(was.mailbox, one.pair, source.mailbox, key, target.mailbox, new.uid, flags))
 
 
-def _follow_file(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: File) -> None:
+def _follow_file(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: File, *, is_copied: bool = False) -> None:
     """The reader's move: the server moves its message too; unless it deleted it, which beats the move."""
     was, target = by_name[one.mailbox], by_name[file.mailbox]
     if one.pair.uid in was.remote.gone:
@@ -119,6 +177,11 @@ def _follow_file(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: Fi
     if was is not target and not was.rules.deletes_there:
         return
     del was.local.gone[one.pair.uid]
+    if is_copied:
+        was.remote.changed.pop(one.pair.uid, None)
+        was.left_behind.append(one.pair.uid)
+        target.unpaired.remember(file.key, one.pair)
+        return
     entry, _, _ = target.unpaired.take(file.key)
     target.awaited.add(file.key)
     if was is target:

@@ -26,7 +26,7 @@ from maild.local.maildir import Maildir
 from maild.local.spool import Spool
 from maild.local.state import Changes, MailboxState, State
 
-QUEUE_OCTETS = 6 << 20  # messages that may wait for the disk, beside the batches being written
+QUEUE_OCTETS = 6 << 20
 SPOOL_OCTETS = 1 << 20  # what a message counts that is on the disk already: it holds a descriptor
 BATCH_OCTETS = 4 << 20
 BATCH_MESSAGES = 256
@@ -82,8 +82,10 @@ class Deliverer:
     and noted in the state. A single message does not wait for a batch to fill. Used by the event loop's thread only.
     """
 
-    def __init__(self, state: StateThread) -> None:
+    def __init__(self, state: StateThread, queue_octets: int | None = None) -> None:
+        """`queue_octets` (default: `QUEUE_OCTETS`) of messages may wait, beside the batches being written."""
         self._state = state
+        self._most_octets = QUEUE_OCTETS if queue_octets is None else queue_octets
         self._queue: deque[Item] = deque()
         self._octets = 0
         self._filled = anyio.Event()
@@ -95,7 +97,7 @@ class Deliverer:
     @property
     def is_saturated(self) -> bool:
         """Whether messages arrive faster than this disk takes them, so that more connections would not help."""
-        return self._octets > QUEUE_OCTETS // 4
+        return self._octets > self._most_octets // 4
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -114,7 +116,7 @@ class Deliverer:
 
     async def put(self, delivery: Delivery, incoming: Sequence[Incoming]) -> None:
         """Queue messages; waits while too much is queued. A failed delivery raises at once."""
-        while self._octets >= QUEUE_OCTETS and delivery.failure is None and self._given_up is None:
+        while self._octets >= self._most_octets and delivery.failure is None and self._given_up is None:
             self._room = anyio.Event() if self._room.is_set() else self._room
             await self._room.wait()
         if (failure := delivery.failure or self._given_up) is not None:

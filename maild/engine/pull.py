@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
@@ -13,8 +14,9 @@ import anyio.to_thread
 import structlog
 
 from maild.config import Account, Imap
+from maild.core.backoff import is_due
 from maild.core.errors import MaildError
-from maild.core.model import Epoch, Fetched, Key, MailboxName, MergeFlags, Permitted, ScanTable, Uid
+from maild.core.model import Epoch, Fetched, Key, MailboxName, MergeFlags, Pair, Permitted, ScanTable, Uid
 from maild.core.moves import Content
 from maild.core.ports import BodyWriter, Remote, RemoteBox
 from maild.engine.adopt import Adopted, Unpaired, adopt, fetched_content
@@ -23,6 +25,8 @@ from maild.engine.report import AccountReport
 from maild.local.delivery import Incoming
 from maild.local.marker import mark_root
 from maild.local.spool import Spool
+from maild.local.state import Changes, MailboxState, Orphan, SkippedMessage
+from maild.local.withheld import UnsentMessage
 
 FETCH_MESSAGES = 500  # one FETCH asks for at most so many messages …
 FETCH_OCTETS = 4 << 20  # … and about so many octets
@@ -49,7 +53,9 @@ class Work:
 
     `remote_delta`: by mailbox id, by how many messages with a pair the server has more than it had when it was looked
     at. `awaited`: files that a move is to give a pair. `doomed`: contents that are gone on both sides from a mailbox,
-    so that the server's having moved one elsewhere does not bring it back.
+    so that the server's having moved one elsewhere does not bring it back. `foreseen`: mailboxes that a
+    dry run takes for made or renamed. `is_asked`: somebody named the mailboxes, so
+    that messages which did not travel before are tried at once; else when their time has come, as of `now_s`.
     """
 
     account: Account
@@ -59,6 +65,9 @@ class Work:
     deliverer: Deliverer
     report: AccountReport
     dry_run: bool
+    is_asked: bool = False
+    now_s: float = field(default_factory=time.time)
+    foreseen: dict[MailboxName, MailboxState] = field(default_factory=dict)
     pulls: list[Pull] = field(default_factory=list)
     is_announced: bool = False
     listed: frozenset[MailboxName] = frozenset()  # what the server has
@@ -69,6 +78,19 @@ class Work:
     remote_delta: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
     awaited: defaultdict[MailboxName, set[Key]] = field(default_factory=lambda: defaultdict(set))
     doomed: defaultdict[Content, list[MailboxName]] = field(default_factory=lambda: defaultdict(list))
+
+    def rows(self) -> dict[MailboxName, MailboxState]:
+        """What is known of each mailbox; in a dry run as it would be after what it foresees."""
+        stored = self.state.state.mailboxes()
+        if not self.foreseen:
+            return stored
+        renamed = {row.id for row in self.foreseen.values()}
+        return {name: row for name, row in stored.items() if row.id not in renamed} | self.foreseen
+
+    def is_due(self, message: SkippedMessage | UnsentMessage) -> bool:
+        """Whether one that did not travel is to be tried in this pass."""
+        free = 1 if isinstance(message, SkippedMessage) else 0  # what does not come once mostly comes at the next pass
+        return self.is_asked or message.count <= free or is_due(message.count - free, message.last_s, self.now_s)
 
     def trash_for(self, mailbox: MailboxName) -> MailboxName | None:
         """Where messages deleted in a mailbox go, None where they are to be expunged."""
@@ -224,7 +246,7 @@ class Pull:
     async def _is_settled(self, work: Work, fetched: Fetched) -> bool:
         """Whether no file is needed: one without a pair holds just this message, or it is to be deleted."""
         unpaired = self._unpaired
-        if not unpaired.entries and not work.doomed:
+        if not unpaired.entries and not work.doomed and not unpaired.has_kept_there:
             return False
         content = await anyio.to_thread.run_sync(fetched_content, fetched)
         if content in unpaired.by_content:
@@ -232,12 +254,20 @@ class Pull:
             if adopted is not None:
                 self._count_adopted(work, adopted)
                 return True
+        if (kept := unpaired.take_kept_there(content)) is not None:
+            await work.state.run(self._keep_there, work, fetched, kept)
+            return True
         elsewhere = [name for name in work.doomed.get(content, ()) if name != self.name]
         if elsewhere and self._permitted is not None and self.name != work.trash:
             work.doomed[content].remove(elsewhere[0])
             self.doomed.append(fetched.uid)
             return True
         return False
+
+    def _keep_there(self, work: Work, fetched: Fetched, kept: Orphan) -> None:
+        pair = Pair(fetched.uid, kept.key, fetched.flags, kept.size_octets, kept.digest, "remote")
+        work.state.state.apply([Changes(self._delivery.mailbox.id, add=[pair])])
+        work.report.done_messages += 1
 
     def _adopt_content(self, work: Work, fetched: Fetched, content: Content) -> Adopted | None:
         """Adopt a file that holds exactly what has just been fetched, None if there is none. Blocks.

@@ -69,25 +69,31 @@ async def delete_there(
     return gone
 
 
+async def expunge_there(work: Work, box: RemoteBox, mailbox: MailboxState, uids: Sequence[Uid]) -> set[Uid]:
+    """The same for good, wherever deleted messages go otherwise."""
+    return await delete_there(work, box, mailbox, uids, None)
+
+
 async def append_files(
     work: Work,
     box: RemoteBox,
     mailbox: MailboxState,
     maildir: Maildir,
     unpaired: Unpaired,
+    keys: Sequence[Key],
     permitted: Permitted,
 ) -> AppendReport:
-    """Send the files that are still unpaired. What the server refuses is held back with the reason."""
+    """Send these of the files that are unpaired. What the server refuses is held back with the reason."""
     report = AppendReport()
-    keys = sorted(unpaired.entries)
     full_in_a_row = 0
+    answers: list[Appended] = []
     for start in range(0, len(keys), SOME):
-        if full_in_a_row >= FULL_IN_A_ROW:
-            report.is_complete = False
+        if full_in_a_row >= FULL_IN_A_ROW:  # the others would not fit either
+            await work.state.run(_hold_back, work, mailbox, unpaired, keys[start:], answers[-1].refusal, report)
             break
         outgoing = await work.state.run(_outgoing, maildir, unpaired, keys[start : start + SOME])
         flags = {one.key: one.flags for one in outgoing}
-        answers: list[Appended] = []
+        answers = []
         try:
             stream = cast("AsyncGenerator[Appended]", box.append(iter(outgoing)))
             async with aclosing(stream):
@@ -97,6 +103,20 @@ async def append_files(
         finally:
             await work.state.run(_note_answers, work, mailbox, unpaired, permitted, flags, answers, report)
     return report
+
+
+def _hold_back(
+    work: Work,
+    mailbox: MailboxState,
+    unpaired: Unpaired,
+    keys: Sequence[Key],
+    reason: str,
+    report: AppendReport,
+) -> None:
+    """What was not even tried."""
+    held = [Unsent(key, reason, unpaired.identities[key].facts.size_octets) for key in keys]
+    work.state.state.hold_back(mailbox.id, held)
+    report.refused += len(held)
 
 
 def _outgoing(maildir: Maildir, unpaired: Unpaired, keys: Sequence[Key]) -> list[Outgoing]:

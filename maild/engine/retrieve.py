@@ -47,6 +47,8 @@ from maild.remote.pop3.remote import Maildrop, Retrieved
 
 PULLING_SINCE = "pop3_pulling_since"  # when a pull began that has not ended: its files may have no pairs yet
 NOT_PULLING = "-"
+QUEUE_OCTETS = 3 << 20  # for the disk: there is one session only, and what it does not read the line holds
+FACTS_KEPT = 2000
 CLOCK_SLACK_S = 2.0  # file times are those of the kernel's tick
 
 log = structlog.get_logger()
@@ -235,7 +237,7 @@ class Retrieval:
 
     async def _deliver(self, wanted: list[_Wanted], maildir: Maildir) -> None:
         visit = self._visit
-        deliverer = Deliverer(visit.state)
+        deliverer = Deliverer(visit.state, QUEUE_OCTETS)
         delivery = Delivery(visit.mailbox, maildir, self._count_durable)
         failure: MaildError | None = None
         try:
@@ -248,7 +250,7 @@ class Retrieval:
         finally:
             for spool in self._spools:
                 spool.discard()
-        await visit.state.run(visit.table.note_facts, self._facts)
+        await self._note_facts()
         if (raised := failure or delivery.failure) is not None:
             self._expect(-self._left_messages, -self._left_octets)
             raise raised
@@ -272,8 +274,14 @@ class Retrieval:
                         incoming.append(message)
                 await deliverer.put(delivery, incoming)
                 self._spools.difference_update([i.raw for i in incoming if isinstance(i.raw, Spool)])
+                if len(self._facts) >= FACTS_KEPT:
+                    await self._note_facts()
                 done += len(several)
                 visit.suspect = wanted[done].uid if done < len(wanted) else None
+
+    async def _note_facts(self) -> None:
+        facts, self._facts = self._facts, []
+        await self._visit.state.run(self._visit.table.note_facts, facts)
 
     async def _incoming(self, wanted: _Wanted, retrieved: Retrieved, delivery: Delivery) -> Incoming | None:
         """What of an answer is to be delivered: nothing where there is none, or where its content is here."""

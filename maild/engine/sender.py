@@ -24,6 +24,7 @@ from maild.engine.submit import Drained, Submitter
 from maild.local.outbox import Outbox
 
 LOOK_EVERY_S = 1.0
+TICK_NS = 100_000_000  # more than the 1 to 10 ms of Linux file systems (CONFIG_HZ)
 CHECK_SECRET_EVERY_S = 900.0
 
 
@@ -127,9 +128,11 @@ async def watch_outbox(
     """
     stamp: int | None = None
     while True:
+        began_ns = time.time_ns()
         now = await anyio.to_thread.run_sync(_stamp, outbox.path)
         if now != stamp:
-            stamp = now
+            # A change within one tick of the file system's clock shows in no time stamp: a new one proves nothing yet.
+            stamp = now if began_ns - now > TICK_NS else None
             contents = await anyio.to_thread.run_sync(outbox.contents)
             wake({item.account for item in contents.items if not item.phase})
         with anyio.move_on_after(LOOK_EVERY_S):

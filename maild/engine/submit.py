@@ -1,8 +1,9 @@
 """Draining the outbox: one account's due messages, over as many connections as pay, each step recorded beforehand.
 
 What this file keeps:
-- a message is claimed before its envelope is sent, and its body is announced in the outbox before it is sent; so after
-  a crash it is known which messages may have been submitted without an answer, and they are never doubled silently;
+- a message is claimed before its envelope is sent, and its body is announced in the outbox before it is sent, while
+  the server is asked for it; so after a crash it is known which messages may have been submitted without an answer,
+  and they are never doubled silently;
 - what became of a message is durable before anything else is made of it: the copy for the Sent mailbox, the reports;
 - time without a connection is no attempt: nothing is claimed before a session is open;
 - a slow or refusing server holds up nobody but its own account.
@@ -258,7 +259,9 @@ class Submitter:
         was_of_use = False
         try:
             while not session.is_over and not self._is_stopping and await wave.has_more():
-                async with aclosing(session.submit(partial(self._take, wave), wave.begin_body)) as answers:
+                async with aclosing(
+                    session.submit(partial(self._take, wave), wave.begin_body, wave.announce)
+                ) as answers:
                     async for submission, verdicts in answers:
                         was_of_use |= any(verdict.state in ("sent", "failed") for verdict in verdicts.values())
                         wave.settle(submission, verdicts)

@@ -74,6 +74,8 @@ def examine_machine(config: Config, mailboxes: int) -> Iterator[Finding]:
 
 def _files(config: Config) -> Iterator[Finding]:
     yield Finding("ok", "config", f"{config.path} is good; accounts: {', '.join(config.accounts)}")
+    for note in config.notes:
+        yield Finding("note", "config", note)
     for path in sorted((config.state_dir / "tokens").glob("**/*.json")):  # password files: where secrets are read
         if (mode := path.stat().st_mode & 0o777) & _OTHERS:
             text = f"{path} holds a login and others have access to it (mode {mode:04o})"

@@ -13,24 +13,26 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import anyio
 import structlog
 
-from maild.core.errors import PlanRefused, Rejected
+from maild.core.errors import PlanRefused, ProtocolViolation, Rejected
 from maild.core.flags import same_flags
-from maild.core.guard import HERE, THERE, is_too_many, refusal
+from maild.core.guard import HERE, THERE, approval, is_too_many, refusal
 from maild.core.identity import LocalIdentity
 from maild.core.mailboxes import INBOX
 from maild.core.model import (
     NO_FLAGS,
     DeleteLocal,
     DeleteRemote,
+    Fetched,
     Flags,
     Forget,
     Keep,
@@ -42,17 +44,19 @@ from maild.core.model import (
     Permitted,
     RemoteMailbox,
     Scan,
+    ScanTable,
     Skipped,
     Uid,
 )
-from maild.core.ports import RemoteBox
+from maild.core.moves import Content
+from maild.core.ports import BodyWriter, RemoteBox
 from maild.core.reconcile import RemoteNews, Rules, merge_flags, proven_gone, reconcile
-from maild.engine.adopt import Adopted, Unpaired, adopt, match_facts, read_unpaired
+from maild.engine.adopt import Adopted, Unpaired, adopt, fetched_content, kept_uid, match_facts, read_unpaired
 from maild.engine.apply import Relocation, merge_files, relocate, remove_files
 from maild.engine.look import Look, flags_here, open_mailbox
 from maild.engine.propagate import Delivery
 from maild.engine.pull import Doubts, Pull, Work
-from maild.engine.push import append_files, delete_there, store_flags
+from maild.engine.push import append_files, delete_there, expunge_there, store_flags
 from maild.local.delivery import Delivered
 from maild.local.maildir import Maildir
 from maild.local.scan import Entry
@@ -61,6 +65,7 @@ from maild.local.withheld import Refusal
 
 NOT_DELIVERED = "the server did not deliver it"
 ANY_FLAGS = Permitted(frozenset({"\\Answered", "\\Deleted", "\\Draft", "\\Flagged", "\\Seen", "$Forwarded"}))
+COMPARED_OCTETS = 1 << 20  # what a dry run fetches to compare: messages up to this size, and so much at once
 LOOKED_UP = 1000  # pairs looked up at a time
 
 log = structlog.get_logger()
@@ -79,7 +84,9 @@ class MailboxPass:
 
     `local` and `remote` are the news about pairs, `unpaired` files without one. `engine.moves` takes from these what
     has only moved, and leaves `relocations` (files to come here), `moves_there` (messages to go to another mailbox),
-    `rekeyed` (files with another unique name) and `doomed_files`. `awaited` are keys that somebody has to deal with
+    `left_behind` (messages to be expunged here, for they were copied there already), `trashed`
+    (messages to be deleted that are in the trash already), `rekeyed` (files with another
+    unique name) and `doomed_files`. `awaited` are keys that somebody has to deal with
     before the directory may count as looked at.
     """
 
@@ -94,6 +101,8 @@ class MailboxPass:
         self.retried: frozenset[Uid] = frozenset()
         self.relocations: list[Relocation] = []
         self.moves_there: dict[MailboxName, list[Move]] = defaultdict(list)
+        self.left_behind: list[Uid] = []
+        self.trashed: set[Uid] = set()
         self.rekeyed: list[tuple[Pair, Entry]] = []
         self.doomed_files: list[Entry] = []
         self.awaited = work.awaited[remote.name]
@@ -107,12 +116,14 @@ class MailboxPass:
         self._scan: Scan | None = None
         self._here: dict[Uid, Flags] = {}
         self._left_out: list[Skipped] = []
+        self._waiting: set[Key] = set()  # files that the server did not take, until their time has come
         self._matched: dict[Uid, Key] = {}
         self._refusal: PlanRefused | None = None
         self._maildir: Maildir | None = None
         self._delivery: Delivery | None = None
         self._pull: Pull | None = None
         self._pulled = 0
+        self._foreseen_doomed = 0  # messages that a pass would delete on the server instead of pulling them
         self._is_undone = False  # something was not carried out, and has to be looked for again here
         self._is_missed = False  # the same, of what the server said: it has to be asked for everything
 
@@ -134,10 +145,11 @@ class MailboxPass:
         self._scan = scan
         self._same_epoch = self.mailbox.epoch == scan.epoch
         deletions = self._work.imap.deletions
+        # A dry run opens mailboxes for reading only, which says nothing about what may be written.
         self.rules = Rules(
             deletes_here=deletions in {"both", "to_local"},
             deletes_there=deletions in {"both", "to_remote"},
-            permitted=ANY_FLAGS if self._work.dry_run else scan.permitted,  # a look is for reading only
+            permitted=ANY_FLAGS if self._work.dry_run and not self.is_leaving else scan.permitted,
         )
         await self._work.state.run(self._compare)
 
@@ -145,18 +157,18 @@ class MailboxPass:
         scan, state, mailbox, news = self.found, self._work.state.state, self.mailbox, self.remote
         limit = self._work.imap.max_message_size_octets
         skipped = state.skipped(mailbox.id) if self._same_epoch else {}
-        too_big = {uid for uid, message in skipped.items() if message.size_octets > limit}
-        self.report.skipped = len(too_big)
+        wait = {uid for uid, m in skipped.items() if m.size_octets > limit or not self._work.is_due(m)}
+        self.report.skipped = len(wait)
         if self._same_epoch:
             items = iter(scan.items)
             while part := list(islice(items, LOOKED_UP)):
-                news.sort(part, state.pairs_of(mailbox.id, [uid for uid, _, _ in part]), too_big)
+                news.sort(part, state.pairs_of(mailbox.id, [uid for uid, _, _ in part]), wait)
         else:
             news.fresh = scan.items  # the whole mailbox is new
             self.local.gone.clear()
             self.local.changed.clear()
         if not scan.full:
-            self._add_skipped({uid: message for uid, message in skipped.items() if uid not in too_big})
+            self._add_skipped({uid: message for uid, message in skipped.items() if uid not in wait})
         self._leave_out(limit)
         if self._same_epoch and (scan.full or scan.vanished):
             news.gone = state.pairs_of(mailbox.id, self._gone(state.uids(mailbox.id)))
@@ -190,6 +202,7 @@ class MailboxPass:
         """The flags of the files that the server changed, and what the files without a pair are."""
         maildir = self._open(make=False)
         if maildir is None:
+            self.unpaired = Unpaired(orphans=self._work.state.state.orphans(self.mailbox.id))
             return
         pairs = {uid: pair for uid, (pair, _) in self.remote.changed.items() if uid not in self.local.changed}
         found = maildir.locate({pair.key: pair.flags for pair in pairs.values()}) if pairs else {}
@@ -199,12 +212,12 @@ class MailboxPass:
         is_known = self._same_epoch or self.mailbox.epoch is None
         entries = self._look.unpaired if is_known else maildir.entries()
         state = self._work.state.state
-        if entries:
-            self.unpaired = read_unpaired(state, self.mailbox, maildir, entries)
-        unsent = state.unsent(self.mailbox.id)
+        self.unpaired = read_unpaired(state, self.mailbox, maildir, entries)
+        unsent = state.unsent(self.mailbox.id) if self._same_epoch else {}
         if not self._work.dry_run and unsent.keys() - entries.keys():
             state.unsent_done(self.mailbox.id, unsent.keys() - entries.keys())
         self.report.held_back = len(unsent.keys() & entries.keys())
+        self._waiting = {key for key, m in unsent.items() if key in entries and not self._work.is_due(m)}
 
     def look_without_server(self) -> None:
         """Only this disk: what the files without a pair are. Blocks."""
@@ -274,7 +287,7 @@ class MailboxPass:
             self._refusal = PlanRefused(
                 f"mailbox {self.name}: its directory {account.maildir / mailbox.directory} is gone, with"
                 f" {len(delete_there)} messages; nothing was deleted on the server",
-                f"mount or restore it; if it was removed on purpose: maild approve {account.name}/{self.name}",
+                f"mount or restore it; to delete them there too: {approval(account.name, self.name)}",
             )
         elif is_too_many(len(delete_here), total, allowed):
             self._refusal = refusal(account.name, self.name, len(delete_here), total, HERE)
@@ -306,9 +319,38 @@ class MailboxPass:
             likely = [uid for uid, _, size in self.remote.fresh if size in sizes and uid not in self.retried]
             facts = await box.facts(likely) if likely else {}
             self._matched = match_facts(self.unpaired, facts)
+        if self._work.dry_run:
+            await self._compare_contents(box)
         self.report.wanted = len(self.remote.fresh) - len(self._matched)
         if self._work.dry_run:
-            self.foretell()
+            await self.foretell()
+
+    async def _compare_contents(self, box: RemoteBox) -> None:
+        """What only their content tells to be equal, of the messages that a dry run may hold in memory."""
+        sizes = self.unpaired.sizes() if self.unpaired.entries else set()
+        doomed = {octets for octets, _ in self._work.doomed}  # on disk, where each line is an octet shorter
+        table = ScanTable()
+        for uid, flags, size in self.remote.fresh:
+            may_be_equal = size in sizes or any(octets <= size <= 2 * octets for octets in doomed)
+            if size <= COMPARED_OCTETS and uid not in self._matched and may_be_equal:
+                table.add(uid, flags, size)
+        if not len(table):
+            return
+        stream = cast("AsyncGenerator[list[Fetched]]", box.fetch(table.batches(50, COMPARED_OCTETS), _no_body))
+        async with aclosing(stream):
+            async for several in stream:
+                for fetched in several:
+                    self._foresee(fetched.uid, fetched_content(fetched))
+
+    def _foresee(self, uid: Uid, content: Content) -> None:
+        used = self._matched.values()
+        key = next((key for key in self.unpaired.by_content.get(content, ()) if key not in used), None)
+        elsewhere = [name for name in self._work.doomed.get(content, ()) if name != self.name]
+        if key is not None:
+            self._matched[uid] = key
+        elif elsewhere and self.name != self._work.trash:
+            self._work.doomed[content].remove(elsewhere[0])
+            self._foreseen_doomed += 1
 
     @property
     def listed(self) -> RemoteMailbox:
@@ -345,21 +387,61 @@ class MailboxPass:
         """Whether anything is left that cannot be done without a session."""
         merges = any(isinstance(o, MergeFlags) and (o.add or o.remove) for o in self.operations)
         deletes = any(isinstance(o, DeleteRemote) for o in self.operations)
-        to_send = self.unpaired.entries and self.rules.permitted is not None
-        return bool(merges or deletes or len(self.remote.fresh) or to_send or self.moves_there or self.relocations)
+        to_send = self._to_send and self.rules.permitted is not None
+        moves = self.moves_there or self.left_behind or self.relocations
+        return bool(merges or deletes or len(self.remote.fresh) or to_send or moves)
 
-    def foretell(self) -> None:
+    @property
+    def _to_send(self) -> set[Key]:
+        """Files that are new here, unless they turn out to be on the server."""
+        return self.unpaired.entries.keys() - self._waiting - self.unpaired.kept_here.keys()
+
+    async def foretell(self) -> None:
         """Fill the report with what a pass would do."""
+        await self._work.state.run(self._foretell)
+
+    def _foretell(self) -> None:
         report = self.report
-        report.pulled, report.adopted = report.wanted, len(self._matched)
+        report.pulled, report.adopted = report.wanted - self._foreseen_doomed, len(self._matched)
+        report.deleted_there = self._foreseen_doomed
         report.wanted_octets = self.remote.fresh.without(self._matched).octets
         writable = self.rules.permitted is not None and self.found.complete
-        report.pushed = len(self.unpaired.entries) - len(self._matched) if writable else 0
+        report.pushed = len(self._to_send - set(self._matched.values())) if writable else 0
         report.moved = len(self.relocations)
-        report.moved_there = sum(len(moves) for moves in self.moves_there.values())
+        report.moved_there = sum(len(moves) for moves in self.moves_there.values()) + len(self.left_behind)
         for operation in self.operations:
             self._foretell_one(operation)
         report.deleted += len(self.doomed_files)
+        self._foretell_flags()
+
+    def _foretell_flags(self) -> None:
+        """Those of messages that get a pair, or another one, on the way."""
+        maildir, root = self._open(make=False), self._work.account.maildir
+        for uid, key in self._matched.items() if maildir is not None else ():
+            orphan = self.unpaired.orphans.get(key)
+            base = NO_FLAGS if orphan is None else orphan.flags
+            self._foretell_merge(maildir, self.unpaired.entries[key], base, self.remote_flags([uid])[uid])
+        for move in self.relocations:
+            with open_mailbox(root, move.source) or nullcontext() as source:
+                found = source.locate({move.key: move.pair.flags}) if source is not None else {}
+                for entry in found.values():
+                    self._foretell_merge(source, entry, move.pair.flags, move.flags)
+        for name, moves in self.moves_there.items():
+            with open_mailbox(root, self._work.rows()[name]) or nullcontext() as target:
+                found = target.locate({m.key: m.pair.flags for m in moves}) if target is not None else {}
+                for move_there in moves:
+                    if move_there.key in found:
+                        entry, there = found[move_there.key], move_there.flags
+                        self._foretell_merge(target, entry, move_there.pair.flags, there)
+
+    def _foretell_merge(self, maildir: Maildir | None, entry: Entry, base: Flags, there: Flags) -> None:
+        if maildir is None:
+            return
+        here = flags_here(maildir, entry, base)
+        pair = Pair(Uid(""), entry.key, base, 0, b"")
+        merged = merge_flags(pair, here, there, self.rules.permitted)
+        self.report.flags += not same_flags(merged.flags, here)
+        self.report.flags_there += bool(merged.add or merged.remove)
 
     def _foretell_one(self, operation: Operation) -> None:
         match operation:
@@ -480,6 +562,11 @@ class MailboxPass:
 
     async def _move_there(self, box: RemoteBox) -> None:
         """What a reader moved to another mailbox here; its flags first, for they travel with it."""
+        if self.left_behind:  # before the others: without UIDPLUS marks that are left would be in their way
+            gone = await expunge_there(self._work, box, self.mailbox, self.left_behind)
+            self._work.remote_delta[self.mailbox.id] -= len(gone)
+            self.report.moved_there += len(gone)
+            self._is_undone |= len(gone) < len(self.left_behind)
         for target, moves in self.moves_there.items():
             merges = await self._work.state.run(self._flags_of_moved, target, moves)
             stored = await store_flags(box, list(merges.values()))
@@ -543,7 +630,9 @@ class MailboxPass:
             return
         trash = self._work.trash_for(self.name)
         try:
-            gone = await delete_there(self._work, box, self.mailbox, uids, trash)
+            gone = await expunge_there(self._work, box, self.mailbox, [uid for uid in uids if uid in self.trashed])
+            left = [uid for uid in uids if uid not in self.trashed]
+            gone |= await delete_there(self._work, box, self.mailbox, left, trash)
         except Rejected as exc:
             gone = set()
             self.report.error = f"cannot delete messages on the server: {exc.text}"
@@ -579,17 +668,17 @@ class MailboxPass:
 
     async def _append(self, box: RemoteBox) -> None:
         """What is still unpaired once everything has come is new here: the server gets it."""
-        permitted, maildir = self.rules.permitted, self._maildir
-        if not self.unpaired.entries or maildir is None:
+        permitted, maildir, to_send = self.rules.permitted, self._maildir, sorted(self._to_send)
+        if not to_send or maildir is None:
             return
         if permitted is None or not self.found.complete:
             self._is_undone |= permitted is not None
             return
-        report = await append_files(self._work, box, self.mailbox, maildir, self.unpaired, permitted)
+        report = await append_files(self._work, box, self.mailbox, maildir, self.unpaired, to_send, permitted)
         self.report.pushed += report.appended
-        self.report.held_back = report.refused
+        self.report.held_back = report.refused + len(self._waiting & self.unpaired.entries.keys())
         self._work.remote_delta[self.mailbox.id] += report.paired
-        self._is_undone |= not report.is_complete or report.refused > 0
+        self._is_undone |= not report.is_complete
 
     def withdraw(self) -> None:
         """This attempt has failed: what did not come is no longer expected, the next attempt counts it anew."""
@@ -636,6 +725,9 @@ class MailboxPass:
         if forget and not self._work.failed:  # else it may have moved to where nobody could look
             state.apply([Changes(mailbox.id, drop=forget)])
         state.clear_refusal(mailbox.id)
+        if kept := self.unpaired.kept_here:
+            pairs = [Pair(kept_uid(o.key), o.key, o.flags, o.size_octets, o.digest, "local") for o in kept.values()]
+            state.apply([Changes(mailbox.id, add=pairs)])
         state.drop_orphans(mailbox.id, list(state.orphans(mailbox.id)))
         messages = scan.messages + self._work.remote_delta[mailbox.id]
         is_counted = state.count_there(mailbox.id) + len(state.skipped(mailbox.id)) == messages
@@ -687,8 +779,8 @@ class MailboxPass:
             self._maildir = open_mailbox(self._work.account.maildir, self.mailbox)
             if self._maildir is None and make and not self._work.dry_run:
                 self._maildir = Maildir.create(self._work.account.maildir, PurePosixPath(self.mailbox.directory))
-            if self._maildir is not None and make and not self._work.dry_run:
-                self._maildir.delete_stale_tmp(time.time())
+        if self._maildir is not None and make and not self._work.dry_run:
+            self._maildir.delete_stale_tmp(time.time())
         return self._maildir
 
     def rest(self) -> None:
@@ -703,6 +795,10 @@ class MailboxPass:
             await self._delivery.drained()
             self._delivery = None
         self.rest()
+
+
+def _no_body(size_octets: int) -> BodyWriter:
+    raise ProtocolViolation(f"the server sends {size_octets} octets for a message that it said was smaller")
 
 
 def _is_part_of(approved: Refusal, delete_here: Collection[Key], delete_there: Collection[Uid]) -> bool:

@@ -31,6 +31,16 @@ class _Change:
     failure: MaildError | None = None
 
 
+@dataclass(slots=True, eq=False)
+class _Announcement:
+    """That a body is about to be sent: recorded, and the message read, when `done`; `failure` is why that cannot be."""
+
+    item: Item
+    text: bytes = b""
+    failure: MaildError | None = None
+    done: anyio.Event = field(default_factory=anyio.Event)
+
+
 @dataclass(slots=True)
 class Wave:
     """Which messages are due, which are claimed. `find_due` looks for what has become due meanwhile.
@@ -48,6 +58,7 @@ class Wave:
     _due: deque[Item] = field(default_factory=deque)
     _ready: deque[Submission] = field(default_factory=deque)
     _claimed: dict[str, Item] = field(default_factory=dict)  # and not settled
+    _announced: dict[str, _Announcement] = field(default_factory=dict)  # and not begun
     _changes: list[_Change] = field(default_factory=list)
     _claiming: anyio.Lock = field(default_factory=anyio.Lock)
     _recording: anyio.Lock = field(default_factory=anyio.Lock)
@@ -61,6 +72,8 @@ class Wave:
 
     async def has_more(self) -> bool:
         """Whether `take` will give something; claims the next ones, and looks for new ones, if it would not."""
+        if self._ready:
+            return True
         async with self._claiming:
             if not self._ready and not self._due:
                 self.add(await self.find_due())
@@ -72,18 +85,43 @@ class Wave:
         """The next message that is claimed."""
         return self._ready.popleft() if self._ready else None
 
-    async def begin_body(self, submission: Submission, refused: Verdicts) -> bytes:
-        """Record that the body is about to be sent, and read it. Has the next ones claimed meanwhile."""
-        item = outgoing.body_begun(self._claimed[submission.id], refused)
+    def announce(self, submission: Submission) -> None:
+        """The envelope is on its way: record meanwhile that the body follows, and read it. Has the next ones claimed.
+
+        What a crash leaves from here on is uncertain, though the body may not have been begun.
+        """
+        announced = _Announcement(outgoing.body_begun(self._claimed[submission.id], {}))
+        self._announced[submission.id] = announced
+        change = _Change(announced.item)
+        self._changes.append(change)
+        self.tasks.start_soon(self._carry_out, announced, change)
         if len(self._ready) < CLAIMED_AHEAD // 2 and self._due and not self._claiming.statistics().locked:
             self.tasks.start_soon(self._claim_ahead)
-        await self._record(item)
+
+    async def begin_body(self, submission: Submission, refused: Verdicts) -> bytes:
+        """The message, when it is recorded that its body is about to be sent, for all but those refused."""
+        announced = self._announced.pop(submission.id)
+        await announced.done.wait()
+        if announced.failure is not None:
+            raise announced.failure
+        item = outgoing.body_begun(self._claimed[submission.id], refused)
+        if refused:
+            await self._record(item)
         self._claimed[item.id] = item
-        return await anyio.to_thread.run_sync(self.outbox.text, item.id)
+        return announced.text
+
+    async def _carry_out(self, announced: _Announcement, change: _Change) -> None:
+        try:
+            await self._write_down(change)
+            announced.text = await anyio.to_thread.run_sync(self.outbox.text, announced.item.id)
+        except MaildError as exc:
+            announced.failure = exc
+        announced.done.set()  # not after any other error: that ends the drain, and nothing must be sent
 
     def settle(self, submission: Submission, verdicts: Verdicts) -> None:
         """What became of a message: recorded at once, where another body is about to begin in one write with it."""
         item = self._claimed.pop(submission.id)
+        self._announced.pop(submission.id, None)
         self.counts.update(verdict.state for verdict in verdicts.values())
         settled = outgoing.settled(item, verdicts, self.clock())
         self._changes.append(_Change(self.aftermath.judged(settled), is_over=True))
@@ -93,6 +131,7 @@ class Wave:
         """At the end of the drain: what is claimed and was not sent is as before, what may have been sent uncertain."""
         left = [outgoing.interrupted(item, self.clock()) for item in self._claimed.values()]
         self._claimed.clear()
+        self._announced.clear()
         self._ready.clear()
         self._changes.extend(_Change(item, is_over=True) for item in left)
         await self._write_down()

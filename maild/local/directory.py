@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -41,12 +42,27 @@ _ONE_MAILBOX = frozenset(
 
 _NUMBERS = itertools.count()  # one for the process: next() on it is one step under the GIL
 _HOST = os.uname().nodename.replace("/", "\\057").replace(":", "\\072").replace(",", "\\054") or "localhost"
+_UNIQUE = re.compile(r"\d{1,12}\.M\d{6}P(?P<pid>[1-9]\d{0,8})Q\d+\.(?P<host>.+)\Z")
 
 
 def unique_key() -> Key:
     """A new message's unique name: when, by which process, as its how manieth, where (the Maildir convention)."""
     now_us = time.time_ns() // 1000
     return Key(f"{now_us // 1_000_000}.M{now_us % 1_000_000:06d}P{os.getpid()}Q{next(_NUMBERS)}.{_HOST}")
+
+
+def is_abandoned(name: str) -> bool:
+    """Whether a name in `tmp` was given on this machine as `unique_key` gives them, by a process that is gone."""
+    found = _UNIQUE.match(name)
+    if found is None or found["host"] != _HOST:
+        return False
+    try:
+        os.kill(int(found["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's
+        return False
+    return False
 
 
 class MailboxDirectory:

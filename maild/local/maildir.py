@@ -24,7 +24,7 @@ from typing import Self
 from maild.core.flags import from_letters, replace_letters, to_letters
 from maild.core.identity import LocalIdentity, identify
 from maild.core.model import Flags, Key, Outgoing
-from maild.local.directory import MailboxDirectory, translated, unique_key
+from maild.local.directory import MailboxDirectory, is_abandoned, translated, unique_key
 from maild.local.durable import fsync_many, rename_new
 from maild.local.keywords import Keywords
 from maild.local.outgoing import open_message, outgoing, pieces_of
@@ -207,14 +207,16 @@ class Maildir:
     def delete_stale_tmp(self, now_s: float, older_than_s: float = _STALE_S) -> int:
         """Remove what crashed writers left in `tmp`; how many files that were.
 
-        Age is that of the last change of the inode: a message's mtime is its date, which may be years ago.
+        Those of a maild of this machine that is gone at once, others when they are that old. Age is that of the last
+        change of the inode: a message's mtime is its date, which may be years ago.
         """
         removed = 0
         with translated("clean up tmp in", self.path):
             for name in os.listdir(self.directory.tmp):
                 with suppress(FileNotFoundError):
                     status = os.stat(name, dir_fd=self.directory.tmp, follow_symlinks=False)
-                    if stat.S_ISREG(status.st_mode) and status.st_ctime < now_s - older_than_s:
+                    is_old = status.st_ctime < now_s - older_than_s
+                    if stat.S_ISREG(status.st_mode) and (is_old or is_abandoned(name)):
                         os.unlink(name, dir_fd=self.directory.tmp)
                         removed += 1
         return removed

@@ -64,10 +64,10 @@ def set_only(database: sqlite3.Connection, mailbox_id: int, sides: Iterable[tupl
 
 
 def make_orphans(database: sqlite3.Connection, mailbox_id: int) -> None:
-    """Drop all pairs of a mailbox; what they knew of local messages becomes orphans."""
+    """Drop all pairs of a mailbox; what they knew of local messages, and of those kept there, becomes orphans."""
     database.execute(
-        "INSERT OR REPLACE INTO orphans (mailbox, key, flags, size_octets, digest)"
-        " SELECT mailbox, key, flags, size_octets, digest FROM pairs WHERE mailbox = ? AND only <> 'remote'",
+        "INSERT OR REPLACE INTO orphans (mailbox, key, flags, size_octets, digest, only)"
+        " SELECT mailbox, key, flags, size_octets, digest, only FROM pairs WHERE mailbox = ?",
         (mailbox_id,),
     )
     database.execute("DELETE FROM pairs WHERE mailbox = ?", (mailbox_id,))

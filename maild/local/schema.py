@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from maild.core.errors import LocalError, Retry
+from maild.core.errors import LocalError, NoPermission, Retry
 from maild.local.durable import disk_error, make_directory
 
 Row = tuple[Any, ...]
@@ -82,6 +82,9 @@ _MIGRATIONS = (
     """
     CREATE TABLE roles (role TEXT PRIMARY KEY, name TEXT NOT NULL, directory TEXT NOT NULL) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE orphans ADD COLUMN only TEXT NOT NULL DEFAULT '';
+    """,
 )
 FIRST_WITH_ROLES = 3
 
@@ -94,6 +97,7 @@ _REMEDIES = {
 }
 _BUSY = "another program has it open for writing: close that one"
 _READING_WAITS_S = 1.0
+_DENIED = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM})
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
@@ -225,5 +229,6 @@ def _state_error(exc: sqlite3.Error, path: Path) -> LocalError | None:
     if code == sqlite3.SQLITE_BUSY:
         return StateLocked(f"cannot use the state {path}: {exc}", _BUSY)
     if code in _REMEDIES:
-        return LocalError(f"cannot use the state {path}: {exc}", _REMEDIES[code])
+        kind = NoPermission if code in _DENIED else LocalError
+        return kind(f"cannot use the state {path}: {exc}", _REMEDIES[code])
     return None

@@ -76,12 +76,16 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A local message whose pair ended with the mailbox's epoch: known by content, with the flags of its last base."""
+    """A message whose pair ended with the mailbox's epoch: known by content, with the flags of its last base.
+
+    `only` as in `Pair`: where it is not "", its deletion on the other side is not to come undone.
+    """
 
     key: Key
     flags: Flags
     size_octets: int
     digest: bytes
+    only: Only = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +294,7 @@ class State:
 
     def orphans(self, mailbox_id: int) -> dict[Key, Orphan]:
         """What `rebuild` left and no pair has taken up since."""
-        rows = self._rows("SELECT key, flags, size_octets, digest FROM orphans WHERE mailbox = ?", (mailbox_id,))
+        rows = self._rows("SELECT key, flags, size_octets, digest, only FROM orphans WHERE mailbox = ?", (mailbox_id,))
         found = (Orphan(pair_rows.key_from(key), pair_rows.flags_from(flags), *rest) for key, flags, *rest in rows)
         return {orphan.key: orphan for orphan in found}
 
@@ -320,6 +324,10 @@ class State:
             database.executemany(
                 "DELETE FROM skipped WHERE mailbox = ? AND uid = ?", [(mailbox_id, uid) for uid in uids]
             )
+
+    def with_leftovers(self) -> set[int]:
+        """The mailboxes with messages that did not travel, either way."""
+        return {row[0] for row in self._rows("SELECT mailbox FROM skipped UNION SELECT mailbox FROM unsent")}
 
     def hold_back(self, mailbox_id: int, items: Iterable[Unsent], now_s: float | None = None) -> None:
         """Remember local messages that the server did not take; one that was there before is counted once more."""

@@ -1,6 +1,7 @@
 """TLS contexts, shared by all accounts with the same trust, and foreign exceptions made ours.
 
-TLS 1.2 or newer; certificate and name are verified. A pinned certificate (`tls_fingerprint`) without a `ca_file` is
+TLS 1.2 or newer; certificate and name are verified, and the name is a subject alternative name: the common name is not
+looked at (RFC 9525 §2). A pinned certificate (`tls_fingerprint`) without a `ca_file` is
 trusted for being that very certificate, whoever signed it; with a `ca_file` both must hold.
 """
 
@@ -12,6 +13,7 @@ import hmac
 import os
 import socket
 import ssl
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from maild.core.errors import ConnectionLost, MaildError, TlsFailed
 # 256 KiB per connection otherwise, allocated whether used or not; records are 16 KiB (measured: no slower).
 asyncio.sslproto.SSLProtocol.max_size = 32 * 1024
 
+_OTHERS = 0o077  # permission bits that nobody else may have on a private key
+_NAME_HINT = "use as host a name that the certificate holds (as subject alternative name; a common name does not count)"
 _CA_HINT = "it must hold PEM certificates"
 _PAIR_HINT = "client_cert and client_key must be PEM, belong together, be readable, and the key must not be encrypted"
 _REASONS = {
@@ -32,8 +36,8 @@ _REASONS = {
     18: ("its certificate is self-signed", "if it is yours, give it as ca_file or pin it with tls_fingerprint"),
     19: ("its certificate chain ends in an unknown root", "give the root certificate as ca_file"),
     20: ("its certificate comes from an unknown authority", "give the authority's certificate as ca_file"),
-    62: ("its certificate is for another name", "use as host a name that the certificate holds"),
-    64: ("its certificate is for another address", "use as host a name that the certificate holds"),
+    62: ("its certificate is for another name", _NAME_HINT),
+    64: ("its certificate is for another address", _NAME_HINT),
 }
 
 
@@ -57,6 +61,7 @@ def _context(
     with _usable("ca_file", ca_file.path if ca_file else None, _CA_HINT):
         context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file.path))
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.hostname_checks_common_name = False
     if is_pinned and ca_file is None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE  # check_pin decides, before anything is sent
@@ -81,14 +86,26 @@ def _usable(name: str, path: Path | None, hint: str) -> Iterator[None]:
 def tls_context(endpoint: Endpoint) -> ssl.SSLContext:
     """The context for an endpoint; one object for all that trust the same, made anew when one of its files changes.
 
-    Raises TlsFailed for a bad `ca_file`, `client_cert` or `client_key`.
+    Raises TlsFailed for a bad `ca_file`, `client_cert` or `client_key`, and for a key that others have access to.
     """
+    if (key := endpoint.client_key or endpoint.client_cert) is not None:
+        _check_private("client_key" if endpoint.client_key else "client_cert", key)
     return _context(
         _version("ca_file", endpoint.ca_file, _CA_HINT),
         _version("client_cert", endpoint.client_cert, _PAIR_HINT),
         _version("client_key", endpoint.client_key, _PAIR_HINT),
         endpoint.tls_fingerprint is not None,
     )
+
+
+def _check_private(name: str, path: Path) -> None:
+    """Refuse a private key as a password file is refused; systemd's credentials are private, whatever their mode."""
+    with _usable(name, path, _PAIR_HINT):
+        mode = path.stat().st_mode
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    if stat.S_ISREG(mode) and mode & _OTHERS and not (credentials and path.is_relative_to(credentials)):
+        text = f"{name} {path} holds a private key, and others have access to it (mode {stat.S_IMODE(mode):04o})"
+        raise TlsFailed(text, f"run chmod 600 {path}")
 
 
 def _version(name: str, path: Path | None, hint: str) -> _Version | None:
@@ -121,7 +138,7 @@ def translated(endpoint: Endpoint) -> Iterator[None]:
         reason, hint = _REASONS.get(exc.verify_code, (exc.verify_message, "nothing was sent"))
         raise TlsFailed(f"{_where(endpoint)} cannot be trusted: {reason}", hint) from exc
     except ssl.SSLError as exc:
-        raise TlsFailed(f"TLS with {_where(endpoint)} failed: {exc.reason or exc}", _tls_hint(endpoint)) from exc
+        raise TlsFailed(f"TLS with {_where(endpoint)} failed: {exc.reason or exc}", tls_hint(endpoint)) from exc
     except socket.gaierror as exc:
         hint = "check the spelling of host and whether this machine is online"
         raise ConnectionLost(f"{endpoint.host} cannot be found: {exc.strerror or exc}", hint) from exc
@@ -140,7 +157,8 @@ def _where(endpoint: Endpoint) -> str:
     return f"{endpoint.host}:{endpoint.port}"
 
 
-def _tls_hint(endpoint: Endpoint) -> str:
+def tls_hint(endpoint: Endpoint) -> str:
+    """What to do about a handshake that does not come about."""
     if endpoint.tls == "implicit":
         return 'if this port speaks plain text first, use tls = "starttls"'
     return "ask the server's operator which TLS versions it offers"

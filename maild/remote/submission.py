@@ -37,6 +37,7 @@ _ABOUT_LOGIN = frozenset({530, 534, 535, 538})  # RFC 4954 §6: at whatever comm
 _NOT_IN_PATH = re.compile(r"[\x00-\x20\x7f<>]")
 
 Take = Callable[[], Submission | None]
+Announce = Callable[[Submission], None]
 BeginBody = Callable[[Submission, Verdicts], Awaitable[bytes]]
 
 log = structlog.get_logger()
@@ -78,9 +79,12 @@ class SmtpSession:
         """Nothing more can be submitted over it."""
         return self._closing is not None or self._connection.failure is not None
 
-    async def submit(self, take: Take, begin_body: BeginBody) -> AsyncGenerator[tuple[Submission, Verdicts]]:
+    async def submit(
+        self, take: Take, begin_body: BeginBody, announce: Announce = lambda _: None
+    ) -> AsyncGenerator[tuple[Submission, Verdicts]]:
         """Submit what `take` gives, until it gives None or the session is over; everybody gets a verdict, in order.
 
+        `announce` is called when the server is asked for the body, and may prepare it while the answer is on its way;
         `begin_body` is awaited when the server wants the body, with those it has refused; it returns the message in its
         disk form, and nothing of the body is sent before. With PIPELINING a message costs two round trips. RFC 2920
         lets the next envelope follow the body at once; Dovecot 2.3 dies of that, and leaves the body unanswered.
@@ -90,7 +94,7 @@ class SmtpSession:
             if (unfit := self._unfit(current)) is not None:
                 verdicts.update(dict.fromkeys(current.recipients, Verdict.of(unfit)))
             else:
-                await self._transaction(current, verdicts, begin_body)
+                await self._transaction(current, verdicts, begin_body, announce)
             yield current, verdicts
 
     async def close(self) -> None:
@@ -188,12 +192,14 @@ class SmtpSession:
         mail = " ".join([f"MAIL FROM:<{submission.sender}>", *parameters]) + for_mail
         return [mail.encode(charset), *(f"RCPT TO:<{r}>{for_recipient}".encode(charset) for r in submission.recipients)]
 
-    async def _transaction(self, this: Submission, verdicts: dict[str, Verdict], begin_body: BeginBody) -> None:
+    async def _transaction(
+        self, this: Submission, verdicts: dict[str, Verdict], begin_body: BeginBody, announce: Announce
+    ) -> None:
         """Submit one message, into `verdicts`. A lost connection is no error here: it is what the verdicts tell."""
         is_dot_sent = False
         accepted: list[str] = []
         try:
-            accepted, reply = await self._opened(this, verdicts)
+            accepted, reply = await self._opened(this, verdicts, announce)
             if reply is None:
                 return
             if reply.code == _START_INPUT:
@@ -228,10 +234,12 @@ class SmtpSession:
         self._connection.send([], b".\r\n")
         self._needs_reset = self._is_inside_body = False
 
-    async def _opened(self, this: Submission, verdicts: dict[str, Verdict]) -> tuple[list[str], Reply | None]:
+    async def _opened(
+        self, this: Submission, verdicts: dict[str, Verdict], announce: Announce
+    ) -> tuple[list[str], Reply | None]:
         """MAIL, RCPT and DATA: whom the server accepted, and its answer to DATA, None where it was not asked."""
         if self._can_pipeline():
-            return await self._opened_at_once(this, verdicts)
+            return await self._opened_at_once(this, verdicts, announce)
         if self._needs_reset:
             await self._step(b"RSET")
         self._needs_reset = True
@@ -243,11 +251,17 @@ class SmtpSession:
         for address, command in zip(this.recipients, recipients, strict=True):
             self._judge(address, await self._step(command), verdicts)
         accepted = [address for address in this.recipients if address not in verdicts]
-        return accepted, await self._step(b"DATA") if accepted else None
+        if not accepted:
+            return [], None
+        announce(this)
+        return accepted, await self._step(b"DATA")
 
-    async def _opened_at_once(self, this: Submission, verdicts: dict[str, Verdict]) -> tuple[list[str], Reply | None]:
+    async def _opened_at_once(
+        self, this: Submission, verdicts: dict[str, Verdict], announce: Announce
+    ) -> tuple[list[str], Reply | None]:
         reset = [b"RSET"] if self._needs_reset else []
         self._connection.send([*reset, *self._envelope(this), b"DATA"])
+        announce(this)
         self._needs_reset = True
         if reset:
             await self._next(self._timeouts.command_s)

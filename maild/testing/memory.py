@@ -116,6 +116,9 @@ class MemoryRemote:
             self.store.delete(mailbox)
         self.step()
 
+    def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False) -> None:
+        """There is nothing to wait for."""
+
     async def prepare(self) -> None:
         """There are no sessions."""
 

@@ -124,6 +124,7 @@ class Wire:
         self.tls = writer.get_extra_info("ssl_object") is not None
         self._reader: asyncio.StreamReader | _InflatedReader = reader
         self._writer = writer
+        self._plain_writer: asyncio.StreamWriter | None = None  # without TLS; forgotten, it would close what it carries
         self._deflation: zlib._Compress | None = None
         self._socket: socket.socket = writer.get_extra_info("socket")
         self._latency_s = latency_s
@@ -221,6 +222,7 @@ class Wire:
             raise ConnectionEnded("the client closed the connection during the TLS handshake")
         protocol.connection_made(secured)
         self._reader = reader
+        self._plain_writer = self._writer
         self._writer = asyncio.StreamWriter(secured, protocol, reader, loop)
         self.tls = True
 

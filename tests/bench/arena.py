@@ -38,12 +38,13 @@ class Sizes:
     big_octets: int
     mailboxes: int
     mailbox_messages: int
+    outbox: int
     rounds: int
     few_rounds: int
 
 
-FULL = Sizes(10_000, 2_000, 300, 100_000, 10_000, 200_000_000, 200, 50, rounds=5, few_rounds=2)
-QUICK = Sizes(500, 200, 50, 2_000, 500, 20_000_000, 10, 10, rounds=1, few_rounds=1)
+FULL = Sizes(10_000, 2_000, 300, 100_000, 10_000, 200_000_000, 200, 50, 200, rounds=5, few_rounds=2)
+QUICK = Sizes(500, 200, 50, 2_000, 500, 20_000_000, 10, 10, 20, rounds=1, few_rounds=1)
 
 
 @dataclass(frozen=True, slots=True)

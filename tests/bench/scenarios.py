@@ -20,6 +20,7 @@ from tests.bench import passes
 from tests.bench.arena import RUN_TIMEOUT_S, Account, Arena, Contender
 from tests.bench.clients import Client, Least, Maild, Mbsync, OfflineImap, Server, mail_directory, maild_program
 from tests.bench.measure import RunFailed, Sample, timed
+from tests.bench.outbox import outbox
 from tests.bench.pop3 import pop3
 from tests.bench.report import Row, Scenario, Target
 from tests.servers.proxy import DelayProxy
@@ -349,5 +350,6 @@ SCENARIOS: dict[str, Callable[[Arena], Scenario]] = {
         start,
         offlineimap,
         pop3,
+        outbox,
     )
 }

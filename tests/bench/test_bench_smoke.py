@@ -7,12 +7,13 @@ import re
 import statistics
 import subprocess
 import sys
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from tests.bench import corpus
+from tests.bench import corpus, outbox
 from tests.bench.clients import Maild, Mbsync, OfflineImap, Server, maild_program
 from tests.bench.limits import DurableMaildir, _unix_time
 from tests.bench.measure import RunFailed, Sample, timed
@@ -192,3 +193,22 @@ def test_unknown_scenarios_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--scenario", "nonsense"])
     assert "initial" in capsys.readouterr().err
+
+
+def test_a_queue_is_sent_and_counted(tmp_path: Path) -> None:
+    """maild alone: its peers need their packages, and root."""
+    sample = outbox._sending(outbox._maild, 5, 0.0, logs_in=True)(tmp_path)
+    assert sample.wall_s > 0
+    assert len(list((tmp_path / "mail/bench/Sent/cur").iterdir())) == 5
+
+
+def test_a_message_that_does_not_arrive_is_a_failure(tmp_path: Path) -> None:
+    def prepare(directory: Path, port: int, count: int, stack: ExitStack) -> list[str]:
+        return outbox._maild(directory, port, count - 1, stack)
+
+    with pytest.raises(RunFailed, match="got 1 messages, 1 different ones, of 2"):
+        outbox._sending(prepare, 2, 0.0, logs_in=True)(tmp_path)
+
+
+def test_accepting_is_timed_and_counted(tmp_path: Path) -> None:
+    assert outbox._accept_one(tmp_path).wall_s > 0

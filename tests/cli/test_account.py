@@ -25,6 +25,7 @@ from maild.testing.smtp import SmtpServer
 from maild.testing.store import Store
 from tests.conftest import SecretScan
 from tests.servers.certificates import Authority
+from tests.servers.dovecot import free_ports
 from tests.servers.running import running
 
 ADDRESS = "me@mail.example"
@@ -145,6 +146,13 @@ def test_nothing_is_written_where_the_password_is_refused(place: Place) -> None:
     assert place.add("--password-file", place.password_file(NEW)) == 1
     assert "refused to log in" in place.said
     assert not place.config.parent.exists()
+
+
+def test_it_is_said_that_nothing_was_written(place: Place) -> None:
+    server = ["--imap-host", "localhost", "--imap-port", str(free_ports(1)[0])]
+    assert place.run("account", "add", ADDRESS, *server, "--password-file", place.password_file()) == 1
+    assert "connection refused; check host, port and the network; nothing was written" in place.said
+    assert not place.config.exists()
 
 
 def test_nothing_is_written_where_the_certificate_is_not_trusted(place: Place, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,10 +53,21 @@ def test_roff_takes_it(name: str) -> None:
         (["account", "add", "--imap-h"], {"--imap-host"}),
         (["doctor", "--j"], {"--json"}),
         (["-v", "stat"], {"status"}),
+        (["outbox", "re"], {"release", "retry"}),
+        (["sync", "w"], {"work"}),
+        (["account", "passwd", ""], {"work", "list", "--help", "--smtp", "--password-stdin", "--no-test"}),
+        (["sync", "list", "--dr"], {"--dry-run"}),  # an account of a command's name
     ],
 )
-def test_bash_completes(typed: list[str], offered: set[str]) -> None:
+def test_bash_completes(typed: list[str], offered: set[str], tmp_path: Path) -> None:
+    config = tmp_path / "maild.toml"
+    account = '[accounts.{0}]\naddress = "me@example.org"\nimap = {{ host = "h.example", password_command = ["x"] }}\n'
+    config.write_text(account.format("work") + account.format("list"))
     words = " ".join(f"'{word}'" for word in ["maild", *typed])
-    script = f"source {CONFIG}/completions/maild.bash; COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _maild; "
-    done = subprocess.run(["bash", "-c", script + 'echo "${COMPREPLY[@]}"'], capture_output=True, text=True, check=True)
+    script = f'maild() {{ {sys.executable} -m maild "$@"; }}; source {CONFIG}/completions/maild.bash; '
+    script += f"COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _maild; "
+    environ = {**os.environ, "MAILD_CONFIG": str(config), "XDG_STATE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", "-c", script + 'echo "${COMPREPLY[@]}"'], capture_output=True, text=True, check=True, env=environ
+    )
     assert set(done.stdout.split()) == offered

@@ -33,7 +33,7 @@ def loaded(directory: Path, lines: list[str]) -> Config:
     path.write_text("\n".join(lines))
     path.chmod(0o600)
     config = load(path, ENVIRON)
-    return replace(config, accounts=dict(config.accounts))
+    return replace(config, notes=(), accounts=dict(config.accounts))
 
 
 FULL = uncommented(LINES)

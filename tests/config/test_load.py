@@ -465,6 +465,15 @@ def test_deletion_limit(limit: DeletionLimit, messages: int, most: int) -> None:
     assert limit.of(messages) == most
 
 
+def test_a_default_account_that_cannot_send_is_told(tmp_path: Path) -> None:
+    config = loaded(tmp_path, '[maild]\ndefault_account = "work"\n' + SMALLEST)
+    assert config.notes == (
+        f"{tmp_path}/maild.toml:2: maild.default_account: this account has no smtp section, so it cannot send",
+    )
+    smtp = '[accounts.work.smtp]\nhost = "smtp.example.org"\n'
+    assert loaded(tmp_path, '[maild]\ndefault_account = "work"\n' + SMALLEST + smtp).notes == ()
+
+
 def test_reading_twice_gives_equal_values(tmp_path: Path) -> None:
     one, two = loaded(tmp_path, SMALLEST), loaded(tmp_path, SMALLEST)
     assert replace(one, accounts=dict(one.accounts)) == replace(two, accounts=dict(two.accounts))

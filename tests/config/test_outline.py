@@ -10,6 +10,7 @@ import pytest
 
 from maild.config import load
 from maild.config.outline import Outline, outline_of, read_outline
+from maild.config.senders import read_senders
 from maild.core.errors import ConfigError
 
 SERVER = '{ host = "h.example", password_command = ["pass"] }'
@@ -70,6 +71,16 @@ def test_what_it_cannot_use_is_told_by_the_validation(tmp_path: Path, text: str,
 def test_no_config(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such file"):
         read_outline(tmp_path / "maild.toml", ENVIRON)
+
+
+def test_accounts_that_cannot_be_listed_are_not_left_out_silently(tmp_path: Path) -> None:
+    main = tmp_path / "maild.toml"
+    main.write_text(ACCOUNT)
+    (tmp_path / "accounts.d").write_text("no directory: one that may not be read is the same for root")
+    with pytest.raises(ConfigError, match=r"accounts\.d: cannot be listed"):
+        read_outline(main, ENVIRON)
+    with pytest.raises(ConfigError, match=r"accounts\.d: cannot be listed"):
+        read_senders(main, ENVIRON)
 
 
 def test_what_takes_long_is_not_imported(tmp_path: Path) -> None:

@@ -306,6 +306,15 @@ def test_renamed_here_and_gone_there_is_a_new_mailbox() -> None:
     assert plan == [ForgetMailbox(name("A")), CreateRemote(name("B"), ("B",), "B")]
 
 
+def test_renamed_alike_where_the_server_tells_nothing_but_names() -> None:
+    """As a rename there leaves it that was cut off before it was noted."""
+    row = known("A", epoch="", next_uid="")
+    plan, _ = planned([row], [there("New", epoch="", next_uid="")], {"New": inode("A")})
+    assert plan == [RenameLocal(name("A"), name("New"), "New", "New")]
+    plan, _ = planned([row], [there("New", epoch="", next_uid="")], {"New": "another inode"})
+    assert plan == [ForgetMailbox(name("A"))]
+
+
 def test_renamed_alike_on_both_sides() -> None:
     plan, _ = planned([known("A", object_id="M1")], [there("B", object_id="M1")], {"B": inode("A")})
     assert plan == [RenameLocal(name("A"), name("B"), "B", "B")]

@@ -141,6 +141,16 @@ def test_a_new_message_in_the_same_mailbox_is_nearest() -> None:
     assert moves([was], [new("Archive", "7"), new("INBOX", "2")]) == {was: new("INBOX", "2")}
 
 
+def test_where_the_file_is_by_now_is_nearest() -> None:
+    """Else a state from a backup, older than a move and a copy, would make one more of them."""
+    was, other = gone("INBOX", "1", "k1"), gone("INBOX", "2", "k2")
+    came = [new("INBOX", "8"), new("Archive", "7")]
+    here = {was: file("Archive", "k1")}
+    assert remote_moves({FACTS: [was]}, {FACTS: came}, here) == {was: new("Archive", "7")}
+    both = {was: new("Archive", "7"), other: new("INBOX", "8")}
+    assert remote_moves({FACTS: [was, other]}, {FACTS: came}, here) == both
+
+
 def test_what_was_given_stays_as_it_was() -> None:
     came = [new("Archive", "7")]
     moves([gone("INBOX", "1", "k1")], came)

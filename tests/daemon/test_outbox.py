@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -14,10 +17,11 @@ import pytest
 from maild.cli import main
 from maild.commands import sendmail
 from maild.config import load
-from maild.control import MOST_CLIENTS, SOCKET, hint
+from maild.control import MOST_CLIENTS, SOCKET, ask, hint
 from maild.daemon import Daemon
 from maild.engine import sender
 from maild.local.lock import InstanceLock
+from maild.local.outbox import Contents, Outbox
 from maild.local.watch import Watcher
 from maild.testing.smtp import SmtpServer
 from tests.daemon.waiting import until
@@ -85,6 +89,59 @@ async def test_a_new_message_is_sent_at_once(
                 assert await anyio.to_thread.run_sync(send) == 0
                 await until(lambda count=count: len(server.journal) == count)
             daemon.stop()
+
+
+async def test_a_message_that_comes_while_the_daemon_looks_is_not_overlooked(
+    server: SmtpServer, config: Path, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even within one tick of the file system's clock, where the directory's time stamp tells nothing."""
+    monkeypatch.setattr(sender, "LOOK_EVERY_S", 3600.0)
+    monkeypatch.setattr(Watcher, "_add", lambda watcher, place: None)
+    monkeypatch.setattr("maild.control.hint", lambda state_dir, request: None)
+    settings = load(config)
+    looks: list[int] = []
+    contents = Outbox.contents
+
+    def slow_look(outbox: Outbox) -> Contents:
+        seen = contents(outbox)
+        if threading.current_thread() is threading.main_thread():
+            return seen  # when it begins, before it looks
+        looks.append(len(seen.items))
+        if len(looks) == 1:
+            stamp_ns = outbox.path.stat().st_mtime_ns
+            assert send() == 0
+            os.utime(outbox.path, ns=(stamp_ns, stamp_ns))
+            hint(settings.state_dir, {"ask": "outbox"})
+            ask(settings.state_dir, {"ask": "status"})  # answered after that was heard
+        return seen
+
+    monkeypatch.setattr(Outbox, "contents", slow_look)
+    daemon = Daemon(settings, config)
+    with InstanceLock(settings.state_dir, "maild run"):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(daemon.run)
+            await until(lambda: len(server.journal) == 1)
+            daemon.stop()
+    assert looks[0] == 0
+
+
+async def test_without_a_word_from_anybody_a_tick_of_the_clock_hides_nothing(
+    config: Path, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "LOOK_EVERY_S", 0.01)
+    outbox = Outbox(load(config).state_dir)
+    assert send() == 0
+    tick_ns = time.time_ns() + 3_600_000_000_000  # one that does not end while the test lasts
+    os.utime(outbox.path, ns=(tick_ns, tick_ns))
+    seen: list[int] = []
+    async with anyio.create_task_group() as tasks:
+        look = partial(sender.watch_outbox, outbox, lambda _: seen.append(len(outbox.contents().items)))
+        tasks.start_soon(look, anyio.sleep_forever)
+        await until(lambda: 1 in seen)
+        assert send() == 0
+        os.utime(outbox.path, ns=(tick_ns, tick_ns))
+        await until(lambda: 2 in seen)
+        tasks.cancel_scope.cancel()
 
 
 async def test_sync_with_send_waits_for_the_daemon_to_send(

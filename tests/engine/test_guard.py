@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sqlite3
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from maild.core.model import Appended, Outgoing
+from maild.engine import push
 from maild.engine.account import CHANGES
 from maild.local.state import State
 from maild.testing.memory import MemoryBox
 from tests.engine.test_twoway import SCENARIOS, Step, start
-from tests.engine.twin import Shown, Twin, body
+from tests.engine.twin import START_S, Shown, Twin, body
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_threads")]
 
@@ -317,6 +320,36 @@ async def test_what_is_kept_on_one_side_is_no_concern_of_the_other(twin: Twin, s
     await twin.quiet()
 
 
+@pytest.mark.parametrize("event", ["renumber", "older Maildir"])
+async def test_what_is_kept_on_one_side_does_not_come_back(twin: Twin, event: str) -> None:
+    """Whatever makes the pairs anew, a deletion that did not travel does not come undone, nor travel after all."""
+    twin.configure(deletions="none")
+    await filled(twin, 4)
+    delete(twin, "here", range(2, 3))
+    delete(twin, "there", range(3, 4))
+    await twin.synced()
+    for round_ in range(2):
+        if event == "renumber":
+            twin.store.bump_uidvalidity("INBOX")
+        else:
+            (twin.root / ".maild").write_text(
+                (twin.root / ".maild").read_text().replace('"generation": ', '"generation": -')
+            )
+        report = await twin.synced()
+        assert (report.total("pushed"), report.total("pulled"), report.total("deleted")) == (0, 0, 0)
+        for _ in range(2):
+            await twin.quiet()
+            assert [len(twin.find(n)) for n in range(1, 5)] == [1, 0, 1, 1]
+            assert sorted(b"Nr. 3" in shown.raw for shown in twin.there("INBOX")) == [False] * 3
+        twin.store.set_flags("INBOX", twin.uid(2), add=["\\Flagged"] if round_ else ["\\Seen"])
+        await twin.quiet()
+    twin.one(3).unlink()
+    twin.store.expunge("INBOX", twin.uid(2))
+    await twin.synced()
+    twin.assert_equal()
+    await twin.quiet()
+
+
 # -- what the server does not allow
 
 
@@ -356,7 +389,7 @@ async def test_a_keyword_that_the_server_does_not_keep_stays_here(twin: Twin) ->
 
 
 async def test_a_message_that_the_server_refuses(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is held back with the reason, the others are sent, and each pass tries it again."""
+    """It is held back with the reason, the others are sent; tried again after 1, 2, 4 … minutes, or when asked."""
     await filled(twin, 1)
     for n in (2, 3, 4):
         twin.write(n)
@@ -374,17 +407,88 @@ async def test_a_message_that_the_server_refuses(twin: Twin, monkeypatch: pytest
 
     with monkeypatch.context() as patch:
         patch.setattr(MemoryBox, "append", append)
-        for tries in (1, 2):
+        for tries, minutes in ((1, 1), (2, 2), (3, 4)):
             report = await twin.synced()
             assert report.total("held_back") == 1
             assert len(asked) == tries
-            assert len(twin.there("INBOX")) == 3
             assert _reasons(twin) == ["it has a virus"]
+            _let_pass(twin, minutes * 60 - 5)
+            for n in range(2):
+                twin.deliver(100 + 10 * tries + n)
+                assert (await twin.synced()).total("held_back") == 1
+                assert (await twin.synced()).total("held_back") == 1
+            assert len(asked) == tries
+            _let_pass(twin, 5)
+        _let_pass(twin, -240)
+        assert (await twin.sync(only=["INBOX"])).total("held_back") == 1
+        assert len(asked) == 4, "asked for"
+        foretold = await twin.sync(dry_run=True)
+        assert (foretold.total("pushed"), foretold.total("held_back")) == (0, 1)
+    twin.write(5)
+    report = await twin.synced()
+    assert (report.total("pushed"), report.total("held_back")) == (1, 1), "another one does not wait"
+    _let_pass(twin, 480)
     report = await twin.synced()
     assert (report.total("pushed"), report.total("held_back")) == (1, 0)
     assert _reasons(twin) == []
     twin.assert_equal()
     await twin.quiet()
+
+
+async def test_a_message_held_back_that_is_removed(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it is left, and nothing was looked at in vain meanwhile."""
+    await filled(twin, 1)
+    twin.write(2)
+
+    async def append(_: MemoryBox, messages: Iterator[Outgoing]) -> AsyncGenerator[Appended]:
+        for message in messages:
+            yield Appended(message.key, None, "it has a virus")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryBox, "append", append)
+        await twin.synced()
+    for name in ("new", "cur"):
+        os.utime(twin.where("INBOX") / name, (START_S, START_S))  # else it may still change within the clock's tick
+    await twin.synced()
+    report = await twin.synced()
+    assert (report.unchanged, report.total("held_back")) == (1, 1)
+    twin.one(2).unlink()
+    assert (await twin.synced()).total("held_back") == 0
+    assert _reasons(twin) == []
+    await twin.quiet()
+
+
+async def test_a_server_that_is_full(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few are tried, the others wait with them; all come when there is room."""
+    await filled(twin, 1)
+    for n in range(2, 12):
+        twin.write(n)
+    tried: list[int] = []
+
+    async def append(_: MemoryBox, messages: Iterator[Outgoing]) -> AsyncGenerator[Appended]:
+        for message in messages:
+            tried.append(message.size_octets)
+            yield Appended(message.key, None, "quota exceeded", is_full=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryBox, "append", append)
+        patch.setattr(push, "SOME", 3)
+        assert (await twin.synced()).total("held_back") == 10
+        assert len(tried) == 3
+        assert (await twin.synced()).total("held_back") == 10
+        assert len(tried) == 3
+    _let_pass(twin, 60)
+    report = await twin.synced()
+    assert (report.total("pushed"), report.total("held_back")) == (10, 0)
+    twin.assert_equal()
+    await twin.quiet()
+
+
+def _let_pass(twin: Twin, seconds: int) -> None:
+    """So much later, as far as messages that did not travel are concerned."""
+    with sqlite3.connect(twin.state_dir / "work.sqlite") as database:
+        database.execute("UPDATE unsent SET last_s = last_s - ?", (seconds,))
+    database.close()
 
 
 def _reasons(twin: Twin) -> list[str]:
@@ -448,23 +552,8 @@ async def test_equal_messages_that_move_on_the_server(twin: Twin) -> None:
 # -- a look ahead
 
 
-# What a plan that fetches nothing and makes nothing cannot count: messages that only their content tells to be equal,
-# flags of messages that move or are found to be on both sides, mail in mailboxes still to be made or renamed.
-UNFORESEEN = {
-    "add_same_both",
-    "create_both",
-    "create_here",
-    "move_here_flag_both",
-    "move_there_flag_here",
-    "move_there_delete_here",
-    "rename_mailbox_and_change",
-    "delete_mailbox_there_add_here",
-}
-
-
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda step: step.__name__)
 async def test_a_dry_run_changes_nothing_and_foretells_the_pass(twin: Twin, scenario: Step) -> None:
-    twin.configure(remote_delete="expunge")  # what goes to the trash would come here from there in the same pass
     start(twin)
     await twin.synced()
     scenario(twin)
@@ -475,5 +564,4 @@ async def test_a_dry_run_changes_nothing_and_foretells_the_pass(twin: Twin, scen
     assert {name: twin.there(name) for name in twin.store.names} == mail
     assert foretold.ok, foretold
     report = await twin.synced()
-    if scenario.__name__ not in UNFORESEEN:
-        assert {name: foretold.total(name) for name in CHANGES} == {name: report.total(name) for name in CHANGES}
+    assert {name: foretold.total(name) for name in CHANGES} == {name: report.total(name) for name in CHANGES}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maild.core.errors import PlanRefused
-from maild.core.guard import HERE, THERE, are_too_many_mailboxes, is_too_many, refusal
+from maild.core.guard import HERE, THERE, approval, are_too_many_mailboxes, is_too_many, refusal
 from maild.core.model import (
     NO_FLAGS,
     Cursor,
@@ -358,3 +358,12 @@ def test_what_a_refusal_says(side: str, gone: str, kept: str) -> None:
 )
 def test_where_so_many_mailboxes_are_a_fault(gone: int, known: int, is_refused: bool) -> None:
     assert are_too_many_mailboxes(gone, known) is is_refused
+
+
+@pytest.mark.parametrize(
+    ("mailbox", "typed"),
+    [("INBOX", "maild approve work/INBOX"), ("Lists/a b", "maild approve 'work/Lists/a b'"), ("$(x)", "'work/$(x)'")],
+)
+def test_what_is_to_be_typed_can_be_pasted_into_a_shell(mailbox: str, typed: str) -> None:
+    assert typed in approval("work", mailbox)
+    assert typed in str(refusal("work", mailbox, 10, 10, HERE))

@@ -338,6 +338,34 @@ async def test_cancelled_while_another_is_being_sent(world: World) -> None:
     assert len(world.server.taken) == 1
 
 
+async def test_cancelled_before_the_body_is_as_before(world: World) -> None:
+    """On the disk it was announced; that it was not begun is known as long as maild lives."""
+    item = world.accept(A)
+    world.server.react("data", SILENCE)
+    submitter = world.submitter()
+    with world.outbox.draining():
+        drain = asyncio.get_running_loop().create_task(submitter.drain())
+        while world.item().phase != "body":
+            await asyncio.sleep(0.001)
+        drain.cancel()
+        await asyncio.gather(drain, return_exceptions=True)
+    assert world.item() == item
+
+
+async def test_who_was_refused_is_recorded_before_the_body(world: World) -> None:
+    world.accept(A, B)
+    world.server.react("rcpt", "550 5.1.1 nobody", when=B)
+    world.server.react("dot", SILENCE)
+    with world.outbox.draining():
+        drain = asyncio.get_running_loop().create_task(world.submitter().drain())
+        await world.server.until(lambda: world.server.taken)
+        recorded = world.item()
+        drain.cancel()
+        await asyncio.gather(drain, return_exceptions=True)
+    assert recorded.phase == "body"
+    assert [(r.state, r.is_in_flight) for r in recorded.recipients] == [("queued", True), ("failed", False)]
+
+
 async def test_stopping_finishes_what_is_on_the_wire(world: World) -> None:
     for number in range(30):
         world.accept(f"r{number}@x.example")

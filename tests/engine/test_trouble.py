@@ -33,7 +33,8 @@ async def test_a_message_that_does_not_come_is_skipped_and_asked_for_again(any_w
     report = await any_world.synced()
     assert (report.total("pulled"), report.total("skipped")) == (0, 1)
     any_world.server.faults.clear()
-    report = await any_world.synced()
+    assert (await any_world.synced()).total("skipped") == 1, "after the second time in vain it is left for a minute"
+    report = await any_world.sync(only=["INBOX"])
     assert (report.total("pulled"), report.total("skipped")) == (1, 0)
     any_world.assert_equal()
     await any_world.settled()

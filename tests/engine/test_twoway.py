@@ -312,6 +312,37 @@ async def test_scenario_cut_at_every_step(quick_path: Path, scenario: Step) -> N
         await twin.quiet()
 
 
+@pytest.mark.parametrize(
+    ("scenario", "lacking"),
+    [
+        pytest.param(step, name, marks=() if step in (move_here, delete_here) and name == "MOVE" else pytest.mark.long)
+        for step in SCENARIOS
+        for name in ("nothing", "MOVE", "UIDPLUS", "everything")
+    ],
+    ids=lambda one: one if isinstance(one, str) else one.__name__,
+)
+async def test_scenario_cut_at_every_command(quick_path: Path, scenario: Step, lacking: str) -> None:
+    """The line is cut at each command in turn: before it, within its answer, or carried out and unanswered."""
+    wanted, commands = None, 0
+    for cut in (None, *range(200)):
+        if cut is not None and cut > commands + 2:
+            break
+        async with ImapServer(Store(), {USER: PASSWORD}, capabilities=ALL - LACKING[lacking]) as server:
+            twin = WireTwin.over(quick_path / str(cut), server)
+            start(twin)
+            await twin.synced()
+            scenario(twin)
+            before = len(server.journal)
+            await twin.sync(lose_at=cut)
+            commands = commands or len(server.journal) - before
+            for _ in range(2):
+                await twin.synced()
+            twin.assert_equal()
+            wanted = wanted or _contents(twin)
+            assert _contents(twin) == wanted, f"cut at command {cut}"
+            await twin.quiet()
+
+
 @pytest.mark.usefixtures("no_threads")
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda step: step.__name__)
 async def test_scenario_killed_at_every_commit(

@@ -17,6 +17,7 @@ from maild.config.values import DeletionLimit
 from maild.engine import account as engine
 from maild.engine.report import AccountReport
 from maild.local.state import State
+from maild.testing.faults import Action, Bye, Cut
 from maild.testing.imap import ImapServer
 from maild.testing.memory import MemoryRemote
 from maild.testing.store import Store
@@ -248,10 +249,17 @@ class WireTwin(Twin):
     async def sync(
         self, *, lose_at: int | None = None, only: Sequence[str] = (), dry_run: bool = False
     ) -> AccountReport:
-        assert lose_at is None, "faults of the server do that"
+        """With `lose_at` each command from that one on ends its connection: not carried out, halfway or unanswered."""
         report = AccountReport(self.account.name)
-        with anyio.fail_after(DEADLINE_S):
-            await engine.sync_account(self.account, self.state_dir, report, only=only, dry_run=dry_run)
+        if lose_at is not None:
+            ways: tuple[Action, ...] = (Bye("cut for a test"), Cut(after_octets=20), Cut(before_tagged=True))
+            self.server.faults.add("*", ways[lose_at % len(ways)], nth=1 + lose_at, times=None)
+        try:
+            with anyio.fail_after(DEADLINE_S):
+                await engine.sync_account(self.account, self.state_dir, report, only=only, dry_run=dry_run)
+        finally:
+            if lose_at is not None:
+                self.server.faults.clear()
         return report
 
     async def quiet(self) -> None:

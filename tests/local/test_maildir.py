@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import subprocess
+import time
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -13,6 +16,7 @@ from maild.core.identity import canonical, digest
 from maild.core.model import Facts, Flags, Key
 from maild.core.names import MailboxUnusable
 from maild.local import durable
+from maild.local.directory import unique_key
 from maild.local.maildir import Maildir
 from maild.local.scan import Entry
 from tests.local.conftest import Fail
@@ -233,6 +237,22 @@ def test_only_old_leftovers_are_removed_from_tmp(inbox: Maildir, fail: Fail) -> 
     assert inbox.delete_stale_tmp(now_s + 37 * 3600) == 2
     assert [path.name for path in (inbox.path / "tmp").iterdir()] == ["directory"]
     assert files(inbox) == {"cur/3.a:2,"}
+
+
+def test_leftovers_of_a_maild_that_is_gone_are_removed_at_once(inbox: Maildir) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    here = unique_key().rpartition(".")[0]
+    names = {
+        "gone": re.sub(r"P\d+Q", f"P{ended.pid}Q", unique_key()),
+        "alive": unique_key(),
+        "elsewhere": re.sub(r"P\d+Q", f"P{ended.pid}Q", here) + ".another-host",
+        "of another program": f"1700000000.M123456P{ended.pid}.{os.uname().nodename}",
+    }
+    for name in names.values():
+        put(inbox, f"tmp/{name}")
+    assert inbox.delete_stale_tmp(time.time()) == 1
+    assert {path.name for path in (inbox.path / "tmp").iterdir()} == {*names.values()} - {names["gone"]}
 
 
 def test_an_open_mailbox_survives_being_renamed(root: Path, inbox: Maildir) -> None:

@@ -193,10 +193,11 @@ def test_the_base_may_be_changed_while_it_is_read(state: State, inbox: int, monk
     assert state.uids(inbox) == set()
 
 
-def test_a_new_epoch_leaves_no_orphan_of_what_is_on_the_server_only(state: State, inbox: int) -> None:
+def test_a_new_epoch_leaves_orphans_that_know_on_which_side_they_were(state: State, inbox: int) -> None:
     state.apply([Changes(inbox, add=[pair(1), pair(2, "local"), pair(3, "remote")])])
     state.finish(inbox, Cursor("c"), "m", 3, 1.0, stamp="1 2", identity="8:9", object_id="F1", next_uid="4")
     state.rebuild(inbox, Epoch("2"))
-    assert set(state.orphans(inbox)) == {"1.host", "2.host"}
+    sides = {key: orphan.only for key, orphan in state.orphans(inbox).items()}
+    assert sides == {"1.host": "", "2.host": "local", "3.host": "remote"}
     row = state.mailboxes()[INBOX]
     assert (row.stamp, row.next_uid, row.cursor, row.identity, row.object_id) == (None, "", None, "8:9", "F1")

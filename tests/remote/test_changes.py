@@ -526,9 +526,37 @@ async def test_copyuid_where_a_server_puts_it(place: str) -> None:
     assert moved == ({"2": "1", "4": "2"} if place == "tagged" else {"2": None, "4": None})
 
 
+@pytest.mark.parametrize(
+    ("told", "is_looked_for"),
+    [
+        (b"* VANISHED 1:2\r\n", False),
+        (b"* VANISHED 2\r\n* VANISHED 1,4:4294967295\r\n", False),
+        (b"* VANISHED 1,3\r\n", True),  # 3 is another client's
+        (b"* VANISHED (EARLIER) 1:2\r\n", True),  # old news of whatever it was
+        (b"* 1 EXPUNGE\r\n* 1 EXPUNGE\r\n", True),  # whose?
+        (b"", True),
+    ],
+)
+async def test_what_is_gone_is_told_or_looked_for(told: bytes, is_looked_for: bool) -> None:
+    store = store_of(4)
+    async with opened(store) as (server, box):
+        server.faults.add("UID EXPUNGE", Rewrite(lambda said: told if b"VANISHED" in said else said))
+        assert await box.expunge(uids_of(1, 2)) == set(uids_of(1, 2))
+        searches = [command for command in server.journal if command.startswith("UID SEARCH")]
+        assert searches == (["UID SEARCH UID 1:2"] if is_looked_for else [])
+
+
+async def test_what_did_not_vanish_is_not_gone() -> None:
+    store = store_of(4)
+    async with opened(store) as (server, box):
+        server.faults.add("UID EXPUNGE", Answer("NO not now"), times=None)
+        server.faults.add("UID STORE", Inject(b"* VANISHED 2\r\n"))  # a lie, or another client's doing
+        assert await box.expunge(uids_of(1, 2)) == set(uids_of(2))
+
+
 async def test_a_copy_is_confirmed_before_anything_is_marked() -> None:
     store = store_of(4)
-    async with opened(store, ALL - {"MOVE"}) as (server, box):
+    async with opened(store, ALL - {"MOVE", "QRESYNC"}) as (server, box):
         await box.move(uids_of(1, 2), OTHER)
         verbs = [re.sub(r" [\d:,]+.*", "", command) for command in server.journal]
     assert verbs == ["UID COPY", "UID STORE", "UID EXPUNGE", "UID SEARCH UID"]

@@ -81,6 +81,7 @@ def test_a_renewed_ca_file_is_read_again(tmp_path: Path) -> None:
 def test_key_and_certificate_may_share_a_file(authority: Authority, tmp_path: Path) -> None:
     issued = authority.good()
     both = tmp_path / "both.pem"
+    both.touch(mode=0o600)
     both.write_bytes(issued.key_file.read_bytes() + issued.chain_file.read_bytes())
     one = Imap(host="h.example", port=993, user="u", secret=NoSecret(), client_cert=both)
     assert tls_context(one) is tls_context(one)

@@ -1,4 +1,4 @@
-"""TLS and what is tried against it: stripped, injected, forged; whatever happens, no password goes out in clear."""
+"""TLS and what is tried against IMAP on the way to it. What is the same for all protocols is in test_tls_table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from maild.testing.dialogue import Dialogue
 from maild.testing.imap import ImapServer
 from maild.testing.store import Store
 from tests.remote.conftest import DEADLINE_S, PASSWORD, USER, Connect, imap_endpoint
-from tests.servers.certificates import Authority, Certificate
+from tests.servers.certificates import Authority
 
 pytestmark = pytest.mark.usefixtures("quiet_loop")
 
@@ -190,147 +190,7 @@ async def test_a_huge_alert_is_cut_and_escaped(connect: Connect) -> None:
     assert len(reason) == 301
 
 
-# -- certificates (C1–C8)
-
-
-def server_with(mode: Mode, context: ssl.SSLContext) -> ImapServer:
-    users = {USER: PASSWORD}
-    if mode == "implicit":
-        return ImapServer(Store(), users, ssl_context=context)
-    return ImapServer(Store(), users, starttls_context=context)
-
-
-async def gone(server: ImapServer) -> None:
-    """Wait until the server has noticed that its last client left."""
-    if server.connections:
-        async with asyncio.timeout(DEADLINE_S):
-            await server.connections[-1].closed.wait()
-
-
-def foreign(tmp_path: Path) -> Certificate:
-    return Authority(tmp_path / "foreign").good()
-
-
-BAD: dict[str, tuple[str, str]] = {
-    "wrong name": ("localhost", "its certificate is for another name; use as host a name that the certificate holds"),
-    "wrong address": ("127.0.0.1", "its certificate is for another address; use as host a name"),
-    "name only": ("127.0.0.1", "its certificate is for another address; use as host a name"),
-    "address only": ("localhost", "its certificate is for another name; use as host a name"),
-    "expired": ("localhost", "its certificate has expired; the server's operator has to renew it"),
-    "not yet valid": ("localhost", "its certificate is not valid yet; check this machine's clock"),
-    "unknown authority": ("localhost", "comes from an unknown authority; give the authority's certificate as ca_file"),
-    "self-signed": ("localhost", "its certificate is self-signed; if it is yours, give it as ca_file or pin it"),
-}
-
-
-def bad_certificate(kind: str, authority: Authority, tmp_path: Path) -> Certificate:
-    match kind:
-        case "wrong name" | "wrong address":
-            return authority.wrong_name()
-        case "name only":
-            return authority.good(["localhost"])
-        case "address only":
-            return authority.good(["127.0.0.1"])
-        case "expired":
-            return authority.expired()
-        case "not yet valid":
-            return authority.not_yet_valid()
-        case "unknown authority":
-            return foreign(tmp_path)
-        case _:
-            return authority.self_signed()
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", BAD)
-async def test_bad_certificates(
-    kind: str, mode: Mode, authority: Authority, tmp_path: Path, connect: Connect, written: list[bytes]
-) -> None:
-    host, reason = BAD[kind]
-    context = bad_certificate(kind, authority, tmp_path).server_context()
-    async with server_with(mode, context) as server:
-        with pytest.raises(TlsFailed, match=f"{host}:{server.port} cannot be trusted: .*{reason}"):
-            await connect(imap_endpoint(server.port, host=host, tls=mode, ca_file=authority.ca_file))
-        await gone(server)
-        assert [name for name in server.journal if name != "STARTTLS"] == []
-    assert_nothing_secret(written)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-async def test_a_good_certificate(mode: Mode, host: str, authority: Authority, connect: Connect) -> None:
-    async with server_with(mode, authority.good().server_context()) as server:
-        session = await connect(imap_endpoint(server.port, host=host, tls=mode, ca_file=authority.ca_file))
-        await login(session, USER, PASSWORD)
-        assert server.connections[-1].tls
-        assert server.connections[-1].user == USER
-        session.drop()
-
-
-@pytest.mark.parametrize("mode", MODES)
-async def test_the_system_s_own_trust_is_not_enough(mode: Mode, authority: Authority, connect: Connect) -> None:
-    async with server_with(mode, authority.good().server_context()) as server:
-        with pytest.raises(TlsFailed, match="cannot be trusted"):
-            await connect(imap_endpoint(server.port, tls=mode))
-        await gone(server)
-
-
-@pytest.mark.parametrize("mode", MODES)
-async def test_old_tls_is_refused(mode: Mode, authority: Authority, connect: Connect, written: list[bytes]) -> None:
-    context = authority.good().server_context()
-    context.set_ciphers("ALL:@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
-        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
-    async with server_with(mode, context) as server:
-        # A server that shares no version with us may say so, or just close.
-        with pytest.raises((TlsFailed, ConnectionLost), match=r"failed: |the server closed the connection; check"):
-            await connect(imap_endpoint(server.port, tls=mode, ca_file=authority.ca_file))
-        await gone(server)
-    assert_nothing_secret(written)
-
-
-@pytest.mark.parametrize("mode", MODES)
-async def test_pins(mode: Mode, authority: Authority, tmp_path: Path, connect: Connect, written: list[bytes]) -> None:
-    certificate = authority.self_signed()
-    right, wrong = f"sha256:{certificate.fingerprint()}", f"sha256:{foreign(tmp_path).fingerprint()}"
-    async with server_with(mode, certificate.server_context()) as server:
-        with pytest.raises(TlsFailed, match=f"{right}, not the pinned one; .*update tls_fingerprint"):
-            await connect(imap_endpoint(server.port, tls=mode, tls_fingerprint=wrong))
-        await gone(server)
-        assert_nothing_secret(written)
-        with pytest.raises(TlsFailed, match="self-signed"):  # with a ca_file both must hold
-            await connect(imap_endpoint(server.port, tls=mode, tls_fingerprint=right, ca_file=authority.ca_file))
-        await gone(server)
-        assert_nothing_secret(written)
-        session = await connect(imap_endpoint(server.port, tls=mode, tls_fingerprint=right))
-        await login(session, USER, PASSWORD)
-        session.drop()
-
-
-@pytest.mark.parametrize("mode", MODES)
-async def test_a_pin_does_not_help_a_certificate_that_the_ca_file_vouches_for(
-    mode: Mode, authority: Authority, connect: Connect
-) -> None:
-    certificate = authority.good()
-    async with server_with(mode, certificate.server_context()) as server:
-        for fingerprint, is_good in ((certificate.fingerprint(), True), ("0" * 64, False)):
-            endpoint = imap_endpoint(
-                server.port, tls=mode, ca_file=authority.ca_file, tls_fingerprint=f"sha256:{fingerprint}"
-            )
-            if is_good:
-                session = await connect(endpoint)
-                session.drop()
-            else:
-                with pytest.raises(TlsFailed, match="not the pinned one"):
-                    await connect(endpoint)
-            await gone(server)
-
-
-async def test_plain_text_where_tls_should_be(authority: Authority, connect: Connect, written: list[bytes]) -> None:
-    async with ImapServer(Store()) as server:
-        with pytest.raises(TlsFailed, match='if this port speaks plain text first, use tls = "starttls"'):
-            await connect(imap_endpoint(server.port, tls="implicit", ca_file=authority.ca_file))
-    assert written == []
+# -- handshakes
 
 
 @pytest.mark.usefixtures("short_times")

@@ -54,6 +54,10 @@ class Authority:
         """Valid now, for another machine's name."""
         return self._issue("wrong-name", ["imap.elsewhere.example"])
 
+    def common_name_only(self) -> Certificate:
+        """For localhost, said in the subject's common name only, as before RFC 2818."""
+        return self._by_hand("common-name", "localhost", None)
+
     def expired(self) -> Certificate:
         """For localhost, until yesterday."""
         now = datetime.now(UTC)
@@ -66,24 +70,7 @@ class Authority:
 
     def self_signed(self) -> Certificate:
         """Valid now for localhost, vouched for by itself only."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-        now = datetime.now(UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=30))
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        return self._write("self-signed", certificate.public_bytes(serialization.Encoding.PEM), private)
+        return self._by_hand("self-signed", "localhost", "localhost", is_self_signed=True)
 
     def client_context(self) -> ssl.SSLContext:
         """A context that trusts this authority only, and checks names and dates."""
@@ -100,6 +87,34 @@ class Authority:
         issued = self._ca.issue_cert(*hosts, not_before=start, not_after=end)
         chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
         return self._write(name, chain, issued.private_key_pem.bytes())
+
+    def _by_hand(
+        self, name: str, common_name: str, alternative: str | None, *, is_self_signed: bool = False
+    ) -> Certificate:
+        """What trustme does not make."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+        ca = x509.load_pem_x509_certificate(self._ca.cert_pem.bytes())
+        ca_key = serialization.load_pem_private_key(self._ca.private_key_pem.bytes(), None)
+        assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject if is_self_signed else ca.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=30))
+        )
+        if alternative is not None:
+            names = x509.SubjectAlternativeName([x509.DNSName(alternative)])
+            builder = builder.add_extension(names, critical=False)
+        certificate = builder.sign(key if is_self_signed else ca_key, hashes.SHA256())
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return self._write(name, certificate.public_bytes(serialization.Encoding.PEM), private)
 
     def _write(self, name: str, chain: bytes, key: bytes) -> Certificate:
         certificate = Certificate(self._directory / f"{name}.pem", self._directory / f"{name}.key")

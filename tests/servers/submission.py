@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,14 @@ def serving(server: SmtpServer) -> Iterator[SmtpServer]:
         loop.call_soon_threadsafe(stopping.set)
         thread.join(START_TIMEOUT_S)
         loop.close()
+
+
+def until_taken(server: SmtpServer, count: int, within_s: float) -> bool:
+    """Wait until the server that is `serving` has accepted so many messages; whether it has."""
+    deadline = time.monotonic() + within_s
+    while len(server.journal) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return len(server.journal) >= count
 
 
 class DovecotSubmission:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import ssl
 
 import pytest
@@ -102,6 +103,19 @@ async def test_starttls_forgets_the_clear_part(
         await client.ok("LOGIN user password")
         assert server.connections[0].tls
         assert (await client.ask("STARTTLS"))[-1].startswith(b"BAD")
+
+
+async def test_what_carries_tls_outlives_the_garbage_collector(
+    connect: Connect, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """asyncio's StreamWriter closes its transport when it is collected, whatever that carries by then."""
+    async with ImapServer(Store(), starttls_context=server_tls) as server:
+        client = await connect(server, login=False)
+        await client.ok("STARTTLS")
+        await client.writer.start_tls(client_tls, server_hostname="localhost")
+        await client.ok("NOOP")
+        gc.collect()
+        await client.ok("NOOP")
 
 
 async def test_starttls_drops_what_came_before_the_handshake(

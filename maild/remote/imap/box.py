@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, S
 from contextlib import aclosing
 from typing import cast
 
+import structlog
+
 from maild.core.errors import Rejected
 from maild.core.likeness import Likeness
 from maild.core.model import (
@@ -36,9 +38,9 @@ from maild.remote.imap.answers import Opened
 from maild.remote.imap.dates import internal_date
 from maild.remote.imap.facts import facts_of
 from maild.remote.imap.listing import mark_of
-from maild.remote.imap.opening import SCAN_LIMIT_S, Findings, open_mailbox
+from maild.remote.imap.opening import Fetches, Findings, Opening
 from maild.remote.imap.parse import FetchData, uid_set
-from maild.remote.imap.session import Command, ImapSession
+from maild.remote.imap.session import ImapSession
 from maild.remote.imap.sets import cut, numbers_of, search
 from maild.remote.imap.stream import messages
 
@@ -47,6 +49,7 @@ VANISHED_MOST = 200_000  # beyond it, comparing everything is cheaper than belie
 MOST_UID = 1 << 64
 BODY_ITEMS = "(UID FLAGS INTERNALDATE BODY.PEEK[])"
 
+log = structlog.get_logger()
 WireName = Callable[[MailboxName], str]  # raises Rejected for a mailbox that is not there
 
 
@@ -61,23 +64,75 @@ class Box:
         self._name = name
         self._wire_name = wire_name
         self._read_only = read_only
+        self._begun: tuple[Cursor, Opening] | None = None
+
+    @property
+    def session(self) -> ImapSession:
+        return self._session
+
+    def is_of(self, wire: str, *, read_only: bool) -> bool:
+        return (self._wire, self._read_only) == (wire, read_only)
+
+    def begin(self, cursor: Cursor) -> bool:
+        """Ask now for what a scan from this cursor takes, if it can; what comes then waits for it first."""
+        known = _read_cursor(cursor)
+        if known is None or not self._can_tell_changes(known):
+            return False
+        self._begun = cursor, self._opening_since(known)
+        return True
+
+    async def settle(self) -> None:
+        """Wait for what was begun, if nobody else has; the session is free for others then."""
+        if self._begun is None:
+            return
+        (_, opening), self._begun = self._begun, None
+        try:
+            await opening.finish()
+        except Rejected as exc:
+            log.debug("server.corrected", host=self._session.protocol.server, reason=exc.text)
 
     async def scan(self, cursor: Cursor | None) -> Scan:
         """By QRESYNC, by CONDSTORE or all of it. Whatever is told is cut to how things were when it was opened."""
         session = self._session
         known = _read_cursor(cursor)
-        use_qresync = "QRESYNC" in session.enabled
-        if known is None or not known["m"] or not (use_qresync or session.has("CONDSTORE")):
+        opening: Opening | None = None
+        if self._begun is not None and self._begun[0] == cursor:
+            (_, opening), self._begun = self._begun, None
+        await self.settle()
+        if known is None or not self._can_tell_changes(known):
             return await self._scan_all()
-        parameter = f" (QRESYNC ({known['v']} {known['m']}))" if use_qresync else " (CONDSTORE)"
+        use_qresync = "QRESYNC" in session.enabled
         try:
-            found, _ = await self._open(parameter)
+            opening = await (opening or self._opening_since(known)).finish()
         except Rejected:
             session.enabled = frozenset()  # it advertises what it then refuses
             return await self._scan_all()
+        found = opening.found
         if found.uidvalidity != known["v"] or not known["m"] <= found.modseq or found.uidnext < known["n"]:
             return await self._scan_all()
-        return await self._scan_changes(found, known, use_qresync)
+        return await self._scan_changes(opening, known, use_qresync)
+
+    def _can_tell_changes(self, known: dict[str, int]) -> bool:
+        return known["m"] > 0 and ("QRESYNC" in self._session.enabled or self._session.has("CONDSTORE"))
+
+    def _opening_since(self, known: dict[str, int]) -> Opening:
+        """Opens the mailbox and asks for flags changed since then, and for new messages with their sizes."""
+        use_qresync, old = "QRESYNC" in self._session.enabled, known["n"]
+        fetches: list[tuple[str, ...]] = [(f"{old}:*", "(UID FLAGS RFC822.SIZE)")]
+        if not use_qresync and old > 1:
+            fetches.append((f"1:{old - 1}", "(UID FLAGS)", f"(CHANGEDSINCE {known['m']})"))
+        parameter = f" (QRESYNC ({known['v']} {known['m']}))" if use_qresync else " (CONDSTORE)"
+        return self._opening(parameter, fetches)
+
+    def _opening(self, parameter: str = "", fetches: Fetches = ()) -> Opening:
+        return Opening(
+            self._session,
+            self._wire,
+            self._name,
+            read_only=self._read_only,
+            parameter=parameter,
+            fetches=fetches,
+        )
 
     async def reopen(self, epoch: Epoch) -> None:
         """Open it unless it is open already; raises Rejected if the UIDs mean something else than in that epoch."""
@@ -85,50 +140,30 @@ class Box:
             raise Rejected(f"mailbox {self._name} changed its UIDVALIDITY", "the next pass makes its pairs anew")
 
     async def _opened(self) -> Opened:
+        await self.settle()
         opened = self._session.opened
         if opened is None or (opened.wire, opened.read_only) != (self._wire, self._read_only):
-            await self._open()
+            await self._opening().finish()
             opened = self._session.opened
         if opened is None:
             raise Rejected(f"mailbox {self._name} was closed by the server as soon as it was open")
         return opened
 
-    async def _open(self, parameter: str = "", scan_items: str = "") -> tuple[Findings, Findings]:
-        return await open_mailbox(
-            self._session,
-            self._wire,
-            self._name,
-            read_only=self._read_only,
-            parameter=parameter,
-            scan_items=scan_items,
-        )
-
     async def _scan_all(self) -> Scan:
-        found, told = await self._open(scan_items="(UID FLAGS RFC822.SIZE)")
+        opening = await self._opening(fetches=[("1:*", "(UID FLAGS RFC822.SIZE)")]).finish()
+        found, told = opening.found, opening.told
         table = told.table.distinct().between(0, found.uidnext or MOST_UID)
         exists = found.exists if found.uidnext else told.exists or found.exists
         complete = not (found.truncated or told.truncated or told.expunges) and len(table) == exists
         return self._scan(found, table, full=True, complete=complete, vanished=frozenset())
 
-    async def _scan_changes(self, found: Findings, known: dict[str, int], has_vanished: bool) -> Scan:
+    async def _scan_changes(self, opening: Opening, known: dict[str, int], has_vanished: bool) -> Scan:
         """Flags changed since the cursor, new messages with their sizes, and what was expunged."""
-        session, old = self._session, known["n"]
-        fresh = Findings()
-        changed = found if has_vanished else fresh  # Dovecot tells of two FETCHes at once in no order
-        sent: list[Command] = []
-        if not has_vanished and found.modseq != known["m"] and old > 1:
-            since = f"(CHANGEDSINCE {known['m']})"
-            items = "(UID FLAGS)"
-            sent.append(session.launch("FETCH", f"1:{old - 1}", items, since, prefix="UID", collect=changed.take))
-        if found.uidnext > old:
-            items = "(UID FLAGS RFC822.SIZE)"
-            sent.append(session.launch("FETCH", f"{old}:*", items, prefix="UID", collect=fresh.take))
-        for command in sent:
-            reply = await session.finish(command, SCAN_LIMIT_S)
-            found.truncated |= reply.tagged.code == "MESSAGELIMIT"
-        complete = not (found.truncated or changed.truncated or fresh.truncated)
-        new = fresh.table.distinct().between(old, found.uidnext)
-        table = changed.table.distinct().between(0, old)
+        found, told, old = opening.found, opening.told, known["n"]
+        complete = not (found.truncated or told.truncated)
+        new = told.table.distinct().between(old, found.uidnext)
+        table = found.table if has_vanished else told.table.sizeless()  # `n:*` tells of the last message in any case
+        table = table.distinct().between(0, old)
         for uid, flags, size in new:
             table.add(uid, flags, size)
         gone: list[tuple[int, int]] | None = _clipped(found.vanished, old - 1)
@@ -182,7 +217,8 @@ class Box:
         return await facts_of(self._session, [uid_set(part) for chunk in chunks for part in cut(chunk)])
 
     async def holds(self, wanted: Likeness) -> bool:
-        await self._open()  # anew: what came since it was opened may not be shown
+        await self.settle()
+        await self._opening().finish()  # anew: what came since it was opened may not be shown
         return await lookup.holds(self._session, wanted)
 
     async def fetch(self, batches: Iterator[Sequence[Uid]], open_body: OpenBody) -> AsyncIterator[list[Fetched]]:

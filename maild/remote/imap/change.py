@@ -5,12 +5,13 @@ What is kept by this file:
 - a set that the server refuses is tried again message by message, so that a refusal concerns only one;
 - a message is expunged only after its copy is confirmed, and no other message goes with it: without UIDPLUS the plain
   EXPUNGE is sent only while exactly ours are marked \\Deleted (RFC 4315 §2.1);
-- which messages are gone is what the server finds afterwards, not what it was asked.
+- which messages are gone is what the server tells by their UIDs (VANISHED), or finds afterwards, not what it was asked.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import structlog
@@ -99,7 +100,9 @@ async def _expunge_sets(session: ImapSession, parts: Sequence[list[int]]) -> set
     for call, answer in answers:
         if isinstance(answer, Rejected):
             _told(session, call, answer)
-    return await _there(session, parts)
+    told = _vanished(answers)
+    untold = [part for part in parts if not told.issuperset(part)]
+    return await _there(session, untold) - told
 
 
 async def _expunge_without_uids(session: ImapSession, name: MailboxName, uids: Sequence[Uid]) -> set[Uid]:
@@ -247,6 +250,18 @@ def _expunged(answers: Iterable[tuple[Call, Answer]]) -> int:
             elif isinstance(event, Numbered) and event.name == "EXPUNGE":
                 count += 1
     return count
+
+
+def _vanished(answers: Sequence[tuple[Call, Answer]]) -> set[int]:
+    """Those of the messages asked about that the server said are gone, by UID (RFC 7162 §3.2.10)."""
+    asked = sorted({number for call, _ in answers for number in call.numbers})
+    gone: set[int] = set()
+    for _, answer in answers:
+        for event in answer.events if isinstance(answer, Reply) else ():
+            if isinstance(event, Vanished) and not event.earlier:
+                for low, high in event.ranges:
+                    gone.update(asked[bisect_left(asked, low) : bisect_right(asked, high)])
+    return gone
 
 
 def _listed(octets: bytes) -> list[int]:

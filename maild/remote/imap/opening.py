@@ -6,6 +6,7 @@ the mailbox that was open before (RFC 7162 §3.2.11).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from maild.core.errors import ProtocolViolation, Rejected
@@ -17,6 +18,9 @@ from maild.remote.imap.session import Command, ImapSession, ignore, quoted
 
 SCAN_LIMIT_S = None  # a big mailbox may take minutes; silence still ends it
 MOST_TOLD = 10_000_000  # messages in one mailbox
+_OF_A_MAILBOX = frozenset(
+    {"CLOSED", "HIGHESTMODSEQ", "MESSAGELIMIT", "NOMODSEQ", "PERMANENTFLAGS", "UIDNEXT", "UIDVALIDITY"}
+)
 
 
 @dataclass(slots=True)
@@ -86,55 +90,101 @@ class Findings:
         return Permitted(canonical_flags(words), new_keywords="\\*" in words)
 
 
-async def open_mailbox(
-    session: ImapSession,
-    wire: str,
-    name: MailboxName,
-    *,
-    read_only: bool,
-    parameter: str = "",
-    scan_items: str = "",
-) -> tuple[Findings, Findings]:
-    """SELECT or EXAMINE, with UNSELECT before and the FETCH of everything behind it in the same write.
+Fetches = Sequence[tuple[str, ...]]  # what UID FETCH is to get: the set, the items, a modifier
 
-    What the opening told, and what the FETCH told. Raises Rejected, and then nothing is open.
+
+class Opening:
+    """A mailbox on its way to be open: SELECT or EXAMINE, with UNSELECT before and UID FETCHes behind it, in one write.
+
+    All of it is sent when this is made; `finish` waits for it. What the opening tells is in `found`, what the fetches
+    tell in `told`, in the order in which it came: Dovecot tells of two at once in no order.
+
+    It may be sent behind commands that are not about a mailbox. Of a server that answers those and these at once, which
+    it may (RFC 9051 §5.5), answers are taken for those of the older command: then `finish` asks for everything again.
     """
-    found, told = Findings(), Findings()
-    is_left = session.is_selected() and session.has("UNSELECT")
-    leave = session.launch("UNSELECT", collect=ignore) if is_left else None
-    session.set_selected(session.is_selected() and leave is None)
-    opening = session.launch("EXAMINE" if read_only else "SELECT", quoted(wire) + parameter, collect=found.take)
-    scan = None
-    if scan_items:
+
+    def __init__(
+        self,
+        session: ImapSession,
+        wire: str,
+        name: MailboxName,
+        *,
+        read_only: bool,
+        parameter: str = "",
+        fetches: Fetches = (),
+    ) -> None:
+        self.found = Findings()
+        self.told = Findings()
+        self._is_spoiled = False
+        self._session = session
+        self._wire = wire
+        self._name = name
+        self._read_only = read_only
+        self._asked = parameter, fetches
+        session.overhear(self._overhear)
+        is_left = session.is_selected() and session.has("UNSELECT")
+        self._leave = session.launch("UNSELECT", collect=ignore) if is_left else None
+        session.set_selected(session.is_selected() and not is_left)
+        verb = "EXAMINE" if read_only else "SELECT"
+        self._command = session.launch(verb, quoted(wire) + parameter, collect=self.found.take)
+        if fetches:
+            session.set_selected(True)
+        self._fetches = [session.launch("FETCH", *fetch, prefix="UID", collect=self.told.take) for fetch in fetches]
+
+    def _overhear(self, event: Event) -> None:
+        match event:
+            case FetchData() | Vanished() | Numbered() | Data(name="FLAGS"):
+                self._is_spoiled = True
+            case Untagged(code=code):
+                self._is_spoiled |= code in _OF_A_MAILBOX
+            case _:
+                pass
+
+    async def finish(self) -> Opening:
+        """The opening that counts, once all is told: this one or another. Raises Rejected, and then nothing is open."""
+        await self._finish()
+        if not self._is_spoiled:
+            return self
+        parameter, fetches = self._asked
+        again = Opening(
+            self._session, self._wire, self._name, read_only=self._read_only, parameter=parameter, fetches=fetches
+        )
+        await again._finish()
+        return again
+
+    async def _finish(self) -> None:
+        session, found = self._session, self.found
+        if self._leave is not None:
+            await finish_anyhow(session, self._leave)
+        try:
+            reply = await session.finish(self._command, SCAN_LIMIT_S)
+        except Rejected as exc:
+            session.set_selected(False)
+            for fetch in self._fetches:
+                await finish_anyhow(session, fetch)
+            raise Rejected(f"mailbox {self._name} cannot be opened: {exc.text}", code=exc.code) from exc
         session.set_selected(True)
-        scan = session.launch("FETCH", "1:*", scan_items, prefix="UID", collect=told.take)
-    if leave is not None:
-        await finish_anyhow(session, leave)
-    try:
-        reply = await session.finish(opening, SCAN_LIMIT_S)
-    except Rejected as exc:
-        session.set_selected(False)
-        if scan is not None:
-            await finish_anyhow(session, scan)
-        raise Rejected(f"mailbox {name} cannot be opened: {exc.text}", code=exc.code) from exc
-    session.set_selected(True)
-    found.truncated |= reply.tagged.code == "MESSAGELIMIT"
-    if scan is not None:
-        await _finish_scan(session, scan, found, told)
-    if found.uidvalidity <= 0:
-        raise Rejected(f"mailbox {name}: the server gives no UIDVALIDITY, so messages cannot be told apart")
-    permitted = None if read_only or reply.tagged.code == "READ-ONLY" else found.permitted()
-    session.set_opened(Opened(wire, Epoch(str(found.uidvalidity)), read_only, permitted, found.uidnext))
-    return found, told
+        found.truncated |= reply.tagged.code == "MESSAGELIMIT"
+        await self._finish_fetches()
+        if self._is_spoiled:
+            return
+        if found.uidvalidity <= 0:
+            text = f"mailbox {self._name}: the server gives no UIDVALIDITY, so messages cannot be told apart"
+            raise Rejected(text)
+        permitted = None if self._read_only or reply.tagged.code == "READ-ONLY" else found.permitted()
+        epoch = Epoch(str(found.uidvalidity))
+        session.set_opened(Opened(self._wire, epoch, self._read_only, permitted, found.uidnext))
 
-
-async def _finish_scan(session: ImapSession, scan: Command, found: Findings, told: Findings) -> None:
-    try:
-        reply = await session.finish(scan, SCAN_LIMIT_S)
-        told.truncated |= reply.tagged.code == "MESSAGELIMIT"
-    except Rejected:
-        if found.exists:  # 1:* in an empty mailbox is an error for some servers
-            raise
+    async def _finish_fetches(self) -> None:
+        refusal: Rejected | None = None
+        for fetch in self._fetches:
+            try:
+                reply = await self._session.finish(fetch, SCAN_LIMIT_S)
+                self.told.truncated |= reply.tagged.code == "MESSAGELIMIT"
+            except Rejected as exc:
+                refusal = refusal or exc
+        if refusal is not None and self.found.exists:  # n:* in an empty mailbox is an error for some servers
+            raise refusal
 
 
 async def leave_mailbox(session: ImapSession) -> None:

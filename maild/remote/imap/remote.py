@@ -18,11 +18,10 @@ import structlog
 from maild import __version__
 from maild.config import Imap
 from maild.core.errors import ConnectionLost, ProtocolViolation, Rejected, RemoteError, Unavailable
-from maild.core.model import Epoch, Listing, MailboxName, Push, RemoteMailbox
+from maild.core.model import Cursor, Epoch, Listing, MailboxName, Push, RemoteMailbox
 from maild.core.ports import RemoteBox
 from maild.remote.auth import Credentials
 from maild.remote.imap import naming
-from maild.remote.imap.answers import Opened
 from maild.remote.imap.box import Box
 from maild.remote.imap.experience import Experience
 from maild.remote.imap.listing import (
@@ -36,6 +35,7 @@ from maild.remote.imap.listing import (
 )
 from maild.remote.imap.login import login
 from maild.remote.imap.opening import finish_anyhow, leave_ahead, leave_mailbox
+from maild.remote.imap.parse import Event
 from maild.remote.imap.push import foreign_of, watching
 from maild.remote.imap.session import Command, ImapSession, ignore, quoted
 from maild.remote.imap.told import Hint, News, Wanted
@@ -47,7 +47,7 @@ UNSAID_LIMIT_S = 60.0  # the same of one that did not say so
 UNSAID_REFUSALS = 2
 
 log = structlog.get_logger()
-Fits = Callable[[Opened | None], int]  # how well a session suits that has this open; the most wins
+Fits = Callable[[ImapSession], int]  # how well it suits; the most wins
 
 
 class ImapRemote:
@@ -64,6 +64,9 @@ class ImapRemote:
         self._free: list[ImapSession] = []
         self._held: list[ImapSession] = []  # for push alone
         self._returned = anyio.Condition()
+        self._listing_on: ImapSession | None = None  # which LIST is under way on, so that more may be sent behind it
+        self._begun: dict[ImapSession, Box] = {}  # mailboxes that are being opened there ahead of any visit
+        self._expected: Box | None = None  # the one among them that is for a visit after the last listing
         self._names = Names()
         self._foreign: tuple[str, ...] = ()  # prefixes of mailboxes that are not one's own
         self._experience = Experience()
@@ -72,22 +75,34 @@ class ImapRemote:
     # -- sessions
 
     @asynccontextmanager
-    async def _session(self, fits: Fits = lambda _: 0) -> AsyncIterator[ImapSession]:
-        session = await self._borrow(fits)
+    async def _session(self, fits: Fits = lambda _: 0, expected: Box | None = None) -> AsyncIterator[ImapSession]:
+        """A session for a while; nothing is under way on it but what belongs to the box that is expected."""
+        session = await self._borrow(fits, expected)
         try:
             yield session
         finally:
             with anyio.CancelScope(shield=True):
                 await self._give_back(session)
 
-    async def _borrow(self, fits: Fits = lambda _: 0, *, is_for_push: bool = False) -> ImapSession:
+    async def _borrow(
+        self, fits: Fits = lambda _: 0, expected: Box | None = None, *, is_for_push: bool = False
+    ) -> ImapSession:
+        session = await self._free_or_new(fits, is_for_push=is_for_push)
+        if (box := self._begun.pop(session, None)) is not None and box is not expected:
+            try:
+                await box.settle()
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._give_back(session)
+                raise
+        return session
+
+    async def _free_or_new(self, fits: Fits, *, is_for_push: bool) -> ImapSession:
         while True:
             async with self._returned:
                 while not self._free and self._open >= self._limit:
                     await self._returned.wait()
-                session = max(
-                    reversed(self._free), key=lambda free: fits(free.opened), default=None
-                )  # the last, if equal
+                session = max(reversed(self._free), key=fits, default=None)  # the last one, if equal
                 if session is None:
                     self._open += 1
                 else:
@@ -125,6 +140,7 @@ class ImapRemote:
             await self._count_back()
             raise
         if session.is_lost:
+            self._begun.pop(session, None)
             await self._count_back()
             return False
         return True
@@ -168,9 +184,10 @@ class ImapRemote:
 
     async def _give_back(self, session: ImapSession) -> None:
         async with self._returned:
-            if session.is_busy:
+            if session.is_busy and session not in self._begun:
                 session.drop()  # answers are still owed: whoever had it next would get them
             if session.is_lost:
+                self._begun.pop(session, None)
                 self._open -= 1
             else:
                 self._free.append(session)
@@ -210,11 +227,12 @@ class ImapRemote:
     # -- the port
 
     async def listing(self) -> Listing:
+        self._expected = None  # what it told may be old
         async with self._session() as session:
             # Of an open mailbox STATUS may tell what was true when it was looked at last.
             left = await leave_ahead(session)
             namespaces = session.launch("NAMESPACE") if session.has("NAMESPACE") else None
-            events = await list_mailboxes(session)
+            events = await self._listed(session)
             if left is not None:
                 await finish_anyhow(session, left)
             foreign = await foreign_prefixes(session, namespaces)
@@ -231,19 +249,44 @@ class ImapRemote:
                 names.roles(),
             )
 
+    async def _listed(self, session: ImapSession) -> list[Event]:
+        """LIST, behind which `expect` may send more, unless STATUS is to follow: of an open mailbox it may be old."""
+        if session.has("LIST-STATUS") or not session.has("CONDSTORE"):
+            self._listing_on = session
+        try:
+            return await list_mailboxes(session)
+        finally:
+            self._listing_on = None
+
+    def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False) -> None:
+        session, known = self._listing_on, self._names.known.get(mailbox)
+        if session is None or session.is_lost or known is None or session in self._begun:
+            return
+        box = Box(session, known.wire, mailbox, self._wire_name, read_only=read_only)
+        if box.begin(cursor):
+            self._begun[session] = self._expected = box
+
     @asynccontextmanager
     async def visit(
         self, mailbox: MailboxName, epoch: Epoch | None = None, *, read_only: bool = False
     ) -> AsyncIterator[RemoteBox]:
         wire = self._wire_name(mailbox)
+        expected = self._expected
+        if expected is not None and not expected.is_of(wire, read_only=read_only):
+            expected = None
 
-        def fits(opened: Opened | None) -> int:
-            if opened is None:
+        def fits(session: ImapSession) -> int:
+            if (begun := self._begun.get(session)) is not None:
+                return 3 if begun is expected else -1
+            if (opened := session.opened) is None:
                 return 1
             return 2 if (opened.wire, opened.read_only) == (wire, read_only) and epoch in {None, opened.epoch} else 0
 
-        async with self._session(fits) as session:
-            box = Box(session, wire, mailbox, self._wire_name, read_only=read_only)
+        async with self._session(fits, expected) as session:
+            if expected is not None and expected.session is session:
+                box, self._expected = expected, None
+            else:
+                box = Box(session, wire, mailbox, self._wire_name, read_only=read_only)
             if epoch is not None:
                 await box.reopen(epoch)
             yield box
@@ -287,10 +330,11 @@ class ImapRemote:
     async def _leave(self, wires: set[str]) -> None:
         """Have none of our free sessions stay in these mailboxes: some servers refuse to touch an open one."""
 
-        def is_there(opened: Opened | None) -> int:
-            return int(opened is not None and opened.wire in wires)
+        def is_there(session: ImapSession) -> int:
+            is_begun = session in self._begun
+            return int(is_begun or (session.opened is not None and session.opened.wire in wires))
 
-        while any(is_there(session.opened) for session in self._free):
+        while any(map(is_there, self._free)):
             async with self._session(is_there) as session:
                 await leave_mailbox(session)
 

@@ -97,6 +97,7 @@ class Command(aioimaplib.Command):
         self.reply: Tagged | None = None
         self.failure: MaildError | None = None
         self.on_continuation: Callable[[bytes], bytes] | None = None
+        self.overheard: Collect | None = None  # gets a copy of every untagged response
         self.needs_go_ahead = False  # its literal may not be sent yet (RFC 9051 §4.3)
         self.progress = asyncio.Event()
         self.sent_at_octets = 0  # what the connection had received by then
@@ -114,6 +115,8 @@ class Command(aioimaplib.Command):
         return self.reply is not None or self.failure is not None
 
     def take(self, event: Event) -> None:
+        if self.overheard is not None:
+            self.overheard(event)
         if self.collect is not None:
             self.collect(event)
         elif len(self.events) < 200_000:
@@ -570,6 +573,12 @@ class ImapSession:
         """Send a command whose last argument announces a non-synchronizing literal, with all that follows its line."""
         command = Command(name, self.protocol.new_tag(), *args, collect=ignore)
         return self.protocol.launch(command, literal)
+
+    def overhear(self, listener: Collect) -> None:
+        """Tell `listener` too what the commands that are still waited for are told."""
+        for command in self.protocol.pending_async_commands.values():
+            if isinstance(command, Command):
+                command.overheard = listener
 
     async def launch_asking(self, limit_s: float, name: str, *args: str, collect: Collect = ignore) -> Command:
         """Send a command that goes on when the server says so: IDLE, or one with a synchronizing literal last.

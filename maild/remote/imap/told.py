@@ -18,7 +18,7 @@ from maild.core.errors import Rejected, Unavailable
 from maild.core.model import MailboxName
 from maild.remote.imap.experience import Experience
 from maild.remote.imap.listing import status_items, wire_name
-from maild.remote.imap.opening import leave_mailbox, open_mailbox
+from maild.remote.imap.opening import Opening, leave_mailbox
 from maild.remote.imap.parse import Data, Event, FetchData, Numbered, Token, Untagged, Vanished, number
 from maild.remote.imap.session import Command, ImapSession, quoted
 
@@ -127,7 +127,7 @@ class OneMailbox:
     async def begin(self) -> None:
         """Open it. Raises Rejected."""
         self._session.protocol.on_unasked = self.take
-        await open_mailbox(self._session, self._wire, self._name, read_only=True)
+        await Opening(self._session, self._wire, self._name, read_only=True).finish()
 
     async def renew(self) -> None:
         """It stays open."""

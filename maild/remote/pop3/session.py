@@ -30,7 +30,7 @@ from maild.core.errors import (
     Unavailable,
 )
 from maild.remote.masking import masked
-from maild.remote.net import check_pin, tls_context, translated
+from maild.remote.net import check_pin, tls_context, tls_hint, translated
 from maild.remote.pop3.parse import Expected, Limits, Parser, Reply, Shape, read_capabilities
 from maild.remote.sasl import Exchange, choose
 
@@ -73,6 +73,8 @@ class Pop3Session:
     async def connect(cls, endpoint: Pop3, max_message_octets: int) -> Pop3Session:
         """TCP, TLS as the config demands, greeting, capabilities; nothing secret is sent."""
         with translated(endpoint):
+            if endpoint.tls != "none":
+                tls_context(endpoint)  # without good files nobody is called
             session = cls(endpoint, await _connected(endpoint), Limits(body=max_message_octets))
             try:
                 await session._begin()
@@ -103,7 +105,8 @@ class Pop3Session:
         except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
             if isinstance(exc.__cause__, ssl.SSLError):
                 raise exc.__cause__ from exc
-            raise ConnectionLost(f"{self.server} closed the connection during the TLS handshake") from exc
+            text = f"{self.server} closed the connection during the TLS handshake"
+            raise ConnectionLost(text, tls_hint(self.endpoint)) from exc
         self._stream = secure
         check_pin(self.endpoint, secure.extra_attributes[TLSAttribute.peer_certificate_binary]())
 

@@ -639,3 +639,21 @@ async def test_a_connection_that_fails_once_says_nothing_about_how_many_are_allo
         assert isinstance(await ended(news), Unavailable)  # twice in a row it is the server: work comes first
     assert account.remote._limit == 1
     assert account.remote._learnt_until_s - time.monotonic() <= remote_module.UNSAID_LIMIT_S
+
+
+@METHODS
+@pytest.mark.parametrize("command", ["IDLE", "NOTIFY", "NOOP", "STATUS"])
+async def test_connections_lost_again_and_again_are_the_network_as_long_as_push_works_between(
+    make: Make, method: str, command: str
+) -> None:
+    account = await make()
+    for _ in range(4):
+        rule = account.server.faults.add(command, Cut(after_octets=1))
+        try:
+            async with account.watching(method):
+                assert not rule.count
+        except ConnectionLost:
+            assert rule.count == 1
+        account.server.faults.clear()
+        async with account.watching(method) as news:
+            assert (news.method, news.lack) == (method, "")

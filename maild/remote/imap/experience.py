@@ -15,6 +15,7 @@ SHORTEST_RENEW_S = 60.0
 GROW_AFTER = 20  # renewals that went well, before a shorter interval is made longer again
 STRIKES = 2
 REFUSED_S = 86_400.0
+LOST_S = 600.0  # the same of what connections were lost at, for that may have been the network all the same
 
 
 @dataclass(slots=True)
@@ -38,20 +39,20 @@ class Experience:
         if self._renewals >= GROW_AFTER:
             self.interval_s, self._renewals = min(RENEW_S, self.interval_s * 1.25), 0
 
-    def strike(self, extension: str, why: str) -> bool:
-        """It came to nothing, in this way; whether it counts as not offered from now on."""
+    def strike(self, extension: str, why: str, for_s: float = REFUSED_S) -> bool:
+        """It came to nothing, in this way; whether it counts as not offered from now on, for so long."""
         count = self._strikes[extension, why] = self._strikes.get((extension, why), 0) + 1
         if count >= STRIKES:
-            self.refuse(extension, why)
+            self.refuse(extension, why, for_s)
         return count >= STRIKES
 
     def proved(self, extension: str, why: str) -> None:
         """It did what it failed to do in this way before."""
         self._strikes.pop((extension, why), None)
 
-    def refuse(self, extension: str, why: str) -> None:
+    def refuse(self, extension: str, why: str, for_s: float = REFUSED_S) -> None:
         """It counts as not offered for a while."""
-        self._refused[extension] = why, self.clock() + REFUSED_S
+        self._refused[extension] = why, self.clock() + for_s
         self._strikes.pop((extension, why), None)
 
     def refusal(self, extension: str) -> str:

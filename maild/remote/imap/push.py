@@ -26,7 +26,7 @@ import structlog
 
 from maild.core.errors import ConnectionLost, MaildError, Rejected, Unavailable
 from maild.core.model import MailboxName, Push
-from maild.remote.imap.experience import Experience
+from maild.remote.imap.experience import LOST_S, Experience
 from maild.remote.imap.opening import finish_anyhow
 from maild.remote.imap.parse import Event
 from maild.remote.imap.session import Command, ImapSession
@@ -89,10 +89,12 @@ class _Listener:
         idle = await session.launch_asking(GO_AHEAD_S, "IDLE", collect=self._hear)
         if idle.done:
             if idle.failure is not None and sound.reply is not None:  # it was there a moment ago: so it is the IDLE
-                self._experience.strike("IDLE", _ENDS)
+                self._experience.strike("IDLE", _LOST, LOST_S)
             await session.finish(idle)
             raise Rejected(f"{session.protocol.server} ends IDLE before it began")
         await finish_anyhow(session, sound)
+        for extension in ("IDLE", self._subject.extension):
+            self._experience.proved(extension, _LOST)
         self._idle, self._since_s = idle, time.monotonic()
 
     def _hear(self, event: Event) -> None:
@@ -160,7 +162,6 @@ class _Listener:
         await protocol.finish(idle, DONE_LIMIT_S, may_refuse=True)
         if idled_s >= LEAST_IDLE_S:
             self._experience.proved("IDLE", _ENDS)
-            self._experience.proved(self._subject.extension, _LOST)
 
     def close(self) -> None:
         """Leave IDLE without waiting for the answer."""
@@ -272,7 +273,7 @@ class _Opening:
             self._refuse(session, "NOTIFY", exc)
             return False
         except ConnectionLost:
-            self._experience.strike("NOTIFY", _LOST)
+            self._experience.strike("NOTIFY", _LOST, LOST_S)
             raise
         await listener.begin()
         self._add("notify", self._wanted.mailboxes, listener)

@@ -31,10 +31,11 @@ test: lint live-packages ## lint, then all tests but the long ones; live tests u
 	$(BIN)/pytest $(BESIDE) $(PYTEST_ARGS)
 
 test-long: lint live-packages ## the same with the long tests, and Hypothesis searching longer
+	@.ci/debian "the live test of sending through Postfix" postfix || true
 	MAILD_HISTORIES=$${MAILD_HISTORIES:-10000} $(BIN)/pytest $(BESIDE) -m "" --hypothesis-profile=long -o faulthandler_timeout=3600 $(PYTEST_ARGS)
 
-bench: $(READY) ## maild beside mbsync and OfflineIMAP: times, memory, bytes kept
-	@.ci/debian "the bench" dovecot-imapd isync offlineimap3 || true
+bench: $(READY) ## maild beside its peers: times, memory, bytes kept
+	@.ci/debian "the bench" dovecot-imapd dovecot-lmtpd dovecot-pop3d isync offlineimap3 mpop getmail6 fetchmail procmail || true
 	@.ci/debian "the bench of sending" msmtp postfix || true
 	$(BIN)/python -m tests.bench.run $(BENCH_ARGS)
 

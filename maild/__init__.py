@@ -4,14 +4,16 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
 
     cli.py             arguments → one command; imports lazily, starts fast; __main__.py: `python -m maild`
     commands/
-        sync.py        one pass over everything, JSON or a plan; progress.py: what a terminal shows meanwhile
+        sync.py        one pass over everything, JSON or a plan; sync_here.py: without a daemon, in this process;
+                       progress.py: what a terminal shows meanwhile
         sendmail.py    a message from standard input into the outbox; outbox.py: what is in it, and sending it now
         status.py      what is going on, as JSON or on a terminal; standing.py: the same in words
         approve.py     the user's word that a refused plan is right
         run.py         the daemon in the foreground; reload.py: it reads its config again
         login.py       logging in at an OAuth 2.0 provider
         account.py     accounts listed, removed, their passwords changed; account_add.py: one set up, from its address;
-                       account_options.py: what may be given; asking.py: questions at a terminal
+                       account_options.py: what may be given; account_servers.py: where its servers are;
+                       account_draft.py: what is known of it so far; asking.py: questions at a terminal
         doctor.py      what is between this machine and the mail
         manual.py      manual pages and shell completions, from the options and the schema
     demo/              the whole of it on this machine, against the servers of testing/: steps.py is what is shown
@@ -61,7 +63,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         lock.py        one maild per state directory; marker.py: proof that this is the account's Maildir
     remote/            other machines
         __init__.py    the one `match` on protocol names
-        net.py         TLS contexts, timeouts, foreign exceptions → ours
+        net.py         TLS contexts, timeouts, foreign exceptions → ours; pace.py: turns at a host
         auth.py        where a secret comes from, when it is no longer tried; keyring.py: the desktop's secret service
         masking.py     secrets taken out of what servers say
         sasl.py        ways to log in, the same for all protocols; scram.py: the one that proves and sends nothing
@@ -70,7 +72,8 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         oauth.py       access tokens, refreshed in time; tokens.py: where they are kept; oauth_login.py: the first ones
         smtp.py        one SMTP connection: commands and replies; submission.py: logging in, messages over it
         imap/          remote.py (the port), session.py (one connection), parse.py (octets → values, pure)
-            line.py      its octets both ways, deflate.py: compressed; login.py; answers.py: what refusals mean
+            receive.py   events to the commands they belong to; line.py: octets both ways, deflate.py: compressed
+            login.py     by the strongest mechanism there is; answers.py: what a server's refusals mean
             listing.py   which mailboxes there are; naming.py: being created, renamed, deleted
             box.py       one open mailbox: what is in it, what has changed; opening.py: SELECT, and what comes with it
             push.py      having the server tell by itself; told.py: what it says in NOTIFY and IDLE; experience.py: what

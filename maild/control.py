@@ -274,8 +274,12 @@ def hint(state_dir: Path, request: Mapping[str, object]) -> None:
 
 def as_message(report: AccountReport) -> Message:
     """A report as JSON has it."""
-    told = {name: getattr(report, name) for name in _REPORTED}
-    return told | {"mailboxes": {name: asdict(mailbox) for name, mailbox in report.mailboxes.items()}}
+    return as_progress(report) | {"mailboxes": {name: asdict(mailbox) for name, mailbox in report.mailboxes.items()}}
+
+
+def as_progress(report: AccountReport) -> Message:
+    """The same without the mailboxes: how far it is."""
+    return {name: getattr(report, name) for name in _REPORTED}
 
 
 def note_progress(report: AccountReport, message: Mapping[str, Any]) -> None:

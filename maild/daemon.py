@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,10 +27,12 @@ from maild import log as log_setup
 from maild.config import Account, Config, load
 from maild.config.outline import outline_of
 from maild.config.values import LogLevel
-from maild.control import ControlServer, Message, Refused, as_message
+from maild.control import ControlServer, Message, Refused, as_message, as_progress
 from maild.core.errors import AuthRejected, ConfigError, LocalError
 from maild.engine.hooks import HookBoard
-from maild.engine.keeper import Keeper, Request
+from maild.engine.keeper import Keeper, Request, refresh
+from maild.engine.lifetime import Trust, trust_of
+from maild.engine.limits import Thrift
 from maild.engine.listen import Common, OpenTree
 from maild.engine.network import watch_network
 from maild.engine.sender import Sender, watch_outbox
@@ -55,6 +57,7 @@ class Running:
     protocol: str
     keeper: Keeper | None
     sender: Sender | None
+    trust: Trust
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     has_started: bool = False
     ended: anyio.Event = field(default_factory=anyio.Event)
@@ -78,11 +81,11 @@ class Running:
         is_sender = self.sender is not None and isinstance(self.sender.error, AuthRejected)
         return self.state == "auth_rejected" or is_sender
 
-    async def document(self) -> AccountDocument:
+    def document(self) -> AccountDocument:
         """What `maild status` tells of it; an error of sending where the mail itself has none."""
         error = str(self.sender.error) if self.sender is not None and self.sender.error is not None else None
         if self.keeper is not None:
-            document = await self.keeper.document()
+            document = self.keeper.document()
             return {**document, "state": self.state, "error": document["error"] or error}
         return {**nothing_known(self.protocol), "state": self.state, "error": error}
 
@@ -206,7 +209,7 @@ class Daemon:
         if account.smtp is not None:
             find_sent = keeper.find_sent if keeper is not None and account.imap is not None else None
             sender = Sender(account, self._outbox, self.config.state_dir, self._hooks, find_sent)
-        running = self._accounts[account.name] = Running(account, protocol, keeper, sender)
+        running = self._accounts[account.name] = Running(account, protocol, keeper, sender, trust_of(account))
         if self._tasks is not None:
             self._tasks.start_soon(self._keep, running)
 
@@ -223,11 +226,16 @@ class Daemon:
             running.ended.set()
 
     async def _replace(self, config: Config) -> list[str]:
-        """Stop what is gone or another, start what is new; the rest does not notice. The names of what changed."""
+        """Stop what is gone or another, start what is new; the rest does not notice. The names of what changed.
+
+        An account is another too when its certificates were replaced: its connections were made with the old ones.
+        """
         changed = [
             name
             for name, running in self._accounts.items()
-            if config.accounts.get(name) != running.account or running.is_refused
+            if (wanted := config.accounts.get(name)) != running.account
+            or running.is_refused
+            or trust_of(wanted) != running.trust
         ]
         old = [self._accounts[name] for name in changed]
         with anyio.move_on_after(STOP_S):
@@ -302,6 +310,7 @@ class Daemon:
         """Tell systemd how it goes, and that it goes; a stuck owner ends that, and systemd starts us again."""
         watchdog_s = self._notifier.watchdog_s
         tick_s = TICK_S if watchdog_s is None else min(TICK_S, watchdog_s / 3)
+        thrift = Thrift()
         while True:
             stuck = [name for name, running in self._accounts.items() if running.keeper and running.keeper.is_stuck()]
             if not stuck:
@@ -309,9 +318,8 @@ class Daemon:
             elif watchdog_s is not None:
                 log.error("account.stalled", accounts=stuck, hint="systemd restarts maild when its watchdog ends")
             self._notifier.status(self._in_one_line())
-            for running in self._accounts.values():
-                if running.keeper is not None and running.keeper.is_stale:
-                    await running.keeper.document()
+            await refresh(_keepers(self._accounts.values()))
+            thrift.look(self._common.passes)
             await anyio.sleep(tick_s)
 
     def _in_one_line(self) -> str:
@@ -368,7 +376,8 @@ class Daemon:
 
     async def _status(self, wanted: list[str]) -> Document:
         chosen = {name: self._running(name) for name in wanted} if wanted else dict(self._accounts)
-        accounts = {name: await running.document() for name, running in chosen.items()}
+        await refresh(_keepers(chosen.values()))
+        accounts = {name: running.document() for name, running in chosen.items()}
         return {
             "version": __version__,
             "daemon": {"pid": os.getpid(), "uptime_s": round(time.monotonic() - self._began_s, 1)},
@@ -422,11 +431,14 @@ def _news(requests: Mapping[str, Request], shown: dict[str, Message]) -> Message
     news: Message = {}
     for name, request in requests.items():
         if request.report is not None:
-            report = as_message(request.report)
-            report.pop("mailboxes")
+            report = as_progress(request.report)
             if shown.get(name) != report:
                 shown[name] = news[name] = report
     return news
+
+
+def _keepers(some: Iterable[Running]) -> list[Keeper]:
+    return [running.keeper for running in some if running.keeper is not None]
 
 
 def _names(value: object) -> list[str]:

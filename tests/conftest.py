@@ -13,6 +13,8 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
+from maild.remote.pace import connects
+
 # The same examples on every run, so that a red test is red again; `make test-long` searches anew each time.
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100, stateful_step_count=30)
 settings.register_profile(
@@ -65,6 +67,12 @@ def _base64_shapes(secret: bytes) -> list[str]:
         encoded = base64.b64encode(bytes(before) + secret).decode()
         shapes.append(encoded[-(-before * 8 // 6) : (before + len(secret)) * 8 // 6])
     return shapes
+
+
+@pytest.fixture(autouse=True)
+def unhurried() -> None:
+    """No test waits for a turn because of those before it."""
+    connects.forget()
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from maild.config import Account, Config, Endpoint, NoSecret, OAuth2, Password, 
 from maild.control import NoDaemon, Refused, ask, nudge
 from maild.core.errors import AuthRejected, MaildError
 from maild.engine import accounts, keeping
+from maild.local.outbox import Outbox
 from maild.remote.trial import endpoints, try_login
 
 OK, FAILED, USAGE = 0, 1, 64
@@ -146,11 +147,11 @@ def _is_taken(account: Account, secret: Secret, password: str) -> bool:
         try:
             anyio.run(try_login, _with(endpoint, password), account.name)
         except AuthRejected as exc:
-            _refuse(f"{exc.text}; the password was not changed")
+            _refuse(f"{exc.text.rstrip('.')}; the password was not changed")
             _refuse(keeping.LOST_PASSWORD)
             return False
         except MaildError as exc:
-            _refuse(f"{exc.text}; the password was not changed; --no-test changes it all the same")
+            _refuse(f"{exc.text.rstrip('.')}; the password was not changed; --no-test changes it all the same")
             return False
         what = "sending" if protocol == "smtp" else "receiving"
         say(f"Login for {what} works: {endpoint.user} at {endpoint.host}:{endpoint.port}.")
@@ -172,16 +173,28 @@ def _remove(args: argparse.Namespace) -> int:
     if not accounts.is_ours(file, config):
         what = f"take the tables [accounts.{account.name}] and below out of {file}"
         return _refuse(f'maild does not rewrite a file of yours: {what}, then run "maild reload"', FAILED)
-    if not args.yes and not (
-        asking.is_interactive() and asking.confirm(f"Remove account {account.name}? The mail stays.")
-    ):
+    if not args.yes and not asking.is_interactive():
         return _refuse("nothing was removed; --yes removes it without a question")
+    if not args.yes and not asking.confirm(f"Remove account {account.name}? The mail stays."):
+        say("Nothing was removed.")
+        return FAILED
+    left = _left_in_outbox(config, account)
     accounts.remove_file(file)
     say(f"Account {account.name} is removed. Its mail stays in {account.maildir}.")
     _forget_secrets(account, config.path)
     say(f"What was known of it stays in {_state_file(config, account)}, for the case that it comes back.")
+    if left:
+        say(f"In the outbox of it: {left:,}. They wait for an account of this name; maild outbox cancel forgets them.")
     say(*told_daemon(config.state_dir))
     return OK
+
+
+def _left_in_outbox(config: Config, account: Account) -> int:
+    """How many messages nobody sends any more once the account is gone."""
+    if account.smtp is None or not (config.state_dir / "outbox").exists():
+        return 0
+    items = Outbox(config.state_dir).contents().items
+    return sum(item.account == account.name and item.state not in ("sent", "failed") for item in items)
 
 
 def _forget_secrets(account: Account, main: Path) -> None:

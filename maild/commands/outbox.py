@@ -29,6 +29,7 @@ from maild.engine.submit import Drained, submit_all, told
 from maild.local.outbox import Outbox
 
 OK, FAILED, USAGE = 0, 1, 64
+Document = dict[str, object]
 _SHOWN_RECIPIENTS = 3
 _SUBJECT_CHARACTERS = 60
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         case "list":
             return _list(outbox, as_json=args.json)
         case "show":
-            return _each(args, partial(_show, outbox, as_json=args.json))
+            return _each(args, partial(_shown_document if args.json else _show, outbox))
         case "flush":
             return _flush(config, outbox, as_json=args.json)
         case action:
@@ -56,24 +57,26 @@ def run(args: argparse.Namespace) -> int:
             return status
 
 
-def _each(args: argparse.Namespace, act: Callable[[str], None]) -> int:
-    """For each id; one that fails stops none of the others."""
-    status = OK
+def _each(args: argparse.Namespace, act: Callable[[str], Document | None]) -> int:
+    """For each id; one that fails stops none of the others. As JSON an object for one id, a list for several."""
+    status, documents = OK, []
     for item_id in args.id:
         try:
-            act(item_id)
+            documents += [found] if (found := act(item_id)) is not None else []
         except LocalError:
             raise
         except MaildError as exc:
             print(f"maild: {printable(str(exc))}", file=sys.stderr)
             status = FAILED
+    if args.json and (documents or len(args.id) > 1):
+        print(json.dumps(documents if len(args.id) > 1 else documents[0], ensure_ascii=False, indent=2))
     return status
 
 
 # -- what a person may do
 
 
-def _change(outbox: Outbox, action: str, item_id: str, *, as_json: bool) -> None:
+def _change(outbox: Outbox, action: str, item_id: str, *, as_json: bool) -> Document | None:
     item = outbox.find(item_id)
     now_s = time.time()
     match action:
@@ -86,11 +89,11 @@ def _change(outbox: Outbox, action: str, item_id: str, *, as_json: bool) -> None
         case _:
             item = outbox.cancel(item.id)
     if as_json:
-        print(json.dumps(json_item(item), ensure_ascii=False, indent=2))
-        return
+        return json_item(item)
     sent = len(item.with_state("sent"))
     note = f" ({sent} of {len(item.recipients)} recipients have got it)" if sent and action == "cancel" else ""
     print(f"{item.id}: {'cancelled' if action == 'cancel' else item.state}{note}")
+    return None
 
 
 def _flush(config: Config, outbox: Outbox, *, as_json: bool) -> int:
@@ -210,12 +213,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.0f} days"
 
 
-def _show(outbox: Outbox, item_id: str, *, as_json: bool) -> None:
+def _shown_document(outbox: Outbox, item_id: str) -> Document:
+    item = outbox.find(item_id)
+    return {**json_item(item), "message": outbox.text(item.id).decode("utf-8", "replace")}
+
+
+def _show(outbox: Outbox, item_id: str) -> None:
     item = outbox.find(item_id)
     text = outbox.text(item.id).decode("utf-8", "replace")
-    if as_json:
-        print(json.dumps({**json_item(item), "message": text}, ensure_ascii=False, indent=2))
-        return
     for line in _facts(item):
         print(printable(line))
     print()

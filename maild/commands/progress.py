@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
 
+from maild.control import Conversation, note_progress
 from maild.engine.report import AccountReport
 
 if TYPE_CHECKING:
@@ -37,6 +39,21 @@ async def shown(reports: Collection[AccountReport], *, is_wanted: bool) -> Async
             finally:
                 group.cancel_scope.cancel()
                 _update(progress, tasks, reports)
+
+
+def listen(talk: Conversation, reports: Mapping[str, AccountReport]) -> None:
+    """Show what the daemon says about its passes, until it has a result."""
+
+    def take() -> None:
+        for message in talk:
+            for name, progress in message["progress"].items():
+                note_progress(reports[name], progress)
+
+    async def show() -> None:
+        async with shown(reports.values(), is_wanted=True):
+            await anyio.to_thread.run_sync(take, abandon_on_cancel=True)
+
+    anyio.run(show)
 
 
 def _progress() -> Progress:

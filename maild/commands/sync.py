@@ -1,7 +1,8 @@
 """`maild sync`: one full pass now, with progress on a terminal, one JSON document, or a plan.
 
-Results go to standard output, progress and diagnostics to standard error. Exit status 0 all well, 1 when an account or
-a mailbox failed or was refused; the others were still done.
+Where a daemon runs it makes the pass, and this process does no more than ask and tell: it needs neither the whole
+config nor an event loop. Without one see `sync_here`. Results go to standard output, progress and diagnostics to
+standard error. Exit status 0 all well, 1 when an account or a mailbox failed or was refused; others were still done.
 """
 
 from __future__ import annotations
@@ -11,21 +12,12 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
-import anyio
-import anyio.to_thread
-
-from maild import log
 from maild.commands import no_such_account, printable
-from maild.commands.progress import shown
-from maild.config import Account, Config, load
+from maild.config.outline import Outline, read_outline
 from maild.control import Conversation, NoDaemon, note_progress
-from maild.engine.limits import settle_in
 from maild.engine.report import AccountReport, MailboxReport
-from maild.local.lock import InstanceLock
 
 if TYPE_CHECKING:
     from maild.engine.submit import Drained
@@ -42,39 +34,31 @@ COUNTERS = {  # in JSON → those of the report that it sums up
     "adopted": ("adopted",),
 }
 
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """An account, and the mailboxes of it that were asked for; none means all."""
-
-    account: Account
-    mailboxes: tuple[str, ...]
+Targets = Mapping[str, Sequence[str]]  # an account, and the mailboxes of it that were asked for; none means all
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status. Raises ConfigError and, for a busy state directory, StateBusy."""
-    config = load(args.config)
-    log.configure(log.beside_results(config, is_verbose=args.verbose), config.log_format)
+    outline = read_outline(args.config)
     try:
-        targets, senders = _targets(config, args.targets, may_send=args.send)
+        targets, senders = _targets(outline, args.targets, may_send=args.send)
     except LookupError as exc:
+        from maild.config import load
+
+        load(args.config)  # what is wrong with the config comes first
         print(printable(f"maild: {exc.args[0]}"), file=sys.stderr)
         return USAGE
-    reports = {target.account.name: AccountReport(target.account.name) for target in targets}
-    sent: Mapping[str, Drained] = {}
+    reports = {name: AccountReport(name) for name in targets}
+    names = [*targets, *senders] if args.targets else []
+    sent: Mapping[str, Drained] | None = {}
     if args.send and not args.dry_run:
-        sent = _send(config, [*(target.account.name for target in targets), *senders] if args.targets else [])
-    if args.targets and not targets:
+        sent = _sent_by_daemon(outline, names)
+    if args.targets and not targets and sent is not None:
         pass  # they only send
-    elif _by_daemon(config, targets, reports, args):
-        pass
-    elif args.dry_run and not config.state_dir.exists():
-        settle_in()
-        anyio.run(_sync_all, config, targets, reports, args)
-    else:
-        settle_in()
-        with InstanceLock(config.state_dir, "maild sync"):
-            anyio.run(_sync_all, config, targets, reports, args)
+    elif sent is None or not _by_daemon(outline, targets, reports, args):
+        from maild.commands import sync_here
+
+        sent = sync_here.run(targets, names, reports, args, sent)
     if args.json:
         results = {"sent": {name: _json_sent(one) for name, one in sent.items()}} if args.send else {}
         print(json.dumps({**document(reports), **results}, ensure_ascii=False, indent=2))
@@ -84,22 +68,20 @@ def run(args: argparse.Namespace) -> int:
     return OK if all(report.ok for report in reports.values()) and all(s.is_well for s in sent.values()) else FAILED
 
 
-def _send(config: Config, names: Sequence[str]) -> Mapping[str, Drained]:
+def _sent_by_daemon(outline: Outline, names: Sequence[str]) -> Mapping[str, Drained] | None:
     """What is due in the outbox goes out before the pass, which then carries the copies in Sent to the server.
 
-    By the daemon where one runs. Raises StateBusy while another maild drains it, Refused.
+    None where no daemon runs. Raises Refused.
     """
     from maild.commands.outbox import drained_by_daemon
-    from maild.engine.submit import submit_all
-    from maild.local.outbox import Outbox
 
     try:
-        return drained_by_daemon(config.state_dir, names)
+        return drained_by_daemon(outline.state_dir, names)
     except NoDaemon:
-        return anyio.run(partial(submit_all, config, Outbox(config.state_dir), only=names))
+        return None
 
 
-def _targets(config: Config, words: Sequence[str], *, may_send: bool) -> tuple[list[_Target], list[str]]:
+def _targets(outline: Outline, words: Sequence[str], *, may_send: bool) -> tuple[Targets, list[str]]:
     """What was asked for; by default all that have mail on a server. Beside it accounts that only send, if they may.
 
     Raises LookupError with a text for the user.
@@ -109,77 +91,48 @@ def _targets(config: Config, words: Sequence[str], *, may_send: bool) -> tuple[l
     whole: set[str] = set()
     for word in words:
         name, slash, mailbox = word.partition("/")
-        if name not in config.accounts:
-            raise LookupError(no_such_account(name, config.accounts))
-        if not _is_pulled(config.accounts[name]):
+        protocol = outline.accounts.get(name)
+        if protocol is None:
+            raise LookupError(no_such_account(name, outline.accounts))
+        if protocol == "smtp":
             if not may_send or slash:
                 raise LookupError(f"account {name!r} has neither an imap nor a pop3 section: it has nothing to pull")
             senders += [] if name in senders else [name]
             continue
-        if mailbox not in ("", "INBOX") and config.accounts[name].pop3 is not None:
+        if protocol == "pop3" and mailbox not in ("", "INBOX"):
             raise LookupError(f"account {name!r} is a POP3 account: its one mailbox on the server is INBOX")
         whole.update([name] if not slash else [])
         wanted[name].update([mailbox] if slash else [])
     if not words:
-        whole.update(name for name, account in config.accounts.items() if _is_pulled(account))
-    chosen = [name for name in config.accounts if name in whole or name in wanted]
-    targets = [_Target(config.accounts[n], () if n in whole else tuple(sorted(wanted[n]))) for n in chosen]
-    return targets, senders
+        whole.update(name for name, protocol in outline.accounts.items() if protocol != "smtp")
+    chosen = [name for name in outline.accounts if name in whole or name in wanted]
+    return {name: () if name in whole else tuple(sorted(wanted[name])) for name in chosen}, senders
 
 
 def _by_daemon(
-    config: Config, targets: Sequence[_Target], reports: Mapping[str, AccountReport], args: argparse.Namespace
+    outline: Outline, targets: Targets, reports: Mapping[str, AccountReport], args: argparse.Namespace
 ) -> bool:
     """Have the daemon do it, and show how far it is; False where none runs. Raises Refused."""
-    wanted = {target.account.name: list(target.mailboxes) for target in targets}
+    wanted = {name: list(mailboxes) for name, mailboxes in targets.items()}
     try:
-        talk = Conversation(config.state_dir, {"ask": "sync", "targets": wanted, "dry_run": args.dry_run}, None)
+        talk = Conversation(outline.state_dir, {"ask": "sync", "targets": wanted, "dry_run": args.dry_run}, None)
     except NoDaemon:
         return False
-    anyio.run(_listen, talk, reports, not args.json)
+    if not args.json and sys.stderr.isatty():
+        from maild.commands.progress import listen
+
+        listen(talk, reports)
+    else:
+        for message in talk:
+            note(reports, message["progress"])
+    note(reports, talk.result)
     return True
 
 
-async def _listen(talk: Conversation, reports: Mapping[str, AccountReport], is_shown: bool) -> None:
-    """Bring the reports up to date with what the daemon says until it is done."""
-
-    def listen() -> None:
-        for message in talk:
-            _note(reports, message["progress"])
-
-    async with shown(reports.values(), is_wanted=is_shown):
-        await anyio.to_thread.run_sync(listen, abandon_on_cancel=True)
-    _note(reports, talk.result)
-
-
-def _note(reports: Mapping[str, AccountReport], told: Mapping[str, Mapping[str, object]]) -> None:
+def note(reports: Mapping[str, AccountReport], told: Mapping[str, Mapping[str, object]]) -> None:
+    """Bring the reports up to date with what the daemon said."""
     for name, progress in told.items():
         note_progress(reports[name], progress)
-
-
-def _is_pulled(account: Account) -> bool:
-    return account.imap is not None or account.pop3 is not None
-
-
-async def _sync_all(
-    config: Config, targets: Sequence[_Target], reports: Mapping[str, AccountReport], args: argparse.Namespace
-) -> None:
-    """All accounts side by side; one that fails stops none of the others."""
-    async with shown(reports.values(), is_wanted=not args.json), anyio.create_task_group() as tasks:
-        for target in targets:
-            report = reports[target.account.name]
-            tasks.start_soon(_sync_one, target, config, report, args.dry_run)
-
-
-async def _sync_one(target: _Target, config: Config, report: AccountReport, dry_run: bool) -> None:
-    if target.account.pop3 is not None:
-        from maild.engine.poll import poll_account  # here: of the two kinds many have one only, and each takes 5 MiB
-
-        await poll_account(target.account, config.state_dir, report, dry_run=dry_run)
-        return
-    from maild.engine.account import sync_account
-
-    await sync_account(target.account, config.state_dir, report, only=target.mailboxes, dry_run=dry_run)
 
 
 # -- results

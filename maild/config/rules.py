@@ -105,7 +105,7 @@ def missing_accounts(sources: list[Source]) -> Iterator[Problem]:
     """No account at all, and a default account that is none; to be asked only when every file could be read."""
     main, names = sources[0], [place.name for place in places(sources)]
     if not any("accounts" in source.table and source.table["accounts"] != {} for source in sources):
-        yield main.problem((), "there is no account yet; add [accounts.NAME] with an address, and [accounts.NAME.imap]")
+        yield main.problem((), 'there is no account yet; "maild account add ADDRESS" sets one up')
     wanted = (as_table(main.table.get("maild")) or {}).get("default_account")
     if isinstance(wanted, str) and wanted and wanted not in names:
         yield main.problem(("maild", "default_account"), "no account has this name" + suggestion(wanted, names))
@@ -206,16 +206,27 @@ def _duplicates(accounts: list[Place]) -> Iterator[Problem]:
 
 def _maildirs(accounts: list[Place], default: Path | None, environ: Mapping[str, str]) -> Iterator[Problem]:
     seen: dict[str, tuple[Place, str]] = {}
+    taken: set[str] = set()  # those seen
+    parents: set[str] = set()  # every directory that one of them lies in
     for place in accounts:
         directory = _maildir(place, default, environ)
         if directory is None or place.name in seen:
             continue
         real = os.path.realpath(directory)
-        for other, taken in seen.values():
-            if relation := _overlap(real, taken):
+        above = _directories_above(real)
+        meets_any = real in taken or real in parents or not taken.isdisjoint(above)
+        for other, theirs in seen.values() if meets_any else ():  # or a thousand would be compared with each other
+            if relation := _overlap(real, theirs):
                 where = f"{other.source.name}:{other.line(('maildir',))}"
                 yield place.problem(("maildir",), f"{directory} {relation} account {key_text([other.name])} ({where})")
         seen[place.name] = (place, real)
+        taken.add(real)
+        parents |= above
+
+
+def _directories_above(path: str) -> set[str]:
+    parts = path.split("/")
+    return {"/".join(parts[:count]) or "/" for count in range(1, len(parts))}
 
 
 def _maildir(place: Place, default: Path | None, environ: Mapping[str, str]) -> Path | None:

@@ -19,12 +19,25 @@ from dataclasses import dataclass, field
 from maild.core.identity import content_of, header_facts
 from maild.core.model import Key, Uid
 
-FORGET_S = 30 * 86_400.0  # after this long without being listed
-HOLD_S = 86_400.0  # how long nothing is deleted after all unique-ids became others
+DAY_S = 86_400.0
+FORGET_S = 30 * DAY_S  # after this long without being listed
+HOLD_S = DAY_S  # how long nothing is deleted after all unique-ids became others
 SIZE_SLACK_OCTETS = 512  # what header lines that some servers add (Status, X-UIDL) may make of a size
 MADE_UP = " "  # begins an identity that no server gave: a unique-id has no space in front
 _BY_CONTENT = f"{MADE_UP}sum:"
 _OWN_LINES = (b"status:", b"x-status:", b"x-uidl:")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the server says about how it wants to be used (RFC 2449 §6.5, §6.7).
+
+    `login_delay_s` is the least time between two logins; `expire_days` for how long messages are kept, None for ever,
+    0 not at all once they were retrieved.
+    """
+
+    login_delay_s: int = 0
+    expire_days: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +161,15 @@ def is_same_size(told_octets: int | None, now_octets: int | None) -> bool:
     return abs(told_octets - now_octets) <= SIZE_SLACK_OCTETS
 
 
-def next_poll_s(poll_s: int, login_delay_s: int) -> int:
-    """How long to wait until the next poll, less any jitter: LOGIN-DELAY is the least (RFC 2449 §6.5)."""
-    return max(poll_s, login_delay_s)
+def next_poll_s(poll_s: float, terms: Terms) -> float:
+    """How long to wait from one poll to the next, less any jitter.
+
+    At least two polls fall into the time that the server keeps mail (EXPIRE, RFC 2449 §6.7), and never is it less than
+    LOGIN-DELAY (§6.5).
+    """
+    if terms.expire_days:
+        poll_s = min(poll_s, terms.expire_days * DAY_S / 2)
+    return max(poll_s, terms.login_delay_s)
 
 
 # -- identities

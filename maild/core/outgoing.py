@@ -116,8 +116,9 @@ class Item:
     """A message in the outbox, without its octets.
 
     `sender` is the reverse-path, "" for none. `size_octets` is that of the wire form. `since_s` is when the time began
-    after which it is given up. `next_s` is when it may be tried next. `copy` is that for the Sent mailbox, `copied`
-    where "begun" it may be there already; `reports` counts those that may be in the INBOX.
+    after which it is given up. `next_s` is when it may be tried next. `copy` is that for the Sent mailbox: "begun" as
+    soon as somebody has got the message, when it may be there already. `is_doubt_mixed`: who is uncertain was in
+    several transactions, so that one copy in the server's Sent mailbox says nothing about the others.
     """
 
     id: str
@@ -138,6 +139,7 @@ class Item:
     uncertain_s: int = 0
     copy: Copy = ""
     is_delay_told: bool = False
+    is_doubt_mixed: bool = False
 
     @property
     def state(self) -> State:
@@ -201,15 +203,18 @@ def settled(item: Item, verdicts: Verdicts, now_s: float) -> Item:
         recipients = tuple(map(_given_up, recipients))
     codes = {verdict.reply.code for verdict in verdicts.values() if verdict.state == "deferred"}
     codes |= {_code(r.reply) for r in recipients if r.state == "deferred"}
-    has_new_doubt = any(verdict.state == "uncertain" for verdict in verdicts.values())
+    before, doubted = ({r.address for r in some if r.state == "uncertain"} for some in (item.recipients, recipients))
+    new = {address for address, verdict in verdicts.items() if verdict.state == "uncertain"}
+    is_mixed = bool(before and new) and not (doubted == new and new <= before)
     is_deferred = any(r.state == "deferred" for r in recipients)
     return replace(
         item,
         recipients=recipients,
         phase="",
         next_s=now + retry_delay_s(item.attempts, codes) if is_deferred else now,
-        uncertain_s=now + UNCERTAIN_S if has_new_doubt else item.uncertain_s,
+        uncertain_s=now + UNCERTAIN_S if new else item.uncertain_s,
         copy=item.copy or ("begun" if any(r.state == "sent" for r in recipients) else ""),
+        is_doubt_mixed=bool(doubted) and (item.is_doubt_mixed or is_mixed),
     )
 
 
@@ -264,7 +269,8 @@ def released(item: Item, now_s: float) -> Item:
 def retried(item: Item, now_s: float) -> Item:
     """Whoever has not got it is due now, also who has failed, and the time to give it up begins anew."""
     again = _changed(item, "queued", "held", "deferred", "failed", "uncertain")
-    return replace(again, next_s=int(now_s), since_s=int(now_s), uncertain_s=0)
+    is_mixed = item.is_doubt_mixed or bool(item.with_state("uncertain"))
+    return replace(again, next_s=int(now_s), since_s=int(now_s), uncertain_s=0, is_doubt_mixed=is_mixed)
 
 
 def _changed(item: Item, to: State, *states: State) -> Item:

@@ -163,5 +163,8 @@ class Remote(Protocol):
         Where none is to be had nothing happens; whoever needs one will hear why.
         """
 
+    async def rest(self, keep: int = 1) -> None:
+        """The work is done for now: say goodbye on sessions beyond so many, with which the next work begins."""
+
     async def aclose(self) -> None:
         """Say goodbye on every session, without waiting long for an answer."""

@@ -98,6 +98,11 @@ class KeptAccount:
     state: StateThread
     dry_run: bool = False
 
+    async def sleep(self) -> None:
+        """Close the state and the line for work until the next pass, for the sake of memory; push goes on."""
+        await self.remote.rest(keep=0)
+        await self.state.run(self.state.state.sleep)
+
     async def bring_up_to_date(
         self, report: AccountReport, only: Sequence[str] = (), hinted: Collection[MailboxName] = ()
     ) -> MaildError | None:

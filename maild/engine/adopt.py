@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -23,6 +23,8 @@ from maild.local.maildir import Maildir
 from maild.local.scan import Entry
 from maild.local.spool import Spool
 from maild.local.state import Changes, MailboxState, Orphan, State
+
+MOST_COMPARED = 100  # equal messages, each with each
 
 
 @dataclass(slots=True)
@@ -58,9 +60,13 @@ class Unpaired:
                 found[facts].append(key)
         return found
 
-    def with_content(self, content: Content) -> Key | None:
-        """A file with exactly this content."""
-        return next((key for key in self.by_content.get(content, ()) if key in self.entries), None)
+    def with_content(self, content: Content, flags: Flags = NO_FLAGS, maildir: Maildir | None = None) -> Key | None:
+        """A file with exactly this content; with a `maildir` rather one that has these flags as well."""
+        found = [key for key in self.by_content.get(content, ()) if key in self.entries]
+        if maildir is None or len(found) > MOST_COMPARED:
+            return found[0] if found else None
+        alike = (key for key in found if same_flags(maildir.flags(self.entries[key]), flags))
+        return next(alike, found[0] if found else None)
 
     @property
     def kept_here(self) -> dict[Key, Orphan]:
@@ -99,8 +105,13 @@ def read_unpaired(state: State, mailbox: MailboxState, maildir: Maildir, entries
     return Unpaired({key: entries[key] for key in identities}, identities, state.orphans(mailbox.id))
 
 
-def match_facts(unpaired: Unpaired, facts: Mapping[Uid, Facts]) -> dict[Uid, Key]:
-    """Pair by cheap identity, where that leaves no doubt.
+Alike = Callable[[Uid, Key], bool]
+
+
+def match_facts(
+    unpaired: Unpaired, facts: Mapping[Uid, Facts], is_alike: Alike = lambda uid, key: False
+) -> dict[Uid, Key]:
+    """Pair by cheap identity, where that leaves no doubt. Of equal messages those go together that are alike in flags.
 
     No doubt: a Message-ID is there, all local files of the group have the same content, and there are no more messages
     on the server than files. Everything else is decided by the content once it has been fetched.
@@ -115,8 +126,21 @@ def match_facts(unpaired: Unpaired, facts: Mapping[Uid, Facts]) -> dict[Uid, Key
             keys = [key for key in same if key not in taken]
             uids = [uid for uid in groups.get(fact, []) if uid not in matched]
             if len(uids) <= len(keys) and len({unpaired.identities[key].digest for key in keys}) == 1:
-                matched.update(zip(sorted(uids, key=_uid_order), sorted(keys), strict=False))
+                matched.update(_together(sorted(uids, key=_uid_order), sorted(keys), is_alike))
     return matched
+
+
+def _together(uids: list[Uid], keys: list[Key], is_alike: Alike) -> dict[Uid, Key]:
+    """Each of `uids` with one of `keys`, of which there are as many or more."""
+    if len(keys) == 1 or len(keys) > MOST_COMPARED:
+        return dict(zip(uids, keys, strict=False))
+    matched: dict[Uid, Key] = {}
+    for uid in uids:
+        if (key := next((key for key in keys if is_alike(uid, key)), None)) is not None:
+            matched[uid] = key
+            keys.remove(key)
+    left = [uid for uid in uids if uid not in matched]
+    return matched | dict(zip(left, keys, strict=False))
 
 
 def _uid_order(uid: Uid) -> tuple[int, str]:

@@ -93,6 +93,18 @@ def merge_files(
     return changed, len(settled) == len(merges)
 
 
+def reflag(maildir: Maildir, flags: Mapping[Key, tuple[Flags, Flags]]) -> int:
+    """Give files whose pair is still to come other flags, from those of the base to the merged ones; how many changed.
+
+    Else what one side removed would come back, for without a pair there is no base to tell that from an addition.
+    """
+    if not flags:
+        return 0
+    entries = maildir.locate({key: base for key, (base, _) in flags.items()})
+    done = maildir.set_flags([(entry, flags[key][1]) for key, entry in entries.items()])
+    return sum(done[key] != entries[key] for key in done)
+
+
 def _wanted_now(maildir: Maildir, entry: Entry, operation: MergeFlags, pairs: Mapping[Uid, Pair]) -> Flags:
     """The decided flags, together with what a reader changed in this instant."""
     base = pairs[operation.uid].flags

@@ -108,7 +108,8 @@ async def _server(
         try:
             tried = await try_login(endpoint, account.name)
         except AuthRejected as exc:
-            remedy = f"{exc.hint}; a new password: maild account passwd {account.name}"
+            is_tried = _choose(endpoint, reached) is not None  # and not given up before, for want of a mechanism
+            remedy = f"{exc.hint}; a new password: maild account passwd {account.name}" if is_tried else exc.hint
             yield Finding("problem", f"{protocol} login", exc.text, remedy)
             return
         except MaildError as exc:
@@ -141,7 +142,10 @@ def _reached(protocol: str, endpoint: Endpoint, reached: Reached) -> Iterator[Fi
         text = f"{where} is used without TLS: password and mail can be read on the way"
         yield Finding("warning", f"{protocol} TLS", text, 'tls = "implicit" or "starttls"')
     if reached.failure is not None:
-        yield Finding.of(reached.failure, f"{protocol} {_LAYERS[reached.layer]}")
+        found = Finding.of(reached.failure, f"{protocol} {_LAYERS[reached.layer]}")
+        if reached.layer == "greeting" and endpoint.tls == "starttls":
+            found = replace(found, remedy=f'{found.remedy}; if this port speaks TLS at once, use tls = "implicit"')
+        yield found
         return
     yield Finding("ok", f"{protocol} greeting", _cut(reached.greeting))
     yield Finding("ok", f"{protocol} capabilities", _cut(" ".join(sorted(reached.capabilities)) or "none"))
@@ -164,12 +168,17 @@ def _tls(protocol: str, endpoint: Endpoint, reached: Reached) -> Iterator[Findin
 
 def mechanism(endpoint: Imap | Pop3 | Smtp, reached: Reached) -> str:
     """By which mechanism maild logs in there, in words."""
+    return _choose(endpoint, reached) or "what it offers inside TLS"
+
+
+def _choose(endpoint: Imap | Pop3 | Smtp, reached: Reached) -> str | None:
+    """The same, None where none of what was offered will do."""
     offered = reached.mechanisms
     has_own = isinstance(endpoint, Pop3) or (isinstance(endpoint, Imap) and "LOGINDISABLED" not in reached.capabilities)
     try:
         chosen = sasl.choose(endpoint, endpoint.user, "-", offered, has_own_command=has_own)
     except AuthRejected:
-        return "what it offers inside TLS"
+        return None
     if chosen is None:
         return "USER and PASS" if isinstance(endpoint, Pop3) else "LOGIN"
     return f"{chosen.name}, with channel binding" if f"{chosen.name}-PLUS" in offered else chosen.name

@@ -1,7 +1,7 @@
 """What may have been sent, looked for among what the server keeps of what it took.
 
-Only where the server keeps its own copies is one a proof, and only if nobody has got the message yet: otherwise the
-copy is that of an earlier attempt, and says nothing about those it was not for.
+Only where the server keeps its own copies is one a proof, and only if all attempts that may have made one were for the
+same recipients: a copy says nothing about those it was not for.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ FindSent = Callable[[Likeness], Awaitable[bool | None]]  # None: it cannot be to
 async def settle_doubts(account: str, outbox: Outbox, items: list[Item], find_sent: FindSent, now_s: float) -> None:
     """Those of the items that are found have been sent; where the server cannot be asked now, they wait for it."""
     for item in items:
-        if not item.with_state("uncertain") or item.copy or item.phase or not outbox.has_text(item.id):
+        is_proof = not (item.copy or item.is_doubt_mixed or item.phase)
+        if not is_proof or not item.with_state("uncertain") or not outbox.has_text(item.id):
             continue
         octets = await anyio.to_thread.run_sync(outbox.text, item.id)
         try:

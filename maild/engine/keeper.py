@@ -7,7 +7,8 @@ judge: one server that is away, or refuses the login, holds up nobody else.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -19,20 +20,21 @@ import structlog
 from maild.config import Account
 from maild.core.errors import AuthRejected, ConnectionLost, MaildError, Retry, Scope, Unavailable
 from maild.core.likeness import Likeness
+from maild.core.maildrop import Terms, next_poll_s
 from maild.core.model import MailboxName
 from maild.core.ports import Remote
 from maild.engine.account import KeptAccount, opened_account
 from maild.engine.doubts import is_in_sent
 from maild.engine.listen import Common, Listening
-from maild.engine.poll import poll_account
+from maild.engine.poll import poll_account, remembered_terms
 from maild.engine.report import AccountReport
 from maild.engine.status import AccountDocument, nothing_known, stored_account
 from maild.engine.supervise import Patience, keep_alive
-from maild.remote.auth import Credentials, read_secret
+from maild.remote.auth import Credentials
 
 STUCK_S = 1200.0  # an owner without a sign of life for so long is stuck; every command, and every delay, ends before
 TELL_AFTER_S = 3600.0  # of failures that may pass by themselves, before a person is told
-REFRESH_S = 0.5  # how long after a pass what `maild status` shows is read again
+READ_AT_ONCE = 50  # states in one go, for `maild status`
 LONGEST_PASS_AT_STOP_S = 4.0
 FAULT = "a fault in maild; the log has its traceback"
 STOPPED = "maild was stopped before it was done"
@@ -85,12 +87,12 @@ class Keeper:
         self._passing: anyio.CancelScope | None = None
         self._last_sign_s = common.clock()
         self._last_counts: object = None
-        self._stored: AccountDocument | None = None
-        self._is_stale = True
+        self.stored: AccountDocument | None = None
+        self.is_stale = True  # a pass ended since `stored` was read
         self._next_poll_s = 0.0
         self._credentials: Credentials | None = None
-        self._refused_secret: str | None = None  # of POP3, whose sessions do not know of each other
-        self._least_s = 0  # between two logins, as a POP3 server wants it
+        self._terms = Terms()  # as a POP3 server wants to be polled
+        self._login_from_s = 0.0  # before, it takes no login
         self._is_told = False  # the hook has been told of what is wrong
         self._remote: Remote | None = None
         self._look_here: Callable[[], Awaitable[bool]] = _nothing  # whether this disk has news that are not maild's own
@@ -126,7 +128,7 @@ class Keeper:
     def note_secret(self) -> None:
         """There may be another secret: a refused login is no reason to wait any more."""
         if isinstance(self.failure, AuthRejected):
-            self.failure, self._refused_secret = None, None
+            self.failure = None
         self.hasten()
 
     def ask(self, request: Request) -> None:
@@ -178,15 +180,9 @@ class Keeper:
             self._stirred.set()
         return silent_s > STUCK_S and not self._is_stopped
 
-    async def document(self) -> AccountDocument:
-        """What `maild status` tells of it, from memory unless a pass has just ended."""
-        if self._stored is None or self._is_stale:
-            await self._refresh()
-        return self.shown()
-
-    def shown(self) -> AccountDocument:
-        """The same as of the last time it was read."""
-        stored = self._stored or nothing_known(self.protocol)
+    def document(self) -> AccountDocument:
+        """What `maild status` tells of it, as of the last `refresh`."""
+        stored = self.stored or nothing_known(self.protocol)
         error = str(self.failure) if self.failure is not None else stored["error"]
         if error is None and self.push is None and self._listening.failure is not None:
             error = f"no push: {self._listening.failure}"
@@ -201,16 +197,6 @@ class Keeper:
                 for name, mailbox in mailboxes.items()
             }
         return shown
-
-    @property
-    def is_stale(self) -> bool:
-        return self._is_stale
-
-    async def _refresh(self) -> None:
-        self._is_stale = False
-        self._stored = await anyio.to_thread.run_sync(
-            stored_account, self.common.state_dir, self.account.name, self.protocol
-        )
 
     async def find_sent(self, wanted: Likeness) -> bool | None:
         """Whether the account's Sent mailbox on the server has a message. Raises MaildError where that is not known."""
@@ -234,23 +220,27 @@ class Keeper:
 
     async def _keep(self) -> None:
         """With the state open; raises what keeps it from being opened."""
-        if self.protocol == "pop3":
-            await self._own(self._poll)
+        await self._patience.wait(self.common.pace.wait_s(self._host))
+        if self.account.pop3 is not None:
+            await self._await_login_delay()
+            credentials = Credentials(self.account.pop3, self.account.name)
+            self._credentials = credentials = self._credentials or credentials
+            await self._own(partial(self._poll, credentials))
             return
         async with opened_account(self.account, self.common.state_dir) as kept, anyio.create_task_group() as tasks:
             self._remote = kept.remote
             try:
                 tasks.start_soon(self._listening.to_server, kept.remote)
                 tasks.start_soon(self._listening.to_disk)
-                self._look_here = kept.has_local_news
+                self._look_here = partial(self._look, kept)
                 await self._own(partial(self._pass, kept))
                 tasks.cancel_scope.cancel()
             finally:
                 self._remote = None
+                self.common.note_end(kept)
 
     async def _own(self, make_pass: MakePass) -> None:
         """One pass after another, whenever one is wanted."""
-        await self._patience.wait(self.common.pace.wait_s(self._host))
         while not self._is_stopping:
             self._last_sign_s = self.common.clock()
             if self._requests or (self._is_wanted and self._may_try()):
@@ -274,14 +264,18 @@ class Keeper:
         """Whether a pass that nobody waits for may be made now."""
         if isinstance(self.failure, AuthRejected):
             return False
-        return not self._patience.failures or self.common.clock() >= self._patience.retry_at_s
+        return self.common.clock() >= self._try_from_s
+
+    @property
+    def _try_from_s(self) -> float:
+        return max(self._login_from_s, self._patience.retry_at_s if self._patience.failures else 0.0)
 
     async def _until_stirred(self) -> None:
         """Wait for a word, for the timer, or for the end of a delay."""
         now_s = self.common.clock()
-        until_s = self._next_poll_s
-        if self._patience.failures and not isinstance(self.failure, AuthRejected):
-            until_s = self._patience.retry_at_s
+        until_s = self._try_from_s if self._is_wanted else self._next_poll_s
+        if isinstance(self.failure, AuthRejected):
+            until_s = self._next_poll_s
         self._stirred = anyio.Event()
         with anyio.move_on_after(max(until_s - now_s, 0.0)) as waited:
             await self._stirred.wait()
@@ -336,7 +330,7 @@ class Keeper:
 
     def _judge(self, report: AccountReport, only: Sequence[str]) -> None:
         """What the end of a pass means for the next one."""
-        self._is_stale = True
+        self.is_stale = True
         self._last_sign_s = self.common.clock()
         failure, had_failed = report.failure, self.failure is not None
         self.common.hooks.note_pass(report)
@@ -369,7 +363,7 @@ class Keeper:
     def _fail(self, failure: MaildError | None) -> None:
         self.failure = failure or MaildError(FAULT, "please report it")
         self._is_wanted = True
-        self._is_stale = True
+        self.is_stale = True
         self._listening.end()
         if isinstance(failure, AuthRejected):
             self._set_timer()
@@ -389,29 +383,41 @@ class Keeper:
     # -- passes
 
     async def _pass(self, kept: KeptAccount, report: AccountReport, only: Sequence[str], dry_run: bool) -> None:
+        self.common.passes += 1
         this = KeptAccount(kept.account, kept.imap, kept.remote, kept.state, dry_run) if dry_run else kept
         if isinstance(kept.remote, LogsIn) and kept.remote.credentials.refused is not None:
             await self._unless_unreadable(kept.remote.credentials.has_changed)
         self._credentials = kept.remote.credentials if isinstance(kept.remote, LogsIn) else None
         hinted, self._hinted = self._hinted, self._hinted if dry_run else frozenset()
         await this.bring_up_to_date(report, only, hinted)
+        await kept.remote.rest()
+        await self.common.note_use(kept)
 
-    async def _poll(self, report: AccountReport, only: Sequence[str], dry_run: bool) -> None:
-        if isinstance(self.failure, AuthRejected) and not await self._has_other_secret():
-            report.error, report.failure, report.state = str(self.failure), self.failure, "error"
-            return
-        terms = await poll_account(self.account, self.common.state_dir, report, dry_run=dry_run)
+    async def _look(self, kept: KeptAccount) -> bool:
+        """Whether this disk has news that are not maild's own."""
+        try:
+            return await kept.has_local_news()
+        finally:
+            await self.common.note_use(kept)
+
+    async def _await_login_delay(self) -> None:
+        """Nothing is polled by itself before the server wants to hear from us, whoever polled it last."""
+        self._terms, login_s = await anyio.to_thread.run_sync(remembered_terms, self.account, self.common.state_dir)
+        delay_s = self._terms.login_delay_s
+        self._login_from_s = self.common.clock() + min(login_s + delay_s - time.time(), delay_s)
+
+    async def _poll(self, credentials: Credentials, report: AccountReport, only: Sequence[str], dry_run: bool) -> None:
+        if credentials.refused is not None:
+            await self._unless_unreadable(credentials.has_changed)
+        state_dir = self.common.state_dir
+        terms = await poll_account(self.account, state_dir, report, credentials=credentials, dry_run=dry_run)
         if terms is not None:
-            self._least_s = terms.login_delay_s
+            self._terms, self._login_from_s = terms, self.common.clock() + terms.login_delay_s
         self._listening.push = "poll" if report.ok else None
-        if isinstance(report.failure, AuthRejected):
-            self._refused_secret = await self._secret()
 
     async def _has_other_secret(self) -> bool:
         """Whether the refused secret has been replaced; where it cannot be read it has not."""
-        if self._credentials is not None:
-            return await self._unless_unreadable(self._credentials.has_changed)
-        return self._refused_secret is None or await self._secret() not in {None, self._refused_secret}
+        return self._credentials is None or await self._unless_unreadable(self._credentials.has_changed)
 
     async def _unless_unreadable(self, has_changed: Callable[[], Awaitable[bool]]) -> bool:
         try:
@@ -420,22 +426,13 @@ class Keeper:
             log.warning("secret.refused", account=self.account.name, reason=exc.text, hint=exc.hint)
             return False
 
-    async def _secret(self) -> str | None:
-        if self.account.pop3 is None:
-            return None
-        try:
-            return await read_secret(self.account.pop3.secret, self.account.name)
-        except MaildError as exc:
-            log.warning("secret.refused", account=self.account.name, reason=exc.text, hint=exc.hint)
-            return None
-
     # -- who tells when to look
 
     def _set_timer(self) -> None:
         """A little earlier or later each time, so that accounts do not keep step."""
         section = self.account.imap or self.account.pop3
-        poll_s = max(float(section.poll_s) if section is not None else 0.0, self._least_s)
-        spread_s = poll_s * 0.1 * (self.common.chance() - 0.5) if not self._least_s else poll_s * 0.1
+        poll_s = next_poll_s(float(section.poll_s) if section is not None else 0.0, self._terms)
+        spread_s = poll_s * 0.1 * (self.common.chance() - (0.0 if self._terms.login_delay_s else 0.5))
         self._next_poll_s = self.common.clock() + poll_s + spread_s
 
     @property
@@ -446,6 +443,21 @@ class Keeper:
 
 async def _nothing() -> bool:
     return False
+
+
+async def refresh(keepers: Iterable[Keeper]) -> None:
+    """Read again what is stored of those that have had a pass since it was read."""
+    stale = [keeper for keeper in keepers if keeper.is_stale]
+    for start in range(0, len(stale), READ_AT_ONCE):
+        some = stale[start : start + READ_AT_ONCE]
+        for keeper in some:
+            keeper.is_stale = False
+        for keeper, stored in zip(some, await anyio.to_thread.run_sync(_read, some), strict=True):
+            keeper.stored = stored
+
+
+def _read(keepers: Sequence[Keeper]) -> list[AccountDocument]:
+    return [stored_account(keeper.common.state_dir, keeper.account.name, keeper.protocol) for keeper in keepers]
 
 
 def _counts(report: AccountReport) -> object:

@@ -1,4 +1,4 @@
-"""How work on an account begins and ends, whatever its protocol: where its state is, which of several errors counts."""
+"""How work on an account begins and ends, whatever its protocol: where its state is, whom it trusts, what failed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,23 @@ from maild.core.errors import MaildError
 from maild.local.durable import disk_error
 from maild.local.overview import LAST_PASS, last_done
 from maild.local.state import State
+
+Trust = tuple[tuple[Path, int, int, int] | None, ...]
+
+
+def trust_of(account: Account) -> Trust:
+    """The files that say whom an account trusts and who it is, as they are now: another value once one is replaced."""
+    endpoints = [endpoint for endpoint in (account.imap, account.pop3, account.smtp) if endpoint is not None]
+    files = [file for e in endpoints for file in (e.ca_file, e.client_cert, e.client_key) if file is not None]
+    return tuple(map(_stamp, files))
+
+
+def _stamp(path: Path) -> tuple[Path, int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None  # whoever connects says why
+    return path, found.st_mtime_ns, found.st_size, found.st_ino
 
 
 @contextmanager

@@ -7,12 +7,15 @@ import gc
 import queue
 import resource
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 DESCRIPTORS = 16_384
 LOOKUPS = 64
+GIVE_BACK_EVERY_S = 60.0
+COLLECT_AFTER = 300  # passes; the collector's own turn may be hours away, as `settle_in` has it
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _M_ARENA_MAX = -8
 _BIG_OCTETS = 256 * 1024
@@ -32,6 +35,28 @@ def raise_descriptor_limit() -> None:
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class Thrift:
+    """Returns to the system what passes needed and nothing uses any more, a while after them."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._trimmed = self._collected = 0
+        self._not_before_s = clock() + GIVE_BACK_EVERY_S
+
+    def look(self, passes: int) -> bool:
+        """`passes` counts those made so far. Whether it was time."""
+        if passes == self._trimmed or self._clock() < self._not_before_s:
+            return False
+        self._trimmed, self._not_before_s = passes, self._clock() + GIVE_BACK_EVERY_S
+        if passes - self._collected >= COLLECT_AFTER:  # it takes 0.1 ms for each account
+            self._collected = passes
+            gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+        return True
 
 
 def keep_memory_small() -> None:

@@ -24,9 +24,13 @@ from maild.config.values import Layout
 from maild.core.errors import MaildError
 from maild.core.model import MailboxName
 from maild.core.ports import Remote, Watch
+from maild.engine.account import KeptAccount
 from maild.engine.hooks import HookBoard
-from maild.engine.supervise import Pace, Patience, keep_alive
+from maild.engine.supervise import Patience, keep_alive
+from maild.remote.pace import Pace
 
+ACCOUNTS_PER_S = 14.0  # that begin at one host; each needs two sessions, and whoever waits for one takes memory
+MOST_AWAKE = 32  # accounts with state and a line for work open: 400 KiB, to be had again in some ms and 5 round trips
 MISSED_S = 30.0  # after a look found something, the server has so long to say so too
 RESCAN_S = 60.0  # where the system has too few watches
 USEFUL_S = 60.0  # a watch that lasted so long was no failure
@@ -54,10 +58,25 @@ class Common:
 
     state_dir: Path
     hooks: HookBoard
-    pace: Pace = field(default_factory=Pace)
+    pace: Pace = field(default_factory=lambda: Pace(ACCOUNTS_PER_S))
     open_tree: OpenTree | None = None
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
+    passes: int = 0  # made so far
+    _awake: dict[int, KeptAccount] = field(default_factory=dict)  # the one used last comes last
+
+    async def note_use(self, kept: KeptAccount) -> None:
+        """A pass of this account was made; the state of the one that had none for longest may be closed for it."""
+        self.note_end(kept)
+        self._awake[id(kept)] = kept
+        if len(self._awake) > MOST_AWAKE:
+            longest = next(iter(self._awake.values()))
+            self.note_end(longest)
+            await longest.sleep()
+
+    def note_end(self, kept: KeptAccount) -> None:
+        """The account is not kept any more, or its state not open."""
+        self._awake.pop(id(kept), None)
 
 
 class Listening:
@@ -141,7 +160,6 @@ class Listening:
             return
         await self._is_up.wait()
         self._is_down = anyio.Event()
-        await self._common.pace.turn(imap.host)
         idle = tuple(map(MailboxName, imap.idle_mailboxes))
         async with remote.watch(self._mailboxes, idle, imap.push) as watch:
             self.push, self.lack, self.failure = watch.method, watch.lack, None

@@ -21,7 +21,7 @@ import structlog
 
 from maild.config import Account, Pop3
 from maild.core.errors import ConfigError, ConnectionLost, MaildError, PlanRefused, ProtocolViolation
-from maild.core.maildrop import Known, News, Policy, compare, is_by_content
+from maild.core.maildrop import DAY_S, Known, News, Policy, Terms, compare, is_by_content
 from maild.core.model import Epoch, MailboxName, Uid
 from maild.core.names import directory
 from maild.engine.lifetime import note_pass, only_ours, state_path
@@ -30,11 +30,12 @@ from maild.engine.prune import prune
 from maild.engine.report import AccountReport
 from maild.engine.retrieve import Retrieval, Visit
 from maild.local.maildir import Maildir
-from maild.local.maildrop import MaildropTable
+from maild.local.maildrop import MaildropTable, note_terms, terms_told
 from maild.local.marker import check_root, mark_root
 from maild.local.state import MailboxState, State
 from maild.remote import open_maildrop
-from maild.remote.pop3.remote import Maildrop, Terms
+from maild.remote.auth import Credentials
+from maild.remote.pop3.remote import Maildrop, Pop3Remote
 
 TRIES = 3  # of a transfer, when the connection is lost on the way
 RETRY_DELAY_S = 1.0
@@ -48,20 +49,25 @@ async def poll_account(
     state_dir: Path,
     report: AccountReport,
     *,
+    credentials: Credentials | None = None,
     dry_run: bool = False,
     now: Callable[[], float] = time.time,
 ) -> Terms | None:
-    """One poll, told in `report`; what the server says about polling it, None where it could not be asked.
+    """One poll, told in `report`; what the server says about polling it, None where it was not logged in to.
 
-    Never raises a MaildError: it is reported. `now` is the clock by which messages age, in seconds since 1970 UTC.
+    Never raises a MaildError: it is reported. `credentials` are those of a caller who makes more than one poll; `now`
+    is the clock by which messages age, in seconds since 1970 UTC.
     """
     started = time.monotonic()
     report.state = "connecting"
     log.debug("account.started", account=account.name)
     terms: Terms | None = None
     try:
-        async with _opened(account, state_dir, report, dry_run=dry_run, now_s=now()) as visit:
-            terms = await _poll(visit)
+        async with _opened(account, state_dir, report, dry_run=dry_run, now=now) as visit:
+            try:
+                await _poll(visit, open_maildrop(account, credentials))
+            finally:
+                terms = visit.terms
     except MaildError as exc:
         _fail(account, report, exc)
     except BaseExceptionGroup as group:
@@ -96,7 +102,7 @@ def _log_end(account: Account, report: AccountReport) -> None:
 
 @asynccontextmanager
 async def _opened(
-    account: Account, state_dir: Path, report: AccountReport, *, dry_run: bool, now_s: float
+    account: Account, state_dir: Path, report: AccountReport, *, dry_run: bool, now: Callable[[], float]
 ) -> AsyncIterator[Visit]:
     """State and disk of an account, closed again at the end."""
     if account.pop3 is None:
@@ -104,7 +110,7 @@ async def _opened(
     with state_path(account, state_dir, dry_run=dry_run) as path:
         thread = StateThread(await anyio.to_thread.run_sync(State.open, path))
         try:
-            visit = await thread.run(_begun, account, account.pop3, thread, report, dry_run, now_s)
+            visit = await thread.run(_begun, account, account.pop3, thread, report, dry_run, now)
             try:
                 yield visit
                 if visit.is_announced:
@@ -130,10 +136,15 @@ async def _note_end(thread: StateThread, failure: MaildError | None, *, dry_run:
 
 
 def _begun(
-    account: Account, pop3: Pop3, thread: StateThread, report: AccountReport, dry_run: bool, now_s: float
+    account: Account,
+    pop3: Pop3,
+    thread: StateThread,
+    report: AccountReport,
+    dry_run: bool,
+    now: Callable[[], float],
 ) -> Visit:
     """See that the Maildir is the one the state knows, and open what is needed of both. Blocks."""
-    state = thread.state
+    state, now_s = thread.state, now()
     check_root(account.maildir, state, dry_run)
     report.mailbox(INBOX)
     where = directory((INBOX,), account.layout)
@@ -146,7 +157,7 @@ def _begun(
         _begin_anew_if_other(state, table, mailbox, Epoch(f"pop3 {pop3.user}@{pop3.host}"), now_s)
     policy = Policy(pop3.leave_on_server, pop3.delete_with_local, pop3.max_message_size_octets)
     maildir = _open_maildir(account, state, mailbox, where, dry_run=dry_run)
-    return Visit(account, pop3, thread, report, mailbox, maildir, table, policy, dry_run, now_s)
+    return Visit(account, pop3, thread, report, mailbox, maildir, table, policy, dry_run, now, now_s)
 
 
 def _begin_anew_if_other(state: State, table: MaildropTable, mailbox: MailboxState, epoch: Epoch, now_s: float) -> None:
@@ -176,28 +187,31 @@ def _open_maildir(
     return maildir
 
 
-async def _poll(visit: Visit) -> Terms:
+async def _poll(visit: Visit, remote: Pop3Remote) -> None:
     """Sessions until one comes to its end. What a lost one brought stays, so the next has less to do."""
-    remote = open_maildrop(visit.account)
     for attempt in range(1, TRIES + 1):
         before = visit.suspect
         try:
             async with remote.opened() as drop:
                 return await _visit(visit, drop)
         except (ConnectionLost, ProtocolViolation) as exc:
-            if not visit.is_pulling or attempt == TRIES:
+            delay_s = RETRY_DELAY_S * attempt
+            login_delay_s = visit.terms.login_delay_s if visit.terms is not None else 0
+            if not visit.is_pulling or attempt == TRIES or login_delay_s > delay_s:
                 raise
             visit.is_pulling = False
             if visit.suspect is not None and visit.suspect == before:
                 visit.given_up.add(visit.suspect)
             log.warning("session.retried", account=visit.account.name, mailbox=INBOX, reason=exc.text)
-            await anyio.sleep(RETRY_DELAY_S * attempt)
+            await anyio.sleep(delay_s)
     raise ConnectionLost(f"{visit.pop3.host}: no session came to its end")
 
 
-async def _visit(visit: Visit, drop: Maildrop) -> Terms:
+async def _visit(visit: Visit, drop: Maildrop) -> None:
     """All that is done in one session."""
-    terms = await drop.terms()
+    visit.terms = await drop.terms()
+    if not visit.dry_run:
+        await visit.state.run(_note_terms, visit, visit.terms)
     listed = await drop.listing()
     visit.report.state = visit.box.state = "syncing"
     visit.listed = {message.uid: message.number for message in listed if message.uid is not None}
@@ -217,7 +231,33 @@ async def _visit(visit: Visit, drop: Maildrop) -> Terms:
     visit.box.state = "refused" if visit.box.refused else "error" if visit.box.error else "ok"
     if not visit.dry_run:
         await visit.state.run(_conclude, visit, news, late_news, len(listed))
-    return terms
+
+
+def _note_terms(visit: Visit, terms: Terms) -> None:
+    """Remember what the server wants, and when it was logged in to: the next daemon has to know as well. Blocks."""
+    state = visit.state.state
+    before, _ = terms_told(state)
+    if terms != Terms() or before != Terms():
+        note_terms(state, terms, visit.now())
+    days, leave = terms.expire_days, visit.policy.leave
+    if terms != before and days is not None and (leave is True or leave > days * DAY_S):
+        reason = f"the server keeps mail for {days} days" if days else "the server keeps no mail that was fetched"
+        log.warning("maildrop.expires", account=visit.account.name, reason=reason)
+
+
+def remembered_terms(account: Account, state_dir: Path) -> tuple[Terms, float]:
+    """What the account's server wanted when it was logged in to last, and when that was, in seconds since 1970 UTC.
+
+    Blocks. Raises LocalError.
+    """
+    path = state_dir / f"{account.name}.sqlite"
+    if not path.exists():
+        return Terms(), 0.0
+    state = State.open(path)
+    try:
+        return terms_told(state)
+    finally:
+        state.close()
 
 
 def _by_when(known: Mapping[Uid, Known], *, has_nameless: bool) -> tuple[dict[Uid, Known], dict[Uid, Known]]:

@@ -274,10 +274,10 @@ class Pull:
 
         Looking and taking are one step of the state's thread: several sessions may bring equal messages at once.
         """
-        key = self._unpaired.with_content(content)
+        delivery = self._delivery
+        key = self._unpaired.with_content(content, fetched.flags, delivery.maildir)
         if key is None:
             return None
-        delivery = self._delivery
         return adopt(
             work.state.state,
             delivery.mailbox,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import cast
@@ -24,6 +24,7 @@ from maild.core.maildrop import (
     Known,
     News,
     Policy,
+    Terms,
     hashed,
     header_digest,
     matched,
@@ -59,7 +60,8 @@ class Visit:
     """What the steps of one poll share. `maildir` is missing only in a dry run.
 
     `listed` are the messages of this session by what they are, `sizes` what LIST told by number; `given_up` are those
-    at which the connection was lost again and again, `suspect` the one it was lost at last.
+    at which the connection was lost again and again, `suspect` the one it was lost at last. `terms` are those of the
+    server, once it was logged in to. `now` is the clock, `now_s` what it said when the poll began.
     """
 
     account: Account
@@ -71,7 +73,9 @@ class Visit:
     table: MaildropTable
     policy: Policy
     dry_run: bool
+    now: Callable[[], float]
     now_s: float
+    terms: Terms | None = None
     listed: dict[Uid, int] = field(default_factory=dict)
     sizes: dict[int, int] = field(default_factory=dict)
     known: dict[Uid, Known] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Keeps a task alive: what went wrong is told, and after a while it is tried again. The only place that may catch all.
 
 A delay doubles from 1 s to 5 min, after an hour of failures goes to 15 min, and ends at once when somebody asks or the
-network changes. Servers are approached one after another, so that many accounts do not come back at one instant.
+network changes.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import anyio
 import structlog
 
 from maild.core.backoff import reconnect_delay_s
 from maild.core.errors import MaildError
-
-CONNECTS_PER_S = 25  # to one host; an account needs about two sessions, and 50 a second is what a server has to bear
 
 log = structlog.get_logger()
 
@@ -60,26 +58,6 @@ class Patience:
         with anyio.move_on_after(delay_s):
             await self._asked.wait()
         self._asked = None
-
-
-@dataclass(slots=True)
-class Pace:
-    """Turns at one host after another, never more than so many a second; whoever comes alone does not wait."""
-
-    per_s: float = CONNECTS_PER_S
-    clock: Callable[[], float] = time.monotonic
-    _free_at_s: dict[str, float] = field(default_factory=dict)
-
-    def wait_s(self, host: str) -> float:
-        """Take the next turn at a host: how long to wait for it."""
-        now_s = self.clock()
-        turn_s = max(now_s, self._free_at_s.get(host, 0.0))
-        self._free_at_s[host] = turn_s + 1 / self.per_s
-        return turn_s - now_s
-
-    async def turn(self, host: str) -> None:
-        if (delay_s := self.wait_s(host)) > 0:
-            await anyio.sleep(delay_s)
 
 
 async def keep_alive(

@@ -51,8 +51,8 @@ from maild.core.model import (
 from maild.core.moves import Content
 from maild.core.ports import BodyWriter, RemoteBox
 from maild.core.reconcile import RemoteNews, Rules, merge_flags, proven_gone, reconcile
-from maild.engine.adopt import Adopted, Unpaired, adopt, fetched_content, kept_uid, match_facts, read_unpaired
-from maild.engine.apply import Relocation, merge_files, relocate, remove_files
+from maild.engine.adopt import Adopted, Alike, Unpaired, adopt, fetched_content, kept_uid, match_facts, read_unpaired
+from maild.engine.apply import Relocation, merge_files, reflag, relocate, remove_files
 from maild.engine.look import Look, flags_here, open_mailbox
 from maild.engine.propagate import Delivery
 from maild.engine.pull import Doubts, Pull, Work
@@ -318,12 +318,24 @@ class MailboxPass:
             # Of those asked for once more the flags are not known; they are matched when they have come.
             likely = [uid for uid, _, size in self.remote.fresh if size in sizes and uid not in self.retried]
             facts = await box.facts(likely) if likely else {}
-            self._matched = match_facts(self.unpaired, facts)
+            self._matched = match_facts(self.unpaired, facts, await self._work.state.run(self._alike, likely))
         if self._work.dry_run:
             await self._compare_contents(box)
         self.report.wanted = len(self.remote.fresh) - len(self._matched)
         if self._work.dry_run:
             await self.foretell()
+
+    def _alike(self, uids: Collection[Uid]) -> Alike:
+        """Whether a new message has the flags that a file has; found out only when it is asked."""
+        maildir, entries, wanted = self._open(make=False), self.unpaired.entries, set(uids)
+        there: dict[Uid, Flags] = {}
+
+        def is_alike(uid: Uid, key: Key) -> bool:
+            if not there:
+                there.update(self.remote_flags(wanted))
+            return maildir is not None and same_flags(maildir.flags(entries[key]), there[uid])
+
+        return is_alike
 
     async def _compare_contents(self, box: RemoteBox) -> None:
         """What only their content tells to be equal, of the messages that a dry run may hold in memory."""
@@ -605,6 +617,7 @@ class MailboxPass:
         drop: list[Uid] = []
         add: list[Pair] = []
         merges: list[MergeFlags] = []
+        unpaired: dict[Key, tuple[Flags, Flags]] = {}
         for pair, key, _ in moves:
             if pair.uid not in done:
                 continue
@@ -614,6 +627,8 @@ class MailboxPass:
                 self._work.awaited[target].discard(key)
                 if pair.uid in merged:
                     merges.append(replace(merged[pair.uid], uid=new))
+            elif pair.uid in merged:
+                unpaired[key] = pair.flags, merged[pair.uid].flags
         state.apply([Changes(self.mailbox.id, drop=drop), Changes(row.id, add=add)])
         self._work.remote_delta[self.mailbox.id] -= len(drop)
         self._work.remote_delta[row.id] += len(add)
@@ -622,6 +637,7 @@ class MailboxPass:
         if maildir is not None:
             with maildir:
                 self.report.flags += merge_files(state, row, maildir, merges, {})[0]
+                self.report.flags += reflag(maildir, unpaired)
         self.report.flags_there += sum(bool(m.add or m.remove) for m in merges)
 
     async def _delete_there(self, box: RemoteBox) -> None:

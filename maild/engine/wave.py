@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import anyio
 import anyio.to_thread
@@ -20,6 +21,8 @@ from maild.engine.aftermath import Aftermath
 from maild.local.outbox import Outbox
 
 CLAIMED_AHEAD = 16  # in all; a message that is claimed cannot be cancelled
+ANNOUNCED_AHEAD = 4  # in all, beside those on the wire
+SMALL_OCTETS = 1 << 20  # a bigger message is not read ahead
 
 
 @dataclass(slots=True, eq=False)
@@ -88,15 +91,24 @@ class Wave:
     def announce(self, submission: Submission) -> None:
         """The envelope is on its way: record meanwhile that the body follows, and read it. Has the next ones claimed.
 
-        What a crash leaves from here on is uncertain, though the body may not have been begun.
+        What a crash leaves from here on is uncertain, though the body may not have been begun. The next small ones are
+        announced in the same write: on a fast line the disk is what takes time.
         """
+        self._announce(submission)
+        for following in islice(self._ready, ANNOUNCED_AHEAD):
+            if following.size_octets <= SMALL_OCTETS:
+                self._announce(following)
+        if len(self._ready) < CLAIMED_AHEAD // 2 and self._due and not self._claiming.statistics().locked:
+            self.tasks.start_soon(self._claim_ahead)
+
+    def _announce(self, submission: Submission) -> None:
+        if submission.id in self._announced:
+            return
         announced = _Announcement(outgoing.body_begun(self._claimed[submission.id], {}))
         self._announced[submission.id] = announced
         change = _Change(announced.item)
         self._changes.append(change)
         self.tasks.start_soon(self._carry_out, announced, change)
-        if len(self._ready) < CLAIMED_AHEAD // 2 and self._due and not self._claiming.statistics().locked:
-            self.tasks.start_soon(self._claim_ahead)
 
     async def begin_body(self, submission: Submission, refused: Verdicts) -> bytes:
         """The message, when it is recorded that its body is about to be sent, for all but those refused."""

@@ -51,6 +51,7 @@ def _table(item: Item) -> dict[str, Any]:
         "phase": item.phase,
         "sent_copy": item.copy,
         "is_delay_told": item.is_delay_told,
+        **({"is_doubt_mixed": True} if item.is_doubt_mixed else {}),
         "recipients": [_recipient_table(recipient) for recipient in item.recipients],
     }
 
@@ -91,6 +92,7 @@ def _item(item_id: str, table: Mapping[str, Any]) -> Item:
         uncertain_s=_seconds(table, "uncertain_until") if "uncertain_until" in table else 0,
         copy=copy,
         is_delay_told=bool(table["is_delay_told"]),
+        is_doubt_mixed=bool(table.get("is_doubt_mixed", False)),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping
 
-from maild.core.maildrop import Known
+from maild.core.maildrop import Known, Terms
 from maild.core.model import Key, Uid
 from maild.local import pairs
 from maild.local.state import State
@@ -33,6 +33,24 @@ _KNOWN = """
 """
 
 
+_TERMS = "pop3_terms"  # LOGIN-DELAY in seconds, EXPIRE in days or "-", and when the server said so
+
+
+def terms_told(state: State) -> tuple[Terms, float]:
+    """What the server wanted at the last login, and when that was (seconds since 1970 UTC). Raises LocalError."""
+    text = state.meta(_TERMS)
+    if text is None:
+        return Terms(), 0.0
+    login_delay, expire, login_s = text.split(" ")
+    return Terms(int(login_delay), None if expire == "-" else int(expire)), float(login_s)
+
+
+def note_terms(state: State, terms: Terms, login_s: float) -> None:
+    """The server was logged in to at `login_s`, and wants this. Raises LocalError."""
+    expire = "-" if terms.expire_days is None else terms.expire_days
+    state.set_meta(_TERMS, f"{terms.login_delay_s} {expire} {login_s:.0f}")
+
+
 class MaildropTable:
     """The rows of one account's maildrop. Every method blocks and raises LocalError; for the state's thread."""
 
@@ -42,18 +60,18 @@ class MaildropTable:
 
     def create(self) -> None:
         """Make the table where the file has none yet; only `known` may be called before."""
-        with self._state._transaction() as database:
+        with self._state.transaction() as database:
             database.execute(_TABLE)
 
     def known(self) -> dict[Uid, Known]:
         """All that is remembered."""
-        if not self._state._rows("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'maildrop'"):
+        if not self._state.rows("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'maildrop'"):
             return {}
-        return {row[0]: _known(*row) for row in self._state._rows(_KNOWN, (self._mailbox,))}
+        return {row[0]: _known(*row) for row in self._state.rows(_KNOWN, (self._mailbox,))}
 
     def elsewhere(self) -> dict[Uid, Key]:
         """Under which key a message's file was found in another mailbox, where that is another one."""
-        rows = self._state._rows(
+        rows = self._state.rows(
             "SELECT uid, elsewhere FROM maildrop WHERE mailbox = ? AND elsewhere IS NOT NULL", (self._mailbox,)
         )
         return {uid: pairs.key_from(key) for uid, key in rows}
@@ -62,7 +80,7 @@ class MaildropTable:
         self, unseen: Iterable[Uid], lost: Iterable[Uid], returned: Iterable[Uid], gone: Collection[Uid], now_s: float
     ) -> None:
         """Begin with messages seen for the first time, mark those not listed any more, drop those that are `gone`."""
-        with self._state._transaction() as database:
+        with self._state.transaction() as database:
             database.executemany(
                 "INSERT OR IGNORE INTO maildrop (mailbox, uid, first_seen_s) VALUES (?, ?, ?)",
                 [(self._mailbox, uid, now_s) for uid in unseen],
@@ -82,7 +100,7 @@ class MaildropTable:
 
         So it can still be matched by content.
         """
-        with self._state._transaction() as database:
+        with self._state.transaction() as database:
             for table in ("maildrop", "pairs"):
                 database.execute(
                     f"UPDATE {table} SET uid = ? || uid WHERE mailbox = ?",  # noqa: S608  # names of ours
@@ -93,7 +111,7 @@ class MaildropTable:
     def rename(self, renamed: Mapping[Uid, Uid]) -> None:
         """The same messages have other unique-ids now: new → old. All that is known goes with them."""
         rows = [(self._mailbox, new, old) for new, old in renamed.items()]
-        with self._state._transaction() as database:
+        with self._state.transaction() as database:
             database.executemany("DELETE FROM maildrop WHERE mailbox = ? AND uid = ?", [row[:2] for row in rows])
             for table, more in (("maildrop", ", gone_s = NULL, deletion_s = NULL"), ("pairs", "")):
                 database.executemany(
@@ -103,7 +121,7 @@ class MaildropTable:
 
     def note_facts(self, facts: Iterable[tuple[Uid, int | None, bytes | None]]) -> None:
         """Remember the size told by LIST, and the header digest, of messages; None leaves what is known."""
-        with self._state._transaction() as database:
+        with self._state.transaction() as database:
             database.executemany(
                 "UPDATE maildrop SET size_octets = coalesce(?, size_octets), header = coalesce(?, header)"
                 " WHERE mailbox = ? AND uid = ?",
@@ -112,7 +130,7 @@ class MaildropTable:
 
     def note_elsewhere(self, found: Mapping[Uid, Key]) -> None:
         """The reader moved these files to another mailbox, under these keys."""
-        with self._state._transaction() as database:
+        with self._state.transaction() as database:
             database.executemany(
                 "UPDATE maildrop SET elsewhere = ? WHERE mailbox = ? AND uid = ?",
                 [(pairs.to_row(key), self._mailbox, uid) for uid, key in found.items()],
@@ -120,7 +138,7 @@ class MaildropTable:
 
     def ask_deletion(self, uids: Iterable[Uid], now_s: float) -> None:
         """Write down that the server is about to be asked to delete these."""
-        with self._state._transaction() as database:
+        with self._state.transaction() as database:
             database.executemany(
                 "UPDATE maildrop SET deletion_s = ? WHERE mailbox = ? AND uid = ?",
                 [(now_s, self._mailbox, uid) for uid in uids],
@@ -128,7 +146,7 @@ class MaildropTable:
 
     def withdraw_deletion(self, uids: Iterable[Uid]) -> None:
         """The server did not agree to delete these."""
-        with self._state._transaction() as database:
+        with self._state.transaction() as database:
             database.executemany(
                 "UPDATE maildrop SET deletion_s = NULL WHERE mailbox = ? AND uid = ?",
                 [(self._mailbox, uid) for uid in uids],
@@ -136,7 +154,7 @@ class MaildropTable:
 
     def confirm_deletion(self, uids: Collection[Uid]) -> None:
         """The server has deleted these; their files stay, and are no longer a copy of anything."""
-        with self._state._transaction() as database:
+        with self._state.transaction() as database:
             self._drop(database, uids)
 
     def _drop(self, database: sqlite3.Connection, uids: Collection[Uid]) -> None:

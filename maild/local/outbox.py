@@ -98,10 +98,7 @@ class Outbox:
         unreadable: dict[str, str] = {}
         for path in self._tomls():
             try:
-                status = path.stat()
-                stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
-                known = self._known.get(path)
-                found[path] = known if known and known[0] == stamp else (stamp, load(path.stem, path.read_bytes()))
+                found[path] = self._loaded(path)
             except FileNotFoundError:
                 continue  # it went its way since the directory was read
             except OSError as exc:
@@ -237,10 +234,17 @@ class Outbox:
     def _directory_of(self, item_id: str) -> Path:
         return self._failed if (self._failed / f"{item_id}.toml").exists() else self.path
 
+    def _loaded(self, path: Path) -> tuple[tuple[int, int, int], Item]:
+        """What a file looks like and holds; one that looks as it did, which every write changes, is not read again."""
+        status = path.stat()
+        stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+        known = self._known.get(path)
+        return known if known and known[0] == stamp else (stamp, load(path.stem, path.read_bytes()))
+
     def _read(self, item_id: str) -> Item | None:
         path = self._directory_of(item_id) / f"{item_id}.toml"
         try:
-            return load(item_id, path.read_bytes())
+            return self._loaded(path)[1]
         except FileNotFoundError:
             return None
         except OSError as exc:

@@ -18,12 +18,12 @@ from maild.local.schema import StateLocked, StateUnusable, reading
 LAST_PASS = "last_pass"  # noqa: S105 - a name in the table meta, written by the engine
 _TRIES = 3
 
+# All that most accounts have to tell in one statement: preparing another takes as long as carrying it out.
 _MAILBOXES = (
-    "SELECT id, name, messages, error, refused, approved, last_pass_s FROM mailboxes ORDER BY name <> 'INBOX', name"
-)
-_MESSAGES = (
-    r"SELECT mailbox, count(*), sum(instr(' ' || flags || ' ', ' \Seen ') = 0) FROM pairs WHERE only = ''"
-    " GROUP BY mailbox"
+    "SELECT id, name, coalesce(messages, paired, 0), coalesce(unseen, 0), error, refused, approved, last_pass_s,"
+    " EXISTS (SELECT 1 FROM skipped) OR EXISTS (SELECT 1 FROM unsent) FROM mailboxes LEFT JOIN"
+    r" (SELECT mailbox, count(*) AS paired, sum(instr(' ' || flags || ' ', ' \Seen ') = 0) AS unseen FROM pairs"
+    " WHERE only = '' GROUP BY mailbox) ON mailbox = id ORDER BY name <> 'INBOX', name"
 )
 _WITHHELD = (
     "SELECT mailbox, 0, uid, reason, size_octets, count, first_s FROM skipped"
@@ -103,20 +103,17 @@ def read_overview(path: Path) -> Overview:
 
 def _overview(database: sqlite3.Connection, path: Path) -> Overview:
     rows = database.execute(_MAILBOXES).fetchall()
-    messages = {mailbox: (count, unseen) for mailbox, count, unseen in database.execute(_MESSAGES)}
     plans: dict[tuple[int, str], int] = {}
-    if any(row[4] is not None for row in rows):
+    if any(row[5] is not None for row in rows):
         plans = {(mailbox, side): count for mailbox, side, count in database.execute(_REFUSALS)}
-    withheld = _withheld(database)
+    withheld = _withheld(database) if any(row[8] for row in rows) else {}
     mailboxes = []
-    for id_, name, count, error, reason, approved, last_pass_s in rows:
-        paired, unseen = messages.get(id_, (0, 0))
+    for id_, name, count, unseen, error, reason, approved, last_pass_s, _ in rows:
         refused = None
         if reason is not None:
             refused = Refused(reason, plans.get((id_, "local"), 0), plans.get((id_, "remote"), 0), bool(approved))
         skipped, held_back = (tuple(withheld.get((id_, side), ())) for side in (0, 1))
-        total = paired if count is None else count
-        mailboxes.append(MailboxOverview(name, total, unseen, error, refused, last_pass_s, skipped, held_back))
+        mailboxes.append(MailboxOverview(name, count, unseen, error, refused, last_pass_s, skipped, held_back))
     at_s, failure = _last_pass(database, path)
     if at_s is None:
         at_s = max((m.last_pass_s for m in mailboxes if m.last_pass_s is not None), default=None)

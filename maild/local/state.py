@@ -105,7 +105,8 @@ class State:
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path = path
-        self._database = database
+        self._opened: sqlite3.Connection | None = database
+        self._is_closed = False
 
     @classmethod
     def open(cls, path: Path) -> State:
@@ -113,11 +114,26 @@ class State:
         return cls(path, open_database(path))
 
     def close(self) -> None:
-        self._database.close()
+        self.sleep()
+        self._is_closed = True
+
+    def sleep(self) -> None:
+        """Close the file; the next use opens it again."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    @property
+    def _database(self) -> sqlite3.Connection:
+        if self._opened is None:
+            if self._is_closed:
+                raise sqlite3.ProgrammingError("the state was closed")
+            self._opened = open_database(self.path)
+        return self._opened
 
     def mailboxes(self) -> dict[MailboxName, MailboxState]:
         """Every mailbox there is a state for."""
-        return {row[1]: _mailbox(row) for row in self._rows(_MAILBOXES)}
+        return {row[1]: _mailbox(row) for row in self.rows(_MAILBOXES)}
 
     def add_mailbox(self, name: MailboxName, directory: str) -> MailboxState:
         """Begin with a mailbox; one that is known by this name gets the directory and keeps the rest."""
@@ -126,7 +142,7 @@ class State:
             " ON CONFLICT (name) DO UPDATE SET directory = excluded.directory",
             (name, directory),
         )
-        return _mailbox(self._rows(_MAILBOXES + " WHERE name = ?", (name,))[0])
+        return _mailbox(self.rows(_MAILBOXES + " WHERE name = ?", (name,))[0])
 
     def set_epoch(self, mailbox_id: int, epoch: Epoch) -> None:
         self._write("UPDATE mailboxes SET epoch = ? WHERE id = ?", (epoch, mailbox_id))
@@ -166,7 +182,7 @@ class State:
 
     def rename_mailbox(self, mailbox_id: int, name: MailboxName, directory: str) -> None:
         """The mailbox has another name and directory on both sides. No other row may have either."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.execute(
                 "UPDATE roles SET name = ?, directory = ? WHERE name = (SELECT name FROM mailboxes WHERE id = ?)",
                 (name, directory, mailbox_id),
@@ -188,7 +204,7 @@ class State:
 
         An approval stays if it was for this plan or one that holds all of this; never from some ids to none.
         """
-        with self._transaction() as database:
+        with self.transaction() as database:
             withheld.refuse(database, mailbox_id, text, Refusal(frozenset(remote), frozenset(local)))
 
     def refusal(self, mailbox_id: int) -> Refusal | None:
@@ -198,7 +214,7 @@ class State:
 
     def approve(self, mailbox_id: int) -> bool:
         """Release the refused plan, that one only. False where nothing is refused."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             done = database.execute(
                 "UPDATE mailboxes SET approved = 1 WHERE id = ? AND refused IS NOT NULL", (mailbox_id,)
             )
@@ -206,7 +222,7 @@ class State:
 
     def clear_refusal(self, mailbox_id: int) -> None:
         """Nothing is refused any more."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             withheld.clear(database, mailbox_id)
 
     def drop_mailbox(self, mailbox_id: int) -> None:
@@ -215,7 +231,7 @@ class State:
 
     def rebuild(self, mailbox_id: int, epoch: Epoch) -> None:
         """The Uids mean other messages now: what is known of the local ones becomes orphans, for a match by content."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             pair_rows.make_orphans(database, mailbox_id)
             database.execute("DELETE FROM skipped WHERE mailbox = ?", (mailbox_id,))
             database.execute("DELETE FROM unsent WHERE mailbox = ?", (mailbox_id,))
@@ -232,7 +248,7 @@ class State:
         In each mailbox pairs are dropped, then added, then flags and sides set. A key that gets a pair is an orphan no
         longer. A message that moved is dropped from one mailbox and added to another.
         """
-        with self._transaction() as database:
+        with self.transaction() as database:
             for change in changes:
                 pair_rows.drop(database, change.mailbox_id, change.drop)
                 if change.add:
@@ -250,12 +266,12 @@ class State:
 
     def names(self, mailbox_id: int) -> tuple[set[str], int]:
         """The names that files of pairs have as long as nobody changes anything; and how many may have any name."""
-        text, others = self._rows(pair_rows.NAMES, (mailbox_id,))[0]
+        text, others = self.rows(pair_rows.NAMES, (mailbox_id,))[0]
         return set(text.split("\n")) if text else set(), others
 
     def nameless(self, mailbox_id: int, most: int) -> list[Key]:
         """The keys of pairs whose file may have any name, at most so many."""
-        return [pair_rows.key_from(row[0]) for row in self._rows(pair_rows.NAMELESS, (mailbox_id, most))]
+        return [pair_rows.key_from(row[0]) for row in self.rows(pair_rows.NAMELESS, (mailbox_id, most))]
 
     def pairs_of(self, mailbox_id: int, uids: Collection[Uid]) -> dict[Uid, Pair]:
         """The pairs of these messages; those that have none are missing."""
@@ -269,12 +285,12 @@ class State:
     def uids(self, mailbox_id: int) -> set[Uid]:
         """Of all messages that are on the server, as far as is known."""
         return {
-            row[0] for row in self._rows("SELECT uid FROM pairs WHERE mailbox = ? AND only <> 'local'", (mailbox_id,))
+            row[0] for row in self.rows("SELECT uid FROM pairs WHERE mailbox = ? AND only <> 'local'", (mailbox_id,))
         }
 
     def keys(self, mailbox_id: int) -> set[Key]:
         """Of all messages that are on this disk, as far as is known."""
-        rows = self._rows("SELECT key FROM pairs WHERE mailbox = ? AND only <> 'remote'", (mailbox_id,))
+        rows = self.rows("SELECT key FROM pairs WHERE mailbox = ? AND only <> 'remote'", (mailbox_id,))
         return {pair_rows.key_from(row[0]) for row in rows}
 
     def count(self, mailbox_id: int) -> int:
@@ -294,18 +310,18 @@ class State:
 
     def orphans(self, mailbox_id: int) -> dict[Key, Orphan]:
         """What `rebuild` left and no pair has taken up since."""
-        rows = self._rows("SELECT key, flags, size_octets, digest, only FROM orphans WHERE mailbox = ?", (mailbox_id,))
+        rows = self.rows("SELECT key, flags, size_octets, digest, only FROM orphans WHERE mailbox = ?", (mailbox_id,))
         found = (Orphan(pair_rows.key_from(key), pair_rows.flags_from(flags), *rest) for key, flags, *rest in rows)
         return {orphan.key: orphan for orphan in found}
 
     def drop_orphans(self, mailbox_id: int, keys: Iterable[Key]) -> None:
-        with self._transaction() as database:
+        with self.transaction() as database:
             pair_rows.drop_orphans(database, mailbox_id, keys)
 
     def skip(self, mailbox_id: int, messages: Iterable[Skipped], now_s: float | None = None) -> None:
         """Remember messages that were left on the server; one that was before is counted once more."""
         when = time.time() if now_s is None else now_s
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.executemany(
                 "INSERT INTO skipped (mailbox, uid, reason, size_octets, count, first_s, last_s)"
                 " VALUES (?, ?, ?, ?, 1, ?, ?) ON CONFLICT (mailbox, uid) DO UPDATE SET reason = excluded.reason,"
@@ -314,36 +330,36 @@ class State:
             )
 
     def skipped(self, mailbox_id: int) -> dict[Uid, SkippedMessage]:
-        rows = self._rows(
+        rows = self.rows(
             "SELECT uid, reason, size_octets, count, first_s, last_s FROM skipped WHERE mailbox = ?", (mailbox_id,)
         )
         return {row[0]: SkippedMessage(*row) for row in rows}
 
     def unskip(self, mailbox_id: int, uids: Iterable[Uid]) -> None:
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.executemany(
                 "DELETE FROM skipped WHERE mailbox = ? AND uid = ?", [(mailbox_id, uid) for uid in uids]
             )
 
     def with_leftovers(self) -> set[int]:
         """The mailboxes with messages that did not travel, either way."""
-        return {row[0] for row in self._rows("SELECT mailbox FROM skipped UNION SELECT mailbox FROM unsent")}
+        return {row[0] for row in self.rows("SELECT mailbox FROM skipped UNION SELECT mailbox FROM unsent")}
 
     def hold_back(self, mailbox_id: int, items: Iterable[Unsent], now_s: float | None = None) -> None:
         """Remember local messages that the server did not take; one that was there before is counted once more."""
         when = time.time() if now_s is None else now_s
-        with self._transaction() as database:
+        with self.transaction() as database:
             withheld.hold_back(database, mailbox_id, items, when)
 
     def unsent(self, mailbox_id: int) -> dict[Key, UnsentMessage]:
-        rows = self._rows(
+        rows = self.rows(
             "SELECT key, reason, size_octets, count, first_s, last_s FROM unsent WHERE mailbox = ?", (mailbox_id,)
         )
         return {item.key: item for item in map(withheld.unsent_from, rows)}
 
     def unsent_done(self, mailbox_id: int, keys: Iterable[Key]) -> None:
         """These are on the server by now, or are gone."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.executemany(
                 "DELETE FROM unsent WHERE mailbox = ? AND key = ?",
                 [(mailbox_id, pair_rows.to_row(key)) for key in keys],
@@ -351,13 +367,13 @@ class State:
 
     def roles(self) -> dict[str, tuple[MailboxName, str]]:
         """The mailbox that has a role on the server (RFC 6154), with its directory: by role, as it was listed last."""
-        return {role: (name, where) for role, name, where in self._rows("SELECT role, name, directory FROM roles")}
+        return {role: (name, where) for role, name, where in self.rows("SELECT role, name, directory FROM roles")}
 
     def set_roles(self, roles: Mapping[str, tuple[MailboxName, str]]) -> None:
         """What a listing told; also of mailboxes that are not synchronised. Nothing is written if it is known."""
         if roles == self.roles():
             return
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.execute("DELETE FROM roles")
             database.executemany(
                 "INSERT INTO roles (role, name, directory) VALUES (?, ?, ?)",
@@ -366,7 +382,7 @@ class State:
 
     def meta(self, name: str) -> str | None:
         """A fact about the account as a whole, None if it was never set."""
-        rows = self._rows("SELECT value FROM meta WHERE name = ?", (name,))
+        rows = self.rows("SELECT value FROM meta WHERE name = ?", (name,))
         return str(rows[0][0]) if rows else None
 
     def set_meta(self, name: str, value: str) -> None:
@@ -375,15 +391,25 @@ class State:
             (name, value),
         )
 
-    def _rows(self, query: str, values: Sequence[object] = ()) -> list[Row]:
+    # -- for tables of this file that belong to one protocol (`local.maildrop`)
+
+    def rows(self, query: str, values: Sequence[object] = ()) -> list[Row]:
+        """All that a query finds."""
         with translated(self.path):
             return self._database.execute(query, values).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """What is executed inside is committed together, or not at all where anything is raised."""
+        with translated(self.path), self._database as database:  # the connection commits, or rolls back what raised
+            database.execute("BEGIN IMMEDIATE")
+            yield database
 
     def _paged(self, query: str, mailbox_id: int) -> Iterator[Row]:
         """All rows of a mailbox's pairs; `uid` is the first column."""
         last = ""
         while True:
-            rows = self._rows(query + " AND uid > ? ORDER BY uid LIMIT ?", (mailbox_id, last, _PAGE_ROWS))
+            rows = self.rows(query + " AND uid > ? ORDER BY uid LIMIT ?", (mailbox_id, last, _PAGE_ROWS))
             yield from rows
             if len(rows) < _PAGE_ROWS:
                 return
@@ -393,21 +419,15 @@ class State:
         for start in range(0, len(values), at_once):
             some = values[start : start + at_once]
             marks = ", ".join("?" * len(some))
-            rows = self._rows(f"{pair_rows.PAIRS} AND {column} IN ({marks})", (mailbox_id, *some))
+            rows = self.rows(f"{pair_rows.PAIRS} AND {column} IN ({marks})", (mailbox_id, *some))
             yield from map(pair_rows.pair_from, rows)
 
     def _number(self, query: str, *values: object) -> int:
-        return int(self._rows(query, values)[0][0])
+        return int(self.rows(query, values)[0][0])
 
     def _write(self, statement: str, values: Sequence[object]) -> None:
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.execute(statement, values)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with translated(self.path), self._database as database:  # the connection commits, or rolls back what raised
-            database.execute("BEGIN IMMEDIATE")
-            yield database
 
 
 def _mailbox(row: Row) -> MailboxState:

@@ -9,6 +9,7 @@ from maild.core.errors import ConfigError
 from maild.core.ports import Remote
 
 if TYPE_CHECKING:
+    from maild.remote.auth import Credentials
     from maild.remote.pop3.remote import Pop3Remote
 
 
@@ -23,10 +24,10 @@ def open_remote(account: Account) -> Remote:
             raise ConfigError([f'account "{account.name}" has no mailboxes on a server that this version can read'])
 
 
-def open_maildrop(account: Account) -> Pop3Remote:
-    """The account's maildrop on its POP3 server; connects when it is opened."""
+def open_maildrop(account: Account, credentials: Credentials | None = None) -> Pop3Remote:
+    """The account's maildrop on its POP3 server; connects when it is opened. `credentials`: the caller's own."""
     if account.pop3 is None:
         raise ConfigError([f'account "{account.name}" has no pop3 section'])
     from maild.remote.pop3.remote import Pop3Remote
 
-    return Pop3Remote(account.pop3, account.name)
+    return Pop3Remote(account.pop3, account.name, credentials)

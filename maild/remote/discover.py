@@ -11,7 +11,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -27,7 +28,7 @@ from maild.remote.probe import Reached, reach
 
 T = TypeVar("T")
 
-__all__ = ["SOURCES", "Found", "Offer", "Sources", "discover"]
+__all__ = ["SOURCES", "Found", "Offer", "Sources", "at_host", "discover"]
 
 STEP_S = 15.0
 PROBE_S = 6.0
@@ -88,6 +89,19 @@ async def discover(address: str, sources: Sources | None = None) -> Found | None
         async for found in answers:
             if found.offer("imap") or found.offer("pop3"):
                 return found
+    return None
+
+
+async def at_host(
+    protocol: ServerProtocol, host: str, address: str, *, port: int = 0, ca_file: Path | None = None
+) -> Offer | None:
+    """How a host that a person named speaks this protocol inside verified TLS; at the usual ports if `port` is 0."""
+    sources = replace(SOURCES, ca_file=ca_file or SOURCES.ca_file)
+    usual = next(ports for known, _, ports in _PROBED if known == protocol)
+    for standard, tls in usual:
+        offer = Offer(protocol, host, port or sources.ports(protocol, standard), tls, address)
+        if await _in_time(partial(_answers, offer, sources)):
+            return offer
     return None
 
 

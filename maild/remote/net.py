@@ -14,6 +14,7 @@ import os
 import socket
 import ssl
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +24,38 @@ from pathlib import Path
 from maild.config import Endpoint
 from maild.core.errors import ConnectionLost, MaildError, TlsFailed
 
-# 256 KiB per connection otherwise, allocated whether used or not; records are 16 KiB (measured: no slower).
-asyncio.sslproto.SSLProtocol.max_size = 32 * 1024
+_READ_OCTETS = 64 * 1024  # of a connection at once
+_FEED_OCTETS = 16 * 1024  # to OpenSSL at once: it keeps for ever a third more than it was ever given
+
+
+class _Buffers(threading.local):
+    """What TLS connections read into, one for all those of a thread: whatever comes is taken out in the same call."""
+
+    def __init__(self) -> None:
+        self.octets = memoryview(bytearray(_READ_OCTETS))
+
+
+class _SharedBuffer(asyncio.sslproto.SSLProtocol):
+    """asyncio's, without the read buffer of 256 KiB that it allocates for each connection, whether used or not."""
+
+    max_size = 16 * 1024  # of what is decrypted at once: a record
+    _buffers = _Buffers()
+
+    def get_buffer(self, n: int) -> memoryview:
+        return self._buffers.octets
+
+    def buffer_updated(self, nbytes: int) -> None:
+        octets = self._buffers.octets
+        for start in range(0, nbytes, _FEED_OCTETS):
+            self._ssl_buffer_view = octets[start : min(nbytes, start + _FEED_OCTETS)]
+            super().buffer_updated(len(self._ssl_buffer_view))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._ssl_buffer = bytearray()
+        super().connection_made(transport)
+
+
+asyncio.sslproto.SSLProtocol = _SharedBuffer  # type: ignore[misc]  # the event loop's own
 
 _OTHERS = 0o077  # permission bits that nobody else may have on a private key
 _NAME_HINT = "use as host a name that the certificate holds (as subject alternative name; a common name does not count)"

@@ -122,6 +122,9 @@ class MemoryRemote:
     async def prepare(self) -> None:
         """There are no sessions."""
 
+    async def rest(self, keep: int = 1) -> None:
+        """There are no sessions."""
+
     async def aclose(self) -> None:
         """There is nothing to close."""
 

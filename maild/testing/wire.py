@@ -261,10 +261,15 @@ async def listen(
     *,
     tls: ssl.SSLContext | None = None,
     latency_s: float = 0.0,
+    accepted: Callable[[], None] = lambda: None,
 ) -> asyncio.Server:
-    """Accept connections and give each to `connected` as a `Wire`; port 0 takes a free one."""
+    """Accept connections and give each to `connected` as a `Wire`; port 0 takes a free one.
+
+    `accepted` is called for each at once, `connected` after the TLS handshake.
+    """
 
     def protocol() -> _LateProtocol:
+        accepted()
         reader = asyncio.StreamReader(limit=MAX_LINE_OCTETS)
         return _LateProtocol(reader, lambda r, w: connected(Wire(r, w, latency_s)), latency_s)
 

@@ -41,10 +41,22 @@ class Sizes:
     outbox: int
     rounds: int
     few_rounds: int
+    deliveries: int = 60
+    storm: int = 500
+    crowd: int = 1_000
+    settle_s: float = 75.0  # maild gives memory back a minute after it was busy
 
 
 FULL = Sizes(10_000, 2_000, 300, 100_000, 10_000, 200_000_000, 200, 50, 200, rounds=5, few_rounds=2)
-QUICK = Sizes(500, 200, 50, 2_000, 500, 20_000_000, 10, 10, 20, rounds=1, few_rounds=1)
+QUICK = Sizes(
+    *(500, 200, 50, 2_000, 500, 20_000_000, 10, 10, 20),
+    rounds=1,
+    few_rounds=1,
+    deliveries=4,
+    storm=30,
+    crowd=10,
+    settle_s=1.0,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +107,7 @@ class Arena:
         with ExitStack() as stack:
             self.work = Path(tempfile.mkdtemp(prefix="maild-bench-", dir=self.parent))
             stack.callback(shutil.rmtree, self.work)
+            self.work.chmod(0o711)  # getmail6 delivers as another user than root
             self.plain = stack.enter_context(Dovecot(mail_format="mdbox"))
             self._leaving = stack.pop_all()
         # ext4 makes a file more slowly where many were deleted lately. Directories below one marked +T are spread over
@@ -111,7 +124,7 @@ class Arena:
     def directory(self) -> Path:
         """A new empty directory for one run."""
         path = self.work / uuid.uuid4().hex[:12]
-        path.mkdir()
+        path.mkdir(mode=0o711)
         return path
 
     def tidy(self) -> None:

@@ -68,9 +68,10 @@ def maild_program() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Maild:
-    """maild as it is, with its defaults."""
+    """maild as it is, with its defaults, or with compression."""
 
     name: str = "maild"
+    compress: bool = False
 
     def missing(self) -> str | None:
         """It is this repository."""
@@ -84,6 +85,7 @@ class Maild:
         """`maild -c CONFIG sync`."""
         imap = {"host": server.host, "port": server.port, "user": server.user, "password": server.password}
         imap |= {"tls": "implicit", "ca_file": str(server.ca_file)} if server.ca_file else {"tls": "none"}
+        imap |= {"compress": "on"} if self.compress else {}
         account = {"address": "me@bench.example", "maildir": str(mail_directory(directory))}
         config = {
             "maild": {"state_dir": str(directory / "state"), "log_level": "warning"},

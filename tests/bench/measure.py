@@ -40,7 +40,7 @@ def timed(command: Sequence[str], directory: Path, *, timeout_s: float) -> Sampl
         launcher = subprocess.Popen(
             [sys.executable, "-I", "-S", str(LAUNCHER), str(report), *command],
             cwd=directory,
-            env=_environment(directory),
+            env=environment(directory),
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
@@ -61,7 +61,7 @@ def timed(command: Sequence[str], directory: Path, *, timeout_s: float) -> Sampl
     return Sample(measured["wall_s"], cpu_s, measured["peak_rss_kib"] / 1024)
 
 
-def _environment(directory: Path) -> dict[str, str]:
+def environment(directory: Path) -> dict[str, str]:
     """Nothing of the user's own configuration is read, and nothing is written to it."""
     kept = {name: os.environ[name] for name in ("PATH", "TZ", "TMPDIR") if name in os.environ}
     return {**kept, "HOME": str(directory), "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT)}

@@ -1,17 +1,18 @@
 """Sending, beside nullmailer, msmtp and Postfix: a queue of messages of 10 KB, on a fast line and over a long one.
 
-maild is durable at each change of state, over at most four connections; Postfix is too, over twenty; nullmailer and
-msmtp send one message after another. The server keeps what it gets in memory. All log in but Postfix. maild and msmtp
-are timed as whole processes; Postfix and nullmailer, which are daemons, until their queue is empty.
+maild is durable at each change of state, over at most four connections; Postfix sends over twenty; nullmailer and msmtp
+send one message after another. The server keeps what it gets in memory. All log in but Postfix. Daemons are timed from
+the word to send until their queue is empty: Postfix, nullmailer, and maild without the start of Python.
 
-Those two run from a private configuration, as root. Debian does not install both: `apt-get download nullmailer`,
-`dpkg -x nullmailer*.deb DIR`, copy sbin/nullmailer-* and lib/nullmailer to /usr, make /etc/nullmailer and
-/var/spool/nullmailer.
+Postfix and nullmailer run from a private configuration, as root. Debian does not install both at a time:
+`apt-get download nullmailer`, `dpkg -x nullmailer*.deb DIR`, copy sbin/nullmailer-* and lib/nullmailer to /usr, make
+/etc/nullmailer and /var/spool/nullmailer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shlex
 import shutil
@@ -20,12 +21,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import tomli_w
 
+from maild import log
+from maild.config import load
 from maild.config.senders import read_senders
 from maild.engine.accept import Order, prepared
+from maild.engine.submit import submit_all
 from maild.local.outbox import Outbox
 from maild.testing.smtp import SmtpServer
 from tests.bench.arena import Arena, Contender
@@ -52,7 +58,8 @@ def outbox(arena: Arena) -> Scenario:
     count = arena.sizes.outbox
     scenario = Scenario("outbox", f"{count} queued messages of 10 KB; then accepting one, and {AT_ONCE} at once")
     peers: tuple[tuple[str, Prepare, str | None, bool], ...] = (
-        ("maild", _maild, None, True),
+        ("maild", _maild_drain, None, True),
+        ("maild outbox flush", _maild, None, True),
         ("Postfix", _postfix, find_postfix(), False),
         ("nullmailer", _nullmailer, _no_nullmailer(), True),
         ("msmtp", _msmtp, None if shutil.which("msmtp") else "no msmtp: apt-get install msmtp", True),
@@ -62,7 +69,7 @@ def outbox(arena: Arena) -> Scenario:
             Contender(
                 name + suffix,
                 _sending(prepare, count, rtt_s, logs_in=logs_in),
-                ours=name == "maild",
+                ours=name.startswith("maild"),
                 missing=missing,
                 rounds=1 if rtt_s and name in ("msmtp", "nullmailer") else None,
             )
@@ -94,7 +101,10 @@ def _sending(prepare: Prepare, count: int, rtt_s: float, *, logs_in: bool) -> Ca
             port = stack.enter_context(_server(count, logs_in=logs_in))
             if rtt_s:
                 port = stack.enter_context(DelayProxy(port, rtt_s=rtt_s)).port
-            return timed(prepare(directory, port, count, stack), directory, timeout_s=TIMEOUT_S)
+            sample = timed(prepare(directory, port, count, stack), directory, timeout_s=TIMEOUT_S)
+        if prepare is not _maild_drain:
+            return sample
+        return replace(sample, wall_s=json.loads((directory / "stdout").read_text())["wall_s"])
 
     return run
 
@@ -149,6 +159,24 @@ def _maild(directory: Path, port: int, count: int, _: ExitStack) -> list[str]:
     for number in range(count):
         place.accept(*prepared(_raw(number), Order(take_from_head=True), senders, time.time()))
     return [*maild_program(), "-c", str(path), "outbox", "flush"]
+
+
+def _maild_drain(directory: Path, port: int, count: int, stack: ExitStack) -> list[str]:
+    """What a daemon does when it is woken: it tells itself how long that took."""
+    *_, path, _, _ = _maild(directory, port, count, stack)
+    return [sys.executable, "-m", "tests.bench.outbox", "drain", path]
+
+
+def drain(path: Path) -> None:
+    """The process of that: prints its wall time as JSON."""
+    log.configure("error")
+    config = load(path)
+    started = time.perf_counter()
+    results = anyio.run(submit_all, config, Outbox(config.state_dir))
+    took_s = time.perf_counter() - started
+    if not all(drained.is_well for drained in results.values()):
+        raise SystemExit(f"not everything was sent: {results}")
+    print(json.dumps({"wall_s": took_s}))
 
 
 def _msmtp(directory: Path, port: int, count: int, _: ExitStack) -> list[str]:
@@ -236,4 +264,7 @@ def _accepted(directory: Path, count: int, script: str) -> Sample:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(has_users=sys.argv[1:] == ["serve", "users"]))
+    if sys.argv[1] == "drain":
+        drain(Path(sys.argv[2]))
+    else:
+        asyncio.run(serve(has_users=sys.argv[2] == "users"))

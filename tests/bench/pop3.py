@@ -6,6 +6,7 @@ mpop fsyncs each message, as do getmail6 and procmail, to which fetchmail hands 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -96,7 +97,13 @@ class Getmail:
         return first_line("getmail", "--version")
 
     def command(self, server: Server, directory: Path) -> list[str]:
-        """`getmail --getmaildir DIR --rcfile CONFIG`."""
+        """`getmail --getmaildir DIR --rcfile CONFIG`. It delivers no mail as root, but as whom it is told to."""
+        inbox = _made_inbox(directory)
+        deliverer = ""
+        if os.geteuid() == 0:
+            deliverer = "user = nobody"
+            for path in (inbox, *inbox.iterdir()):
+                shutil.chown(path, "nobody")
         text = f"""\
 [retriever]
 type = SimplePOP3Retriever
@@ -106,7 +113,8 @@ username = {server.user}
 password = {server.password}
 [destination]
 type = Maildir
-path = {_made_inbox(directory)}/
+path = {inbox}/
+{deliverer}
 [options]
 read_all = false
 delete = false
@@ -176,19 +184,18 @@ def pop3(arena: Arena) -> Scenario:
     scenario.targets = [
         Target("POP3 at RTT 0: mpop's time to maild's", scenario.times_as_fast("maild", "mpop"), 2, "×"),
         Target("POP3 at 20 ms: mpop's time to maild's", scenario.times_as_fast(ours, f"mpop{_far_label()}"), 2, "×"),
-        *(
-            Target(
-                f"POP3 at 20 ms: {client.name}'s time to maild's",
-                scenario.times_as_fast(ours, f"{client.name}{_far_label()}"),
-                30,
-                "×",
-            )
-            for client in SLOW
-        ),
+        *_slow_targets(scenario, ours),
         Target("POP3: maild's peak memory", _peak(scenario, "maild"), 60, " MiB", at_most=True),
         Target("POP3: round trips of a poll with nothing new, TCP's included", trips, 6, at_most=True),
     ]
     return scenario
+
+
+def _slow_targets(scenario: Scenario, ours: str) -> list[Target]:
+    """Of those that could be measured: some releases of getmail6 stop for minutes waiting for a child of theirs."""
+    found = {client.name: scenario.times_as_fast(ours, f"{client.name}{_far_label()}") for client in SLOW}
+    text = "POP3 at 20 ms: {}'s time to maild's"
+    return [Target(text.format(name), times, 30, "×") for name, times in found.items() if times is not None]
 
 
 def _bare(account: Account) -> Account:

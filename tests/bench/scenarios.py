@@ -18,11 +18,14 @@ import tomli_w
 
 from tests.bench import passes
 from tests.bench.arena import RUN_TIMEOUT_S, Account, Arena, Contender
+from tests.bench.asking import asking
 from tests.bench.clients import Client, Least, Maild, Mbsync, OfflineImap, Server, mail_directory, maild_program
 from tests.bench.measure import RunFailed, Sample, timed
 from tests.bench.outbox import outbox
 from tests.bench.pop3 import pop3
+from tests.bench.push import push
 from tests.bench.report import Row, Scenario, Target
+from tests.bench.thousand import thousand
 from tests.servers.proxy import DelayProxy
 
 MAILD, MBSYNC, MBSYNC_UNSAFE = Maild(), Mbsync(), Mbsync("mbsync, FSync no", fsync=False)
@@ -58,7 +61,8 @@ def compress(arena: Arena) -> Scenario:
     account = arena.mail(arena.sizes.mail)
     server = arena.server(account, compress=True)
     scenario = Scenario("compress", f"{account.messages:,} messages, RTT 0, the server offers COMPRESS")
-    contenders = [arena.contender(client, account, server) for client in (MAILD, MBSYNC)]
+    compressed = Maild('maild, compress = "on"', compress=True)
+    contenders = [arena.contender(client, account, server) for client in (MAILD, compressed, MBSYNC)]
     arena.contest(scenario, contenders, arena.sizes.few_rounds)
     ratio = scenario.times_as_fast("maild", "mbsync")
     scenario.targets = [Target("server offers COMPRESS: mbsync's time to maild's", ratio, 6, "×")]
@@ -348,6 +352,9 @@ SCENARIOS: dict[str, Callable[[Arena], Scenario]] = {
         changes,
         setup,
         start,
+        asking,
+        push,
+        thousand,
         offlineimap,
         pop3,
         outbox,

@@ -1,4 +1,4 @@
-"""The parts of the bench, without a server: the corpus stays the same, verifying finds faults, figures are right."""
+"""The parts of the bench, small: the corpus stays the same, verifying finds faults, figures are right."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,13 +16,21 @@ import pytest
 
 from tests.bench import corpus, outbox
 from tests.bench.clients import Maild, Mbsync, OfflineImap, Server, maild_program
+from tests.bench.crowd import PASSWORD, Crowd, user
+from tests.bench.daemon import Daemon
 from tests.bench.limits import DurableMaildir, _unix_time
 from tests.bench.measure import RunFailed, Sample, timed
+from tests.bench.pop3 import Fetchmail, Getmail, MaildPop3, Mpop
+from tests.bench.push import Mta, flag_times_s, made_lane
 from tests.bench.report import Row, Scenario, Target, as_json, as_text
 from tests.bench.run import main
+from tests.bench.thousand import most_in_a_second
 from tests.bench.verify import facts_of, verify
+from tests.bench.witness import Witness
+from tests.servers.dovecot import Dovecot, DovecotMissing
 
 SOME = list(corpus.mail(1_500))
+SECRETIVE = ("maild.toml", "mbsyncrc", "offlineimaprc", "mpoprc", "getmailrc", "fetchmailrc", "procmailrc")
 
 
 def maildir_of(messages: list[corpus.Message], path: Path, *, syncfs: bool = False) -> Path:
@@ -182,17 +191,80 @@ def test_mailds_configuration_is_one_that_maild_accepts(tmp_path: Path) -> None:
         (tmp_path / "maild.toml").unlink()
 
 
+def test_mailds_configuration_for_pop3_is_one_that_maild_accepts(tmp_path: Path) -> None:
+    command = MaildPop3().command(Server(110, "me", "made up"), tmp_path)
+    ran = subprocess.run([*command[:-1], "check"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_what_pop3_does_not_tell_is_not_compared(tmp_path: Path) -> None:
+    """No flags, any date; a line end that a client added is told apart from a message that it altered."""
+    bare = {message.number: replace(message.fact(), letters="", mtime=None) for message in SOME[1:100]}
+    maildir = maildir_of([replace(message, flags=(), date=0) for message in SOME[1:100]], tmp_path)
+    assert verify(maildir, {"INBOX": bare}).faithful
+    path = file_of(next(message for message in SOME[1:100] if not message.raw.endswith(b"\n")), maildir)
+    path.write_bytes(path.read_bytes() + b"\n")
+    verdict = verify(maildir, {"INBOX": bare})
+    assert not verdict.faithful
+    assert verdict.text() == "1 with a line end added"
+
+
 def test_configurations_with_passwords_are_private(tmp_path: Path) -> None:
-    for client in (Maild(), Mbsync(), OfflineImap()):
+    for client in (Maild(), Mbsync(), OfflineImap(), Mpop(), Getmail(), Fetchmail()):
         client.command(Server(143, "me", "made up"), tmp_path)
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir() if path.is_file()}
-    assert modes == dict.fromkeys(("maild.toml", "mbsyncrc", "offlineimaprc"), "0o600")
+    assert modes == dict.fromkeys(SECRETIVE, "0o600")
 
 
 def test_unknown_scenarios_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--scenario", "nonsense"])
     assert "initial" in capsys.readouterr().err
+
+
+def test_most_instants_in_any_second() -> None:
+    assert most_in_a_second([]) == 0
+    assert most_in_a_second([5.0, 0.9, 0.0, 1.0, 1.8, 1.85, 1.95]) == 4
+
+
+def test_a_crowd_is_kept_and_comes_back(tmp_path: Path) -> None:
+    (tmp_path / "daemon").mkdir()
+    with Crowd(3, tmp_path / "crowd") as crowd:
+        server = {"host": "localhost", "port": crowd.port, "tls": "implicit", "ca_file": str(crowd.ca_file)}
+        accounts = {
+            user(n): {"address": "me@bench.example", "imap": {**server, "user": user(n), "password": PASSWORD}}
+            for n in range(3)
+        }
+        with Daemon(tmp_path / "daemon", accounts) as daemon:
+            daemon.until_pushed(30)
+            assert len(crowd.accepted_s()) >= 6
+            rss_kib, pss_kib = daemon.memory_kib()
+            assert 10_000 < pss_kib <= rss_kib < 200_000
+            assert 0 < daemon.cpu_s() < 30
+            crowd.restart()
+            daemon.until(lambda found: any(account["push"] is None for account in found.values()), 30)
+            daemon.until_pushed(30)
+            assert 3 <= len(crowd.accepted_s()) <= 9
+
+
+@pytest.mark.live
+def test_deliveries_are_timed_and_losses_are_found(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(Dovecot(lmtp=True))
+        except DovecotMissing as missing:
+            pytest.skip(str(missing))
+        witness = stack.enter_context(Witness())
+        lane = made_lane(server, witness, stack, Row("maild, IDLE", ours=True), 0.0, tmp_path, 3)
+        mta = Mta(server, witness)
+        mta.deliver(lane)
+        mta.storm(lane, 5)
+        assert len(lane.above_notice_s()) == 6
+        assert max(lane.above_notice_s()) < 10
+        assert max(flag_times_s(lane, 1)) < 10
+        assert lane.missing() == 0
+        lane.numbers.append(1)
+        assert lane.missing() == 1
 
 
 def test_a_queue_is_sent_and_counted(tmp_path: Path) -> None:

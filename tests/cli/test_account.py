@@ -19,6 +19,7 @@ import pytest
 from maild import cli
 from maild.cli import main
 from maild.commands import account
+from maild.config import examine
 from maild.testing.imap import ImapServer
 from maild.testing.pop3 import Pop3Server
 from maild.testing.smtp import SmtpServer
@@ -299,6 +300,16 @@ def test_remove_keeps_the_mail(place: Place, monkeypatch: pytest.MonkeyPatch) ->
     assert sorted(path.name for path in place.config.parent.iterdir()) == ["accounts.d", "maild.toml"]
 
 
+def test_what_is_left_in_the_outbox_of_a_removed_account_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.add("--password-file", place.password_file())
+    message = io.TextIOWrapper(io.BytesIO(b"Subject: x\n\nx\n"))
+    monkeypatch.setattr(sys, "stdin", message)
+    assert place.run("sendmail", "you@mail.example") == 0
+    place.said = ""
+    assert place.run("account", "remove", "mail", "--yes") == 0
+    assert "In the outbox of it: 1. They wait for an account of this name" in place.said
+
+
 def test_an_account_in_the_users_own_file_is_not_removed(place: Place) -> None:
     place.config.parent.mkdir(parents=True)
     text = '[accounts.own]\naddress = "a@b.example"\nsmtp = { host = "b.example", password_command = ["pass"] }\n'
@@ -340,13 +351,25 @@ def test_where_the_user_name_differs_between_the_servers(place: Place) -> None:
     assert (found["imap"]["user"], found["smtp"]["user"]) == ("me", "me@icloud.com")
 
 
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+
+
 def readme_commands() -> list[str]:
-    text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    return re.findall(r"^    maild ((?:account|doctor)\b[^#\n]*)", text, re.MULTILINE)
+    return re.findall(r"^    maild ((?!sendmail)[a-z]\w*\b[^#\n]*)", README, re.MULTILINE)
 
 
 def test_the_readme_shows_how() -> None:
-    assert len(readme_commands()) > 5
+    shown = {line.split()[0] for line in readme_commands()}
+    assert {"account", "sync", "run", "outbox"} <= shown
+
+
+@pytest.mark.parametrize("text", re.findall(r"^```toml\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+def test_what_the_readme_shows_is_a_good_config(text: str, tmp_path: Path) -> None:
+    account = (
+        '[accounts.another]\naddress = "me@example.net"\nsmtp = { host = "h.example", password_command = ["x"] }\n'
+    )
+    (tmp_path / "maild.toml").write_text(account + text)
+    assert examine(tmp_path / "maild.toml").errors == ()
 
 
 @pytest.mark.parametrize("line", readme_commands())

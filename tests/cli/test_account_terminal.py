@@ -111,9 +111,9 @@ class World:
     pop3: Pop3Server
     smtp: SmtpServer
 
-    def terminal(self, *arguments: str) -> Terminal:
+    def terminal(self, *arguments: str, action: tuple[str, ...] = ("add", ADDRESS)) -> Terminal:
         sources = [self.web.url + "/config.xml", str(self.names.address[1]), str(self.authority.ca_file)]
-        return Terminal([*sources, "account", "add", ADDRESS, *arguments], self.home)
+        return Terminal([*sources, "account", *action, *arguments], self.home)
 
     def describe(self, *, pop3: bool) -> None:
         servers = server("imap", "localhost", self.imap.port) + server("smtp", "localhost", self.smtp.port)
@@ -196,6 +196,61 @@ def test_where_nothing_is_found_the_servers_are_asked_for(world: World, secret_s
     assert terminal.end() == 0
     secret_scan.lines += terminal.shown.splitlines()
     assert world.account()["imap"]["host"] == "imap.mail.example"
+
+
+def test_a_server_is_looked_at_before_the_password_is_asked_for(world: World, secret_scan: SecretScan) -> None:
+    terminal = world.terminal("--ca-file", str(world.authority.ca_file))
+    terminal.until("IMAP server (empty for POP3):")
+    terminal.type("localhost")  # the usual ports are port 1 here
+    terminal.until("localhost does not speak IMAP inside verified TLS at the usual ports (HOST:PORT names another).")
+    terminal.until("IMAP server (empty for POP3):")
+    terminal.type(f"localhost:{world.smtp.port}")
+    terminal.until(f"localhost does not speak IMAP inside verified TLS at port {world.smtp.port}.")
+    terminal.until("IMAP server (empty for POP3):")
+    terminal.type(f"localhost:{world.imap.port}")
+    terminal.until(f"receiving: IMAP localhost:{world.imap.port} (TLS), as {ADDRESS}")
+    terminal.until("SMTP (empty for none):")
+    assert "Password" not in terminal.shown
+    terminal.type(f"localhost:{world.smtp.port}")
+    terminal.until(f"Password of {ADDRESS}:")
+    terminal.type(PASSWORD)
+    terminal.until("Login for sending works")
+    assert terminal.end() == 0
+    secret_scan.lines += terminal.shown.splitlines()
+    assert world.account()["imap"]["port"] == world.imap.port
+
+
+def test_passwd_and_remove(world: World, secret_scan: SecretScan) -> None:
+    server = [
+        "--imap-host",
+        "localhost",
+        "--imap-port",
+        str(world.imap.port),
+        "--ca-file",
+        str(world.authority.ca_file),
+    ]
+    terminal = world.terminal(*server)
+    terminal.until(f"Password of {ADDRESS}:")
+    terminal.type(PASSWORD)
+    assert terminal.end() == 0
+    kept = world.home / ".config/maild/mail.password"
+    for password, status, said in (
+        (WRONG, 1, "the password was not changed"),
+        (PASSWORD, 0, "The new password of mail"),
+    ):
+        terminal = world.terminal(action=("passwd", "mail"))
+        terminal.until(f"New password of mail ({ADDRESS}):")
+        terminal.type(password)
+        terminal.until(said)
+        assert terminal.end() == status
+        assert kept.read_text() == PASSWORD + "\n"
+        secret_scan.lines += terminal.shown.splitlines()
+    for answer, status in (("no", 1), ("", 0)):
+        terminal = world.terminal(action=("remove", "mail"))
+        terminal.until("Remove account mail? The mail stays. (yes/no) [yes]:")
+        terminal.type(answer)
+        assert terminal.end() == status
+        assert kept.exists() == (status == 1)
 
 
 def test_the_end_of_the_input_writes_nothing(world: World) -> None:

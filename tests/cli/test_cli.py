@@ -375,6 +375,13 @@ def test_version_imports_nothing_big() -> None:
     assert imported_by("--version") & big == set()
 
 
+def test_sync_imports_nothing_big_before_it_knows_that_no_daemon_runs() -> None:
+    code = "import sys, maild.commands.sync; print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    big = {"pydantic", "structlog", "asyncio", "anyio", "rich", "ssl", "sqlite3", "maild.config.files"}
+    assert set(said.stdout.split()) & big == set()
+
+
 def test_check_imports_nothing_that_connects(tmp_path: Path) -> None:
     (tmp_path / "maild.toml").write_text(GOOD)
     imported = imported_by("-c", "maild.toml", "check")

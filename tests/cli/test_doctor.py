@@ -14,7 +14,7 @@ import pytest
 
 from maild.cli import main
 from maild.core.quirks import QUIRKS, quirks_of
-from maild.engine import surroundings
+from maild.engine import doctor, surroundings
 from maild.testing.imap import ImapServer
 from maild.testing.pop3 import Pop3Server
 from maild.testing.smtp import SmtpServer
@@ -222,6 +222,26 @@ def test_a_server_without_starttls(setup: Setup) -> None:
     setup.start(starttls=True, offers_tls=False)
     found = setup.problem()
     assert (found["area"], "does not offer STARTTLS" in found["text"]) == ("imap TLS", True)
+
+
+def test_starttls_at_a_port_that_speaks_tls_at_once(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "STEP_S", 0.5)
+    setup.imap["tls"] = "starttls"
+    setup.start()
+    found = setup.problem()
+    assert (found["area"], "did not answer in time" in found["text"]) == ("imap greeting", True)
+    assert found["remedy"].endswith('if this port speaks TLS at once, use tls = "implicit"')
+
+
+def test_a_mechanism_that_the_server_does_not_offer(setup: Setup) -> None:
+    setup.imap["auth"] = "xoauth2"
+    setup.imap["password_file"] = None
+    setup.imap["token_command"] = ["echo", PASSWORD]
+    setup.start()
+    status, findings = setup.doctor()
+    (found,) = [f for f in findings if f["level"] == "problem" and f["area"] == "imap login"]
+    assert (status, "does not offer to log in by XOAUTH2" in found["text"]) == (1, True)
+    assert "account passwd" not in found["remedy"], "another password changes nothing about it"
 
 
 def test_starttls(setup: Setup) -> None:

@@ -147,6 +147,17 @@ def test_show(maild: Any, outbox: Outbox) -> None:
     assert shown["message"].endswith("there\x1b[31m\n")
 
 
+@pytest.mark.parametrize("action", ["show", "hold", "release", "retry", "cancel"])
+def test_the_json_of_several_is_one_document(maild: Any, outbox: Outbox, action: str) -> None:
+    one, two = accept(outbox), accept(outbox)
+    if action == "release":
+        maild("hold", one.id, two.id)
+    status, out, err = maild(action, one.id, "nope", two.id, "--json")
+    assert (status, "'nope'" in err) == (1, True)
+    assert [found["id"] for found in json.loads(out)] == [one.id, two.id]
+    assert maild(action, "nope", "--json")[:2] == (1, "")
+
+
 def test_a_file_that_cannot_be_read_is_told(maild: Any, outbox: Outbox) -> None:
     accept(outbox)
     (outbox.path / "x.toml").write_text("account = 1")

@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maild.core.maildrop import (
+    DAY_S,
     FORGET_S,
     MADE_UP,
     Known,
     Listed,
     Policy,
+    Terms,
     compare,
     due,
     header_digest,
@@ -164,6 +166,17 @@ def test_sizes(told: int | None, now: int | None, same: bool) -> None:
     assert is_same_size(told, now) is same
 
 
-def test_the_server_may_want_more_time() -> None:
-    assert next_poll_s(300, 0) == 300
-    assert next_poll_s(300, 900) == 900
+@pytest.mark.parametrize(
+    ("poll_s", "terms", "wait_s"),
+    [
+        (300, Terms(), 300),
+        (300, Terms(login_delay_s=900), 900),
+        (1800, Terms(login_delay_s=900), 1800),
+        (7 * DAY_S, Terms(expire_days=1), DAY_S / 2),
+        (300, Terms(expire_days=1), 300),
+        (300, Terms(expire_days=0), 300),
+        (7 * DAY_S, Terms(login_delay_s=50_000, expire_days=1), 50_000),
+    ],
+)
+def test_the_server_may_want_more_time_or_less(poll_s: float, terms: Terms, wait_s: float) -> None:
+    assert next_poll_s(poll_s, terms) == wait_s

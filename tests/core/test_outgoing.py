@@ -123,6 +123,35 @@ def test_doubt_ends_by_proof_or_by_another_try() -> None:
     assert states(attempted(doubtful, {A: OK}, NOW + 900)) == ["sent", "failed"]
 
 
+@pytest.mark.parametrize(
+    ("attempts", "is_mixed"),
+    [
+        ([{A: DOUBT, B: DOUBT}], False),
+        ([{A: LATER, B: LATER}, {A: DOUBT, B: DOUBT}], False),
+        ([{A: DOUBT, B: DOUBT}, {A: DOUBT, B: DOUBT}], False),
+        ([{A: DOUBT, B: DOUBT}, {A: DOUBT, B: NO}], False),
+        ([{A: DOUBT, B: LATER}, {B: DOUBT}], True),
+        ([{A: DOUBT, B: LATER}, {A: DOUBT, B: DOUBT}], True),
+        ([{A: DOUBT, B: DOUBT}, {A: DOUBT}], True),
+        ([{A: DOUBT, B: LATER}, {B: DOUBT}, {A: DOUBT, B: DOUBT}], True),
+        ([{A: DOUBT, B: LATER}, {B: DOUBT}, {A: OK, B: OK}], False),
+    ],
+)
+def test_one_copy_proves_only_what_all_transactions_in_doubt_were_for(
+    attempts: list[dict[str, Verdict]], is_mixed: bool
+) -> None:
+    found = item(A, B)
+    for verdicts in attempts:
+        found = outgoing.settled(outgoing.body_begun(outgoing.claimed(found, list(verdicts)), {}), verdicts, NOW)
+    assert found.is_doubt_mixed == is_mixed
+
+
+def test_a_retry_by_hand_forgets_whom_the_first_doubt_was_about() -> None:
+    found = outgoing.retried(attempted(item(A, B), {A: DOUBT, B: LATER}), NOW)
+    assert attempted(found, {A: DOUBT, B: DOUBT}).is_doubt_mixed
+    assert not attempted(found, {A: OK, B: LATER}).is_doubt_mixed
+
+
 def test_hold_and_release() -> None:
     held = outgoing.held(attempted(item(A, B, C), {A: OK, B: LATER, C: DOUBT}))
     assert states(held) == ["sent", "held", "uncertain"]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -17,7 +18,7 @@ from maild.engine import account as engine
 from maild.engine import keeper as keeper_module
 from maild.engine import listen
 from maild.engine.hooks import HookBoard
-from maild.engine.keeper import STUCK_S, Keeper, Request
+from maild.engine.keeper import STUCK_S, Keeper, Request, refresh
 from maild.engine.listen import Common
 from maild.engine.status import AccountDocument
 from maild.testing.memory import MemoryRemote
@@ -284,11 +285,13 @@ async def test_stop_lets_the_pass_end_and_is_told(kept: Kept, monkeypatch: pytes
 async def test_what_status_tells_comes_from_memory(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     async with kept.running(monkeypatch) as keeper:
         await kept.idle()
-        document: AccountDocument = await keeper.document()
+        await refresh([keeper])
+        document: AccountDocument = keeper.document()
         assert (document["state"], document["push"], document["error"]) == ("idle", "idle", None)
         assert document["mailboxes"]["INBOX"]["messages"] == 1
         (kept.state_dir / "work.sqlite").rename(kept.state_dir / "elsewhere")
-        assert await keeper.document() == document
+        await refresh([keeper])
+        assert keeper.document() == document
 
 
 async def test_an_owner_without_a_sign_of_life_is_stuck(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,18 +365,18 @@ async def test_why_there_is_no_push_is_told(kept: Kept, monkeypatch: pytest.Monk
         await kept.idle()
         kept.held.watch_failures = [Unavailable("too many connections")]
         kept.held.watches[0].fail(ConnectionLost("silent"))
-        await until(lambda: keeper.push is None and "too many" in str(keeper.shown()["error"]))
-        assert keeper.state == "idle"  # the mail itself is up to date
+        await until(lambda: keeper.push is None and "too many" in str(keeper.document()["error"]))
+        await until(lambda: keeper.state == "idle")  # the mail itself is up to date
         await until(lambda: keeper.push == "idle")
-        assert keeper.shown()["error"] is None
+        assert keeper.document()["error"] is None
 
 
 async def test_why_push_is_less_than_it_could_be_is_told(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     async with kept.running(monkeypatch) as keeper:
         await kept.idle()
-        assert "push_reason" not in keeper.shown()
+        assert "push_reason" not in keeper.document()
         keeper._listening.lack = "no NOTIFY: refused"
-        assert keeper.shown()["push_reason"] == "no NOTIFY: refused"
+        assert keeper.document()["push_reason"] == "no NOTIFY: refused"
 
 
 async def test_push_that_dies_at_once_each_time_waits_longer_each_time(
@@ -486,3 +489,37 @@ async def test_a_pass_that_a_stop_cuts_off_is_no_success(kept: Kept, monkeypatch
         assert request.report is not None
         assert request.report.error == keeper_module.STOPPED
         await until(lambda: keeper.state == "stopped")
+
+
+async def test_of_many_accounts_the_one_without_a_pass_for_longest_sleeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen, "MOST_AWAKE", 2)
+    common = Common(tmp_path, HookBoard(Hooks()))
+
+    class Sleeper:
+        slept = 0
+
+        async def sleep(self) -> None:
+            self.slept += 1
+
+    some: list[Any] = [Sleeper() for _ in range(4)]
+    for one in (some[0], some[1], some[0], some[2]):
+        await common.note_use(one)
+    assert [one.slept for one in some] == [0, 1, 0, 0]
+    common.note_end(some[0])
+    await common.note_use(some[3])
+    assert [one.slept for one in some] == [0, 1, 0, 0]
+
+
+async def test_an_account_that_slept_goes_on_as_before(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "MOST_AWAKE", 0)
+    async with kept.running(monkeypatch) as keeper:
+        await kept.idle()
+        assert [file.name for file in kept.state_dir.iterdir()] == ["work.sqlite"]
+        kept.deliver(2)
+        kept.held.watches[-1].say()
+        await until(lambda: kept.find(2))
+        await kept.idle()
+        assert [file.name for file in kept.state_dir.iterdir()] == ["work.sqlite"]
+        assert keeper.failure is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,6 +16,7 @@ from maild.testing.store import Store
 from tests.daemon.process import DaemonProcess, NotifySocket, imap_account
 from tests.daemon.waiting import until
 from tests.engine.world import PASSWORD, USER, message
+from tests.servers.certificates import Authority
 from tests.servers.dovecot import free_ports
 
 Make = Callable[..., DaemonProcess]
@@ -109,6 +111,29 @@ async def test_wrong_password_is_tried_at_most_twice_until_the_config_is_another
     assert (reloaded.returncode, reloaded.stdout) == (0, "started anew: work\n")
     await daemon.until_account(lambda a: a["state"] == "idle" and a["error"] is None)
     await daemon.stop()
+
+
+async def test_reload_takes_the_certificates_that_were_replaced(make: Make, tmp_path: Path) -> None:
+    old, new = Authority(tmp_path / "old"), Authority(tmp_path / "new")
+    trusted = tmp_path / "ca.pem"
+    shutil.copy(old.ca_file, trusted)
+    context = old.good().server_context()
+    async with ImapServer(Store(), {USER: PASSWORD}, ssl_context=context) as server:
+        lines = account(server, f'ca_file = "{trusted}"').replace('tls = "none"', 'tls = "implicit"')
+        daemon = make(accounts={"work": lines})
+        daemon.start()
+        await daemon.until_account(lambda a: a["state"] == "idle" and a["error"] is None)
+        assert (await daemon.run("reload")).stdout == "nothing changed\n"
+        shutil.copy(new.ca_file, trusted)
+        assert (await daemon.run("reload")).stdout == "started anew: work\n"
+        failed = await daemon.until_account(lambda a: a["error"])
+        assert "comes from an unknown authority" in failed["error"]
+        renewed = new.good()
+        context.load_cert_chain(renewed.chain_file, renewed.key_file)
+        shutil.copy(new.ca_file, trusted)  # the same again: who replaces it means something by it
+        assert (await daemon.run("reload")).stdout == "started anew: work\n"
+        await daemon.until_account(lambda a: a["state"] == "idle" and a["error"] is None)
+        await daemon.stop()
 
 
 async def test_reload_leaves_the_sessions_of_other_accounts_alone(make: Make, server: ImapServer) -> None:

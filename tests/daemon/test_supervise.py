@@ -8,7 +8,8 @@ import anyio
 import pytest
 
 from maild.core.errors import ConnectionLost, MaildError
-from maild.engine.supervise import Pace, Patience, keep_alive, only_ours
+from maild.engine.supervise import Patience, keep_alive, only_ours
+from maild.remote.pace import Pace
 from tests.daemon.waiting import until
 
 

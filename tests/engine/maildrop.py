@@ -14,9 +14,9 @@ import anyio
 
 from maild.config import Account, Password, Pop3
 from maild.config.values import DeletionLimit
+from maild.core.maildrop import Terms
 from maild.engine.poll import poll_account
 from maild.engine.report import AccountReport
-from maild.remote.pop3.remote import Terms
 from maild.testing.pop3 import ALL, Pop3Server
 from tests.engine.world import DEADLINE_S, PASSWORD, USER, message
 

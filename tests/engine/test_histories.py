@@ -278,6 +278,7 @@ class History:
             wanted[n, self.boxes[index].there, flags] += 1
         found = self._found()
         copied = set(self.copies)
+        copied.update(n for n, count in Counter(known.n for known in self.known).items() if count > 1)
         for known in self.known:
             if known.may_be_another:
                 copied.add(known.n)

@@ -1,14 +1,16 @@
-"""A disk slower than the line: messages wait on the server, not in memory."""
+"""A disk slower than the line: messages wait on the server, not in memory. What passes needed is given back."""
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from maild.engine import propagate
+from maild.engine.limits import COLLECT_AFTER, GIVE_BACK_EVERY_S, Thrift
 from maild.engine.propagate import Deliverer
 from maild.local.delivery import Incoming
 from maild.remote.imap.stream import HIGH_WATER_OCTETS
@@ -52,3 +54,22 @@ async def test_what_waits_for_the_disk_is_bounded(world: World, monkeypatch: pyt
     assert max(waiting) < QUEUE + max(largest) * 4, "each session adds at most one hand-over to a full queue"
     assert max(waiting) < COUNT * SIZE // 2
     assert len(world.files()) == COUNT
+
+
+def test_memory_is_given_back_a_while_after_passes_and_not_again_for_nothing() -> None:
+    now_s = 0.0
+    thrift = Thrift(lambda: now_s)
+    assert not thrift.look(5)
+    now_s = GIVE_BACK_EVERY_S
+    assert [thrift.look(5), thrift.look(5), thrift.look(6)] == [True, False, False]
+    now_s += GIVE_BACK_EVERY_S
+    assert [thrift.look(6), thrift.look(6)] == [True, False]
+    now_s += GIVE_BACK_EVERY_S
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+    lost = weakref.ref(Cycle())
+    assert thrift.look(6 + COLLECT_AFTER)
+    assert lost() is None

@@ -157,6 +157,20 @@ async def test_equal_copies_stay_as_many_as_they_were(any_world: World) -> None:
     await adopted(any_world, 2)
 
 
+@pytest.mark.parametrize("message_id", [None, ""])
+async def test_equal_copies_keep_their_flags(any_world: World, message_id: str | None) -> None:
+    """Which copy is which is told by the flags; else all would get those of all."""
+    raw = message(1, message_id=message_id)
+    for flags in (["\\Seen"], [], ["\\Flagged"], []):
+        any_world.store.deliver("INBOX", raw, flags, START_S)
+    await any_world.synced()
+    any_world.lose_state()
+    before = any_world.snapshot()
+    assert (await any_world.synced()).total("flags") == 0
+    assert [sorted(m.flags) for m in any_world.store.mailbox("INBOX")] == [["\\Seen"], [], ["\\Flagged"], []]
+    assert any_world.snapshot().keys() == before.keys()
+
+
 async def test_fewer_copies_here_than_there(any_world: World) -> None:
     raw = message(1)
     for _ in range(3):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from email import message_from_bytes, policy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from maild.config import Account, Imap, Password, Smtp
-from maild.config.senders import Sender, Senders
+from maild.config import Imap, Password, Smtp
 from maild.core import outgoing
 from maild.core.errors import AuthRejected, ConnectionLost, LocalError, MaildError, Rejected
 from maild.core.likeness import Likeness
@@ -21,75 +20,23 @@ from maild.core.model import MailboxName
 from maild.core.names import directory
 from maild.core.outgoing import Item
 from maild.engine import doubts
-from maild.engine.accept import Order, prepared
 from maild.engine.aftermath import wants_copy
 from maild.engine.doubts import looking
-from maild.engine.submit import Drained, Submitter
 from maild.local.once import letter_key
 from maild.local.outbox import ItemBusy, Outbox
 from maild.local.state import State
-from maild.remote.smtp import Offline, Timeouts
+from maild.remote.smtp import Offline
 from maild.testing.imap import ImapServer
 from maild.testing.smtp import EOF, RESET, SILENCE, Reaction, SmtpServer, Stage
 from maild.testing.store import Store
+from tests.engine.sending import NOW, PASSWORD, SHORT, USER, A, B, C, World, states
 from tests.local.crash import Crash, Machine, every_step
-
-USER = "user"
-PASSWORD = "correct horse battery staple"
-NOW = 1_800_000_000
-SHORT = Timeouts(connect_s=5, command_s=0.3, data_s=0.3, block_s=0.3, final_s=0.3, goodbye_s=0.1)
-LONG = Timeouts(connect_s=5, command_s=5, data_s=5, block_s=5, final_s=5, goodbye_s=0.1)
-A, B, C = "a@x.example", "b@x.example", "c@x.example"
-
-
-@dataclass
-class World:
-    """An account with its outbox, a server, and a clock that a test turns."""
-
-    server: SmtpServer
-    root: Path
-    now_s: float = NOW
-    timeouts: Timeouts = LONG
-
-    def __post_init__(self) -> None:
-        self.outbox = Outbox(self.root / "state")
-
-    def account(self, **changes: Any) -> Account:
-        values: dict[str, Any] = {"user": USER, "secret": Password(PASSWORD), "tls": "none", "sent": "copy"}
-        smtp = Smtp(host=self.server.host, port=self.server.port, **(values | changes))
-        return Account(name="work", address="me@example.org", maildir=self.root / "Mail" / "work", smtp=smtp)
-
-    def submitter(self, account: Account | None = None, **options: Any) -> Submitter:
-        values: dict[str, Any] = {"clock": lambda: self.now_s, "timeouts": self.timeouts}
-        return Submitter(account or self.account(), self.outbox, self.root / "state", **(values | options))
-
-    def accept(self, *recipients: str, subject: str = "hello", at_s: int | None = None) -> Item:
-        senders = Senders(self.root / "state", (Sender("work", ("me@example.org",), 0),), None)
-        raw = f"Subject: {subject}\n\nthere\n".encode()
-        item, text = prepared(raw, Order(recipients=recipients or (A,), send_s=at_s), senders, self.now_s)
-        return self.outbox.accept(item, text)
-
-    async def drain(self, account: Account | None = None, *, everything: bool = False, **options: Any) -> Drained:
-        with self.outbox.draining():
-            return await self.submitter(account, **options).drain(everything=everything)
-
-    def item(self) -> Item:
-        (only,) = self.outbox.contents().items
-        return only
-
-    def mailbox(self, name: str) -> list[bytes]:
-        root = self.root / "Mail" / "work" / name
-        return [path.read_bytes() for subdir in ("cur", "new") for path in sorted((root / subdir).glob("*"))]
 
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with SmtpServer(users={USER: PASSWORD}) as server:
         yield World(server, tmp_path)
-
-
-def states(item: Item) -> list[str]:
-    return [recipient.state for recipient in item.recipients]
 
 
 # -- when all goes well
@@ -435,6 +382,38 @@ async def test_the_copy_of_an_earlier_attempt_is_no_proof(world: World) -> None:
     world.now_s += 900
     assert (await world.drain(account, find_sent=never)).is_well
     assert [message.recipients for message in world.server.taken] == [(A,), (B,), (B,)]
+
+
+async def test_one_copy_is_no_proof_for_who_was_in_another_transaction(world: World) -> None:
+    world.accept(A, B)
+    account = world.account(sent="none")
+    world.server.react("rcpt", "451 4.3.0 later", when=B)
+    world.server.react("dot", RESET, times=2)
+    await world.drain(account)
+    assert states(world.item()) == ["uncertain", "deferred"]
+    world.now_s += 60
+    await world.drain(account)
+    assert states(world.item()) == ["uncertain", "uncertain"]
+    await world.drain(account, find_sent=never)
+    world.now_s += 900
+    assert (await world.drain(account, find_sent=never)).is_well
+    assert [message.recipients for message in world.server.taken] == [(A,), (B,), (A, B)]
+
+
+async def test_a_second_doubt_about_the_same_recipients_is_looked_up(world: World) -> None:
+    async def find_sent(wanted: Likeness) -> bool | None:
+        return len(world.server.taken) > 1
+
+    world.accept(A, B)
+    account = world.account(sent="none")
+    world.server.react("dot", RESET, times=2)
+    for _ in range(2):
+        await world.drain(account, find_sent=find_sent)
+        world.now_s += 900
+    assert states(world.item()) == ["uncertain", "uncertain"]
+    await world.drain(account, find_sent=find_sent)
+    assert world.outbox.contents().items == ()
+    assert len(world.server.taken) == 2
 
 
 @pytest.mark.parametrize(

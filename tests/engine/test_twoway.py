@@ -292,6 +292,20 @@ async def test_scenario_over_imap(quick_path: Path, scenario: Step, lacking: str
         await twin.quiet()
 
 
+async def test_a_flag_removed_there_while_the_message_moves_here(quick_path: Path) -> None:
+    """On a server that does not tell the new UID: the file is without a pair for a while, and knows what is removed."""
+    twin = Twin(quick_path, settings={"tells_uids": False})
+    start(twin)
+    await twin.synced()
+    twin.store.set_flags("INBOX", twin.uid(1), remove=["\\Seen"], add=["$Label1"])
+    twin.move(twin.one(1), "Archive")
+    for _ in range(2):
+        await twin.synced()
+    twin.assert_equal()
+    assert [shown.flags for shown in twin.there("Archive") if b"Nr. 1\n" in shown.raw] == [("$Label1",)]
+    await twin.quiet()
+
+
 @pytest.mark.usefixtures("no_threads")
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda step: step.__name__)
 async def test_scenario_cut_at_every_step(quick_path: Path, scenario: Step) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from tests.live.client import Client
-from tests.live.outside import Outside, letter
+from tests.live.outside import Outside, letter, wire
 from tests.servers.proxy import FaultProxy
 
 pytestmark = pytest.mark.live
@@ -134,18 +134,18 @@ def test_a_maildir_that_is_not_there(outside: Outside, accident: Callable[[Outsi
 
 def test_a_mailbox_directory_that_is_gone(outside: Outside) -> None:
     outside.fill([1, 2])
-    outside.fill([50, 51], "Archive")
+    outside.fill([50, 51], "Liste")
     outside.sync()
-    shutil.rmtree(outside.where("Archive"))
+    shutil.rmtree(outside.where("Liste"))
     outside.deliver(letter(3))
     told = outside.sync(status=1)
     assert told["pulled"] == 1
     assert told["deleted"] == 0
-    assert outside.numbers(outside.there(), "Archive") == [50, 51]
-    assert outside.status()["mailboxes"]["Archive"]["state"] == "refused"
-    approve(outside, "Archive")
+    assert outside.numbers(outside.there(), "Liste") == [50, 51]
+    assert outside.status()["mailboxes"]["Liste"]["state"] == "refused"
+    approve(outside, "Liste")
     outside.sync()
-    assert "Archive" not in outside.there()
+    assert "Liste" not in outside.there()
     outside.settled()
 
 
@@ -300,7 +300,7 @@ def test_a_full_disk_deletes_nothing(outside: Outside) -> None:
         outside.client.server.import_messages(
             outside.client.user,
             "INBOX",
-            [(letter(n, octets=20_000).replace(b"\n", b"\r\n"), (), None) for n in range(100, 220)],
+            [(wire(letter(n, octets=20_000)), (), None) for n in range(100, 220)],
         )
         outside.relabel(outside.find(1), "F")
         outside.find(2).unlink()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ from tests.servers.proxy import FaultProxy
 
 pytestmark = pytest.mark.live
 
+VALIDITIES = itertools.count(1)
 LAYOUTS = ["nested", pytest.param("maildir++", marks=pytest.mark.long)]
 
 
@@ -41,7 +44,7 @@ def test_everything_travels_both_ways(outside: Outside) -> None:
     both_have(outside, 12)
     foretold = changed_everywhere(outside)
     told = outside.sync()
-    wanted = {"pulled": 2, "pushed": 2, "flags": 4, "deleted": 2, "moved": 3, "refused": 0, "skipped": 0}
+    wanted = {"pulled": 3, "pushed": 2, "flags": 4, "deleted": 2, "moved": 3, "refused": 0, "skipped": 0}
     assert {name: told[name] for name in wanted} == wanted
     assert {name: foretold[name] for name in wanted} == wanted
     outside.settled()
@@ -147,10 +150,7 @@ def test_mailboxes_both_ways(outside: Outside) -> None:
         subscribed = b"\n".join(line for line in session.lsub()[1] if isinstance(line, bytes))
     for name in (b"Neu/Unten/Tief", b"Leer"):
         assert name in subscribed, subscribed
-    if outside.layout == "nested":
-        outside.where("Archive").rename(outside.where("Archiv2"))
-    else:
-        outside.where("Archive").rename(outside.where("Archiv2"))
+    outside.where("Archive").rename(outside.where("Archiv2"))
     outside.command("rename", "Da", "Dort")
     told = outside.sync()
     assert (told["pulled"], told["pushed"], told["deleted"]) == (0, 0, 0)
@@ -181,20 +181,17 @@ def test_which_way_deletions_travel(outside: Outside, way: str) -> None:
     for _ in range(2):
         assert outside.counts() == {}
         here, there = outside.numbers(outside.here()), outside.numbers(outside.there())
-        assert (1 not in there) == gone_there
-        assert (2 not in here) == gone_here
-        assert 1 not in here
-        assert 2 not in there
-        assert 3 not in here
-        assert 4 not in there
+        assert here == ([2, 4, 5, 6] if not gone_here else [5, 6])
+        assert there == ([1, 3, 5, 6] if not gone_there else [5, 6])
         new_validity(outside, "INBOX")
-        outside.sync()
+        told = outside.sync()
+        assert (told["pulled"], told["pushed"], told["deleted"], told["moved"]) == (0, 0, 0, 0)
 
 
 def new_validity(outside: Outside, mailbox: str) -> None:
     """The server numbers the mailbox anew."""
     server, user = outside.client.server, outside.client.user
-    server.doveadm("mailbox", "update", "-u", user, "--uid-validity", str(int(WHEN_S + os.getpid())), mailbox)
+    server.doveadm("mailbox", "update", "-u", user, "--uid-validity", str(WHEN_S + next(VALIDITIES)), mailbox)
 
 
 def test_uidvalidity_and_lost_state(outside: Outside) -> None:
@@ -323,7 +320,12 @@ def test_an_existing_maildir_is_adopted(client: Client, origin: object) -> None:
     assert b" APPEND " not in said
     assert b"BODY.PEEK[]" not in said
     assert max(stats.octets_to_client, stats.octets_to_server) < 60_000
-    outside.settled()
+    if origin in (from_mbsync, from_offlineimap):  # their files have dates, and mbsync's a header field, of their own
+        assert outside.counts() == {}
+        for name in ("INBOX", "Archive"):
+            assert outside.numbers(outside.here(), name) == outside.numbers(outside.there(), name)
+    else:
+        outside.settled()
     assert {p.stat().st_ino for p in outside.root.rglob("*") if p.parent.name in ("new", "cur")} == files
 
 
@@ -352,7 +354,8 @@ def test_over_quota_and_too_big_for_the_server(strict: Dovecot, outside: Outside
     outside.write(letter(11))
     told = outside.sync()
     assert (told["pushed"], told["skipped"]) == (1, 1)
-    assert len(outside.status()["mailboxes"]["INBOX"]["skipped"]) == 1
+    (held_back,) = outside.status()["mailboxes"]["INBOX"]["held_back"]
+    assert held_back["reason"]
     for n in range(20, 26):
         outside.write(letter(n, octets=50_000))
     outside.write(letter(12))
@@ -385,29 +388,16 @@ def test_a_mailbox_that_may_only_be_read(strict: Dovecot, outside: Outside) -> N
 # -- whichever extensions the server has
 
 
-@pytest.mark.parametrize(
-    "lacking", ["QRESYNC", "CONDSTORE", "MOVE", "UIDPLUS", "LIST-STATUS", "OBJECTID", "everything"]
+EVERYTHING = (
+    "QRESYNC CONDSTORE MOVE UIDPLUS LIST-STATUS LITERAL+ MULTIAPPEND NOTIFY ENABLE ESEARCH SPECIAL-USE LIST-EXTENDED"
 )
+
+
+@pytest.mark.parametrize("lacking", ["QRESYNC", "CONDSTORE", "MOVE", "UIDPLUS", "LIST-STATUS", "everything"])
 @pytest.mark.long
 def test_the_same_without(client: Client, lacking: str) -> None:
-    names = {
-        "CONDSTORE": ["QRESYNC", "CONDSTORE"],
-        "everything": [
-            "QRESYNC",
-            "CONDSTORE",
-            "MOVE",
-            "UIDPLUS",
-            "LIST-STATUS",
-            "LITERAL+",
-            "MULTIAPPEND",
-            "NOTIFY",
-            "ENABLE",
-            "ESEARCH",
-            "SPECIAL-USE",
-            "LIST-EXTENDED",
-        ],
-    }.get(lacking, [lacking])
-    client.settings = f"disable_extensions = {names}\nremote_delete = 'expunge'".replace("'", '"')
+    names = {"CONDSTORE": "QRESYNC CONDSTORE", "everything": EVERYTHING}.get(lacking, lacking).split()
+    client.settings = f'disable_extensions = {json.dumps(names)}\nremote_delete = "expunge"'
     outside = Outside(client)
     both_have(outside, 12)
     changed_everywhere(outside)

@@ -154,6 +154,7 @@ def test_an_item_survives_its_file() -> None:
         uncertain_s=77,
         copy="begun",
         is_delay_told=True,
+        is_doubt_mixed=True,
         recipients=(Recipient("a@x", "uncertain", "451 no\r\nx", True, True), Recipient("b@x", "held")),
     )
     assert load("1", dump(whole)) == whole

@@ -309,3 +309,16 @@ def test_faults_of_maild_are_not_disguised(state: State) -> None:
     state.close()
     with pytest.raises(sqlite3.ProgrammingError):
         state.meta("a")
+
+
+def test_a_state_that_sleeps_has_no_file_open_and_wakes_when_it_is_used(state: State, path: Path, inbox: int) -> None:
+    state.apply([Changes(inbox, add=[pair(1)])])
+    state.sleep()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    state.sleep()
+    assert state.uids(inbox) == {Uid("1")}
+    state.apply([Changes(inbox, add=[pair(2)])])
+    state.close()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        state.uids(inbox)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]

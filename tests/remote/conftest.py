@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from maild.config import Imap, Password
+from maild.remote.imap.line import Line
 from maild.remote.imap.session import ImapSession, Protocol
 from tests.servers.certificates import Authority
 
@@ -64,15 +65,15 @@ async def quiet_loop() -> AsyncIterator[None]:
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Every write of every session, in order, before TLS makes it unreadable."""
+    """Every write of every session, in order, before TLS or compression makes it unreadable."""
     found: list[bytes] = []
-    write = Protocol._write
+    write = Line.write
 
-    def write_seen(protocol: Protocol, octets: bytes) -> None:
+    def write_seen(line: Line, octets: bytes) -> None:
         found.append(octets)
-        write(protocol, octets)
+        write(line, octets)
 
-    monkeypatch.setattr(Protocol, "_write", write_seen)
+    monkeypatch.setattr(Line, "write", write_seen)
     return found
 
 

@@ -326,7 +326,7 @@ async def test_a_bomb_of_one_line_ends_the_session(connect: Connect, speak: Spea
         session = await compressed(connect, await speak(say))
         with pytest.raises(ProtocolViolation, match="a line of more than"):
             await session.run("NAMESPACE")
-        limit = session.protocol.limits.line
+        limit = session.protocol.receiver.limits.line
         assert session.protocol.line.received_octets < limit + 2 * line_module.TURN_OCTETS
 
 

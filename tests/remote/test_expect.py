@@ -121,10 +121,29 @@ async def test_where_it_cannot_be_asked_for_ahead_nothing_is(missing: set[str]) 
         assert (await scanned(remote, cursor)).messages == 3
 
 
+async def test_it_may_be_told_before_there_is_a_connection() -> None:
+    async with serving() as (server, first, cursor):
+        change_everything(server.store)
+        await first.aclose()
+        server.journal.clear()
+        remote = ImapRemote(imap_endpoint(server.port, connections=1), "work")
+        listing = asyncio.create_task(_as_object(remote.listing))
+        await asyncio.sleep(0)
+        remote.expect(INBOX, cursor)
+        await listing
+        await server.until(lambda: server.count("UID FETCH") == 1)  # before anybody visits
+        scan = await scanned(remote, cursor)
+        assert (scan.vanished, scan.messages, server.count("SELECT")) == (set(uids_of(2)), 3, 1)
+        assert server.journal[-2].startswith("SELECT")
+        await remote.aclose()
+
+
 async def test_outside_a_listing_it_is_nothing() -> None:
     async with serving() as (server, remote, cursor):
         remote.expect(INBOX, cursor)
         remote.expect(MailboxName("never heard of"), cursor)
+        await remote.listing()
+        assert server.count("SELECT") == 0
         await listed(server, remote, cursor, lambda: remote.expect(OTHER, cursor))
         assert [command.split(" (")[0] for command in server.journal if "SELECT " in command] == ['SELECT "INBOX"']
 

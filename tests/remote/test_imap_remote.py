@@ -426,3 +426,21 @@ async def test_a_lost_session_is_replaced() -> None:
 )
 async def test_internal_date(text: bytes | None, seconds: int | None) -> None:
     assert internal_date(text) == seconds
+
+
+async def test_sessions_that_are_not_needed_any_more_are_closed_but_the_one_in_a_mailbox() -> None:
+    store = Store()
+    store.deliver("INBOX", b"Subject: one\r\n\r\n")
+    async with serving(store) as (server, remote):
+        await remote.listing()
+        async with remote.visit(INBOX) as box:
+            await box.scan(None)
+            await remote.prepare()
+            await remote.prepare()
+        assert len(server.connections) == 2
+        await remote.rest()
+        await server.until(lambda: sum(not c.closed.is_set() for c in server.connections) == 1)
+        assert next(c for c in server.connections if not c.closed.is_set()).selected == "INBOX"
+        await remote.rest(keep=0)
+        await server.until(lambda: all(c.closed.is_set() for c in server.connections))
+        assert [mailbox.name for mailbox in (await remote.listing()).mailboxes] == ["INBOX"]

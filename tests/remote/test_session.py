@@ -351,7 +351,7 @@ async def test_a_hundred_thousand_lines_in_one_answer(connect: Connect, serve: S
 async def test_an_answer_without_end_is_not_kept(
     connect: Connect, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "REPLY_OCTETS", 100_000)
+    monkeypatch.setattr("maild.remote.imap.receive.REPLY_OCTETS", 100_000)
 
     def endless(_line: bytes) -> Iterator[bytes]:
         while True:

@@ -237,3 +237,30 @@ async def test_a_ca_file_that_cannot_be_used(content: bytes | None, tmp_path: Pa
     async with ImapServer(Store()) as server:
         with pytest.raises(TlsFailed, match=r"cannot use ca_file .*ca.pem: .*; it must hold PEM certificates"):
             await connect(imap_endpoint(server.port, tls="implicit", ca_file=ca_file))
+
+
+async def test_connections_share_what_they_read_into_and_never_each_other_s_octets(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    sizes = [1, 20_000, 65_536, 300_000]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = int(await reader.readline())
+        for _ in range(3):
+            writer.write(bytes([number]) * sizes[number])
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", ssl=authority.good().server_context())
+    context = ssl.create_default_context(cafile=authority.ca_file)
+
+    async def fetch(number: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1], ssl=context)
+        writer.write(b"%d\n" % number)
+        found = await reader.read()
+        assert len(writer.transport._ssl_protocol._ssl_buffer) == 0  # type: ignore[attr-defined]  # asyncio's: 256 KiB
+        writer.close()
+        return found
+
+    async with asyncio.timeout(DEADLINE_S), server:
+        found = await asyncio.gather(*(fetch(number % 4) for number in range(12)))
+    assert found == [bytes([number % 4]) * sizes[number % 4] * 3 for number in range(12)]

@@ -85,6 +85,11 @@ class Line:
             self.abort()
             raise
 
+    def stop(self) -> None:
+        """Read nothing more from this transport; another will take its place."""
+        if self.transport is not None:
+            self.transport.pause_reading()
+
     def pause(self) -> None:
         """Hand on nothing more until `resume`."""
         self._is_unwanted = True

@@ -6,7 +6,7 @@ A server that refuses an extension which it advertises, or answers it with nothi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -14,6 +14,7 @@ import structlog
 from maild.core.errors import ProtocolViolation, Rejected
 from maild.core.model import MailboxName, RemoteMailbox
 from maild.core.names import decode_mutf7, matches
+from maild.remote.imap.answers import Reply
 from maild.remote.imap.parse import Data, Event, Token, number, printable
 from maild.remote.imap.session import Command, ImapSession, quoted
 
@@ -66,17 +67,26 @@ class Names:
         self.present.discard(mailbox.public.name)
 
 
-async def list_mailboxes(session: ImapSession) -> list[Event]:
-    """All LIST and STATUS responses, at least one LIST. Raises ProtocolViolation where the server tells of none."""
+async def list_mailboxes(session: ImapSession, when_sent: Callable[[], None] = lambda: None) -> list[Event]:
+    """All LIST and STATUS responses, at least one LIST. Raises ProtocolViolation where the server tells of none.
+
+    `when_sent` is called each time when LIST has been sent and not been answered.
+    """
+
+    async def asked(*options: str) -> Reply:
+        command = session.launch("LIST", '""', '"*"', *options)
+        when_sent()
+        return await session.finish(command)
+
     for options in _return_options(session):
         try:
-            reply = await session.run("LIST", '""', '"*"', f"RETURN ({options})")
+            reply = await asked(f"RETURN ({options})")
         except Rejected:  # Proton Bridge
             log.debug("server.corrected", host=session.endpoint.host, reason="LIST with RETURN was refused")
             continue
         if reply.data("LIST"):  # strato answers nothing
             return reply.events
-    reply = await session.run("LIST", '""', '"*"')
+    reply = await asked()
     if not reply.data("LIST"):
         session.drop()
         raise ProtocolViolation(

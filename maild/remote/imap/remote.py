@@ -1,7 +1,8 @@
 """The port for IMAP: an account's mailboxes over a few sessions.
 
 Set-up to the first FETCH, in round trips: TCP, greeting, log in, (ID, ENABLE, NAMESPACE, LIST in one write), and
-SELECT with the FETCH of flags and sizes right behind it.
+SELECT with the FETCH of flags and sizes right behind it; where this disk has news they go out behind LIST. COMPRESS
+costs one more, for its answer has to come before anything else is sent.
 
 A session remembers which mailbox it has open, so that several visits of one need no round trip for that.
 """
@@ -39,6 +40,7 @@ from maild.remote.imap.parse import Event
 from maild.remote.imap.push import foreign_of, watching
 from maild.remote.imap.session import Command, ImapSession, ignore, quoted
 from maild.remote.imap.told import Hint, News, Wanted
+from maild.remote.pace import connects
 
 SILENT_S = 300.0  # of a session that nobody used: a router may have forgotten it
 PROOF_S = 10.0  # within this it has to answer then
@@ -65,6 +67,8 @@ class ImapRemote:
         self._held: list[ImapSession] = []  # for push alone
         self._returned = anyio.Condition()
         self._listing_on: ImapSession | None = None  # which LIST is under way on, so that more may be sent behind it
+        self._is_listing = False  # or about to
+        self._wish: tuple[MailboxName, Cursor, bool] | None = None  # what `expect` was told before LIST was sent
         self._begun: dict[ImapSession, Box] = {}  # mailboxes that are being opened there ahead of any visit
         self._expected: Box | None = None  # the one among them that is for a visit after the last listing
         self._names = Names()
@@ -195,6 +199,7 @@ class ImapRemote:
 
     async def _connect(self) -> ImapSession:
         endpoint = self._endpoint
+        await connects.turn(endpoint.host)
         session = await ImapSession.connect(endpoint, endpoint.max_message_size_octets * 3 // 2 + (1 << 20))
         try:
             await self.credentials.log_in(
@@ -228,6 +233,13 @@ class ImapRemote:
 
     async def listing(self) -> Listing:
         self._expected = None  # what it told may be old
+        self._is_listing = True
+        try:
+            return await self._list()
+        finally:
+            self._is_listing, self._wish = False, None
+
+    async def _list(self) -> Listing:
         async with self._session() as session:
             # Of an open mailbox STATUS may tell what was true when it was looked at last.
             left = await leave_ahead(session)
@@ -251,18 +263,28 @@ class ImapRemote:
 
     async def _listed(self, session: ImapSession) -> list[Event]:
         """LIST, behind which `expect` may send more, unless STATUS is to follow: of an open mailbox it may be old."""
-        if session.has("LIST-STATUS") or not session.has("CONDSTORE"):
-            self._listing_on = session
+
+        def sent() -> None:
+            if session.has("LIST-STATUS") or not session.has("CONDSTORE"):
+                self._listing_on = session
+            if self._wish is not None:
+                (mailbox, cursor, read_only), self._wish = self._wish, None
+                self.expect(mailbox, cursor, read_only=read_only)
+
         try:
-            return await list_mailboxes(session)
+            return await list_mailboxes(session, sent)
         finally:
             self._listing_on = None
 
     def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False) -> None:
         session, known = self._listing_on, self._names.known.get(mailbox)
-        if session is None or session.is_lost or known is None or session in self._begun:
+        if session is None:
+            self._wish = (mailbox, cursor, read_only) if self._is_listing else None
             return
-        box = Box(session, known.wire, mailbox, self._wire_name, read_only=read_only)
+        wire = known.wire if known is not None else "INBOX" if mailbox == "INBOX" else ""
+        if not wire or session.is_lost or session in self._begun:
+            return
+        box = Box(session, wire, mailbox, self._wire_name, read_only=read_only)
         if box.begin(cursor):
             self._begun[session] = self._expected = box
 
@@ -404,11 +426,21 @@ class ImapRemote:
 
     async def prepare(self) -> None:
         """Open a further session, if the limit and the server allow it; nobody needs it yet."""
+        if connects.is_crowded(self._endpoint.host):
+            return
         try:
             async with self._session() as session:
                 await session.settled()
         except RemoteError as exc:
             log.debug("session.refused", account=self._account, host=self._endpoint.host, reason=exc.text)
+
+    async def rest(self, keep: int = 1) -> None:
+        """The one that stays is in a mailbox, if any is."""
+        while len(self._free) > keep:
+            session = min(self._free, key=lambda free: free.opened is not None)
+            self._free.remove(session)
+            await session.logout()
+            await self._count_back()
 
     async def aclose(self) -> None:
         free, self._free = self._free, []

@@ -1,16 +1,15 @@
 """One IMAP connection: connect, TLS, compression, commands side by side; alone imports aioimaplib.
 
 aioimaplib opens the connection, makes tags, knows which command is legal in which state and carries the life of a
-command; its receiving half is replaced by `parse.Parser` (maild's tests pin each fact that makes this necessary).
+command; its receiving half is replaced by `receive.Receiver` (maild's tests pin each fact that makes this necessary).
 
 What this file keeps:
 - any number of commands may be in flight; an untagged response belongs to the oldest of them (RFC 9051 §5.5), so only
   commands by UID are ever sent side by side;
-- a lost connection, a BYE, garbage or silence reaches every waiter as one of our errors;
+- a lost connection or silence reaches every waiter as one of our errors;
 - a command that is cancelled or times out ends the connection: an answer would still be owed;
 - a command's literals follow it without anything in between, no faster than the server takes them;
-- nothing the server said before TLS is believed, nor kept; octets after the STARTTLS answer are an attack;
-- after the answer to COMPRESS the very next octet is compressed (RFC 4978 §3); nothing is sent before it has come.
+- nothing the server said before TLS is believed, nor kept; nothing is sent between COMPRESS and its answer.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ import asyncio
 import ipaddress
 import ssl
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import anyio
 import structlog
@@ -29,29 +27,18 @@ from aioimaplib import aioimaplib
 from maild.config import Imap
 from maild.core.errors import ConnectionLost, MaildError, ProtocolViolation, Rejected, TlsFailed
 from maild.remote.imap import deflate
-from maild.remote.imap.answers import WITHOUT_STARTTLS, Opened, Reply, goodbye, refused_starttls, rejected
+from maild.remote.imap.answers import WITHOUT_STARTTLS, Opened, Reply, refused_starttls, rejected
 from maild.remote.imap.line import Line
-from maild.remote.imap.parse import (
-    Continuation,
-    Data,
-    Event,
-    Ignored,
-    Limits,
-    Parser,
-    Tagged,
-    Untagged,
-    printable,
-)
+from maild.remote.imap.parse import Event, Limits, Tagged
+from maild.remote.imap.receive import Collect, Receiver, Waiting
 from maild.remote.net import check_pin, tls_context, translated
 
 CONNECT_TIMEOUT_S = 30.0
 HAPPY_EYEBALLS_S = 0.25  # RFC 8305 §5, between attempts at the addresses of a name
 COMMAND_TIMEOUT_S = 60.0
-REPLY_OCTETS = 64 << 20  # what is kept for one command that has no `collect`
 
 _BUFFER = bytearray(256 * 1024)  # one for all connections: get_buffer and buffer_updated are never interleaved
 _VIEW = memoryview(_BUFFER)
-_IN_DOUBT = frozenset({"CLOSED", "UIDVALIDITY"})  # said of an open mailbox, it is no longer the one that was opened
 
 _ANY_STATE = (aioimaplib.NONAUTH, aioimaplib.AUTH, aioimaplib.SELECTED)
 _STATES: dict[str, tuple[str, ...]] = {
@@ -64,7 +51,6 @@ _STATES: dict[str, tuple[str, ...]] = {
 }
 
 log = structlog.get_logger()
-Collect = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
@@ -85,22 +71,14 @@ def quoted(text: str) -> str:
     return str(aioimaplib.quoted(text))
 
 
-class Command(aioimaplib.Command):
-    """aioimaplib's command with our reply, a callback for what arrives, and no timer of its own per line."""
+class Command(Waiting, aioimaplib.Command):
+    """aioimaplib's command with our receiving half, and no timer of its own per line."""
 
     def __init__(
         self, name: str, tag: str, *args: str, prefix: str | None = None, collect: Collect | None = None
     ) -> None:
-        super().__init__(name, tag, *args, prefix=prefix or "", untagged_resp_name=tag)
-        self.collect = collect
-        self.events: list[Event] = []
-        self.reply: Tagged | None = None
-        self.failure: MaildError | None = None
-        self.on_continuation: Callable[[bytes], bytes] | None = None
-        self.overheard: Collect | None = None  # gets a copy of every untagged response
-        self.needs_go_ahead = False  # its literal may not be sent yet (RFC 9051 §4.3)
-        self.progress = asyncio.Event()
-        self.sent_at_octets = 0  # what the connection had received by then
+        aioimaplib.Command.__init__(self, name, tag, *args, prefix=prefix or "", untagged_resp_name=tag)
+        Waiting.__init__(self, collect)
 
     def __repr__(self) -> str:
         """Without the arguments: they may hold a secret."""
@@ -108,49 +86,39 @@ class Command(aioimaplib.Command):
 
     def line(self) -> str:
         """What goes over the wire, without CRLF."""
-        return super().__repr__()
-
-    @property
-    def done(self) -> bool:
-        return self.reply is not None or self.failure is not None
-
-    def take(self, event: Event) -> None:
-        if self.overheard is not None:
-            self.overheard(event)
-        if self.collect is not None:
-            self.collect(event)
-        elif len(self.events) < 200_000:
-            self.events.append(event)
-        else:
-            raise ProtocolViolation(f"the server answers {self.name} without end")
+        return aioimaplib.Command.__repr__(self)
 
     def end(self, reply: Tagged | None, failure: MaildError | None = None) -> None:
-        self.reply, self.failure = reply, failure
+        super().end(reply, failure)
         self._exception = failure  # type: ignore[assignment]  # aioimaplib declares it None
         self.close(b"", reply.status if reply is not None else "KO")
-        self.progress.set()
 
     def _reset_timer(self) -> None:
         """No timer per line: deadlines are kept by whoever waits."""
 
 
 class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
-    """Octets in, events to the oldest command; commands out."""
+    """Octets in, commands out, and how they end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limits: Limits, server: str) -> None:
-        super().__init__(loop)
-        self.running_loop = loop
         self.server = server
-        self.line = Line(server, self._receive, self.fail)
-        self.parser = Parser(limits)
-        self.limits = limits
         self.lost: MaildError | None = None
-        self.greeting: asyncio.Future[Untagged] = loop.create_future()
         self.heard_at_s = now_s()
-        self.is_private = False  # TLS is up, or the user said that plain text will do
-        self._turning: Command | None = None  # STARTTLS or COMPRESS: what follows its answer is of another kind
-        self.opened: Opened | None = None  # the mailbox that is open, None also where that is in doubt
-        self.on_unasked: Collect = ignore  # gets what comes while no command runs
+        self.line = Line(server, self._receive, self.fail)
+        self.receiver = Receiver(server, limits, self.line)
+        super().__init__(loop)
+        for unused in ("state_condition", "idle_queue", "_idle_event"):
+            delattr(self, unused)  # some KiB for each session
+        self.running_loop = loop
+        self.pending_async_commands = self.receiver.waiting
+
+    @property
+    def capabilities(self) -> set[str]:
+        return self.receiver.capabilities  # type: ignore[return-value]  # of aioimaplib, which never changes it
+
+    @capabilities.setter
+    def capabilities(self, capabilities: set[str]) -> None:
+        self.receiver.capabilities = capabilities
 
     # -- receiving
 
@@ -178,131 +146,16 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
     def _receive(self, octets: bytes | bytearray | memoryview, length: int) -> None:
         self.heard_at_s = now_s()
         try:
-            if self._turning is None:
-                self._feed(octets, length)
-            else:
-                self._feed_lines(bytes(octets[:length]), self._turning)
+            self.receiver.take(octets, length)
         except MaildError as exc:
             self.fail(exc)
 
-    def _feed(self, octets: bytes | bytearray | memoryview, length: int) -> None:
-        for event in self.parser.feed(octets, length):
-            self._take(event)
-        if self.parser.violation is not None:
-            raise self.parser.violation
-
-    def _feed_lines(self, octets: bytes, turning: Command) -> None:
-        """Line by line up to the answer to `turning`; what follows it is not what it was before."""
-        start = 0
-        while start < len(octets) and not turning.done:
-            end = octets.find(b"\n", start) + 1 or len(octets)
-            self._feed(octets[start:end], end - start)
-            start = end
-        rest = octets[start:]
-        if not turning.done:
-            return
-        if turning.name == "STARTTLS":
-            self._stop_before_tls(rest)
-            return
-        self._turning = None
-        if turning.reply is None or turning.reply.status != "OK":
-            self._feed(rest, len(rest))
-            return
-        self.line.compress()
-        self.line.received(rest, len(rest))
-
-    def _take(self, event: Event) -> None:
-        if isinstance(event, Tagged):
-            self._end_command(event)
-        elif not self.greeting.done():
-            self._greet(event)
-        elif isinstance(event, Continuation):
-            self._answer(event)
-        elif isinstance(event, Ignored):
-            log.debug("server.corrected", host=self.server, reason="a line that is not IMAP was ignored")
-        else:
-            self._take_untagged(event)
-
-    def oldest(self) -> Command | None:
-        """The command that untagged responses and continuations belong to."""
-        return next(iter(self.pending_async_commands.values()), None)
-
-    def _take_untagged(self, event: Event) -> None:
-        oldest = self.oldest()
-        if isinstance(event, Untagged):
-            if event.status == "BYE" and not (oldest is not None and oldest.name == "LOGOUT"):
-                raise goodbye(self.server, event)
-            if event.code in _IN_DOUBT:
-                self.opened = None
-            if event.code == "ALERT" and self.is_private:
-                log.warning("server.alerted", host=self.server, reason=event.text)
-        elif isinstance(event, Data) and event.name == "CAPABILITY":
-            self.learn_capabilities(event.tokens)
-        if oldest is not None:
-            if oldest.collect is None and self.line.received_octets - oldest.sent_at_octets > REPLY_OCTETS:
-                raise ProtocolViolation(f"{self.server} answers {oldest.name} without end")
-            oldest.take(event)
-        else:
-            self.on_unasked(event)
-
-    def _greet(self, event: Event) -> None:
-        if not isinstance(event, Untagged) or event.status not in {"OK", "PREAUTH", "BYE"}:
-            raise ProtocolViolation(f"{self.server} does not greet as an IMAP server does", "check host and port")
-        if event.status == "BYE":
-            raise goodbye(self.server, event)
-        self.state = aioimaplib.AUTH if event.status == "PREAUTH" else aioimaplib.NONAUTH
-        self.learn_code(event.code, event.argument)
-        self.greeting.set_result(event)
-
-    def _answer(self, event: Continuation) -> None:
-        oldest = self.oldest()
-        if oldest is not None and oldest is self._turning and oldest.name == "STARTTLS":
-            raise refused_starttls(self.server, printable(b"+ " + event.text))
-        if (waiting := next((c for c in self.pending_async_commands.values() if c.needs_go_ahead), None)) is not None:
-            waiting.needs_go_ahead = False
-            waiting.progress.set()
-            return
-        if oldest is None or oldest.on_continuation is None:
-            log.debug("server.corrected", host=self.server, reason="a continuation that nobody asked for was ignored")
-            return
-        self._write(oldest.on_continuation(event.text) + b"\r\n")
-
-    def _end_command(self, event: Tagged) -> None:
-        command = self.pending_async_commands.pop(event.tag, None) or self.pending_async_commands.pop(
-            event.tag.upper(), None
-        )
-        if command is None:
-            raise ProtocolViolation(
-                f"{self.server} answered a command that was not sent ({printable(event.tag.encode())})"
-            )
-        if event.status == "OK" and command.name != "STARTTLS":
-            self.learn_code(event.code, event.argument)
-        command.end(event)
-
-    def learn_code(self, code: str, argument: bytes) -> None:
-        """Take the capabilities from a response code `[CAPABILITY …]`, if it is one."""
-        if code == "CAPABILITY":
-            self.learn_capabilities(argument.split())
-
-    def learn_capabilities(self, words: Iterable[Any]) -> None:
-        self.capabilities = {w.decode("ascii", "replace").upper() for w in words if isinstance(w, bytes)}
-
     # -- turning: STARTTLS, COMPRESS
-
-    def _stop_before_tls(self, rest: bytes) -> None:
-        """The server has answered STARTTLS: nothing may follow, and nothing is read before the handshake."""
-        if rest:
-            raise TlsFailed(
-                f"{self.server} sent more in plain text after agreeing to STARTTLS",
-                "somebody on the network may be tampering with the connection; nothing secret was sent",
-            )
-        if self.line.transport is not None:
-            self.line.transport.pause_reading()
 
     async def turn(self, name: str, *args: str) -> Tagged:
         """Send a command after whose answer everything is read in another way; nothing is sent before that."""
         command = self.launch(Command(name, self.new_tag(), *args))
-        self._turning = command
+        self.receiver.turning = command
         return (await self.finish(command, COMMAND_TIMEOUT_S, may_refuse=True)).tagged
 
     async def start_tls(self, context: ssl.SSLContext, host: str) -> None:
@@ -310,9 +163,7 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         tagged = await self.turn("STARTTLS")
         if tagged.status != "OK":
             raise refused_starttls(self.server, tagged.text or tagged.status)
-        self.parser = Parser(self.limits)
-        self.capabilities = set()
-        self._turning = None
+        self.receiver.forget()
         if self.line.transport is not None:
             secured = await self.running_loop.start_tls(
                 self.line.transport, self, context, server_hostname=host, ssl_handshake_timeout=CONNECT_TIMEOUT_S
@@ -350,7 +201,7 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         """Send a command without waiting for those before it, and all that follows its line in the same write."""
         if self.lost is not None:
             raise self.lost
-        if self.state not in _STATES.get(command.name, ()) or self._turning is not None:
+        if self.state not in _STATES.get(command.name, ()) or self.receiver.turning is not None:
             raise ProtocolViolation(f"{command.name} makes no sense now ({self.state.lower()})")
         command.sent_at_octets = self.line.received_octets
         self.pending_async_commands[command.tag] = command
@@ -399,14 +250,7 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
     def _give_up(self, error: MaildError) -> None:
         lost = self.lost = self.lost or error
         self.state = aioimaplib.LOGOUT
-        self.opened = None
-        pending = list(self.pending_async_commands.values())
-        self.pending_async_commands.clear()
-        for command in pending:
-            command.end(None, lost)
-        if not self.greeting.done():
-            self.greeting.set_exception(lost)
-            self.greeting.exception()  # looked at: it may have no waiter any more
+        self.receiver.end(lost)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.lost is None:
@@ -444,7 +288,8 @@ class _Client(aioimaplib.IMAP4):
 
     async def _wait_connection_and_hello(self) -> None:
         await self._client_task
-        await self.ours.greeting
+        await self.ours.receiver.greeting
+        self.ours.state = aioimaplib.NONAUTH  # PREAUTH is refused in any case
 
 
 def _is_address(host: str) -> bool:
@@ -473,7 +318,7 @@ class ImapSession:
             try:
                 await client.wait_hello_from_server()
                 session = cls(endpoint, client.ours)
-                await session._secure((await client.ours.greeting).status)
+                await session._secure((await client.ours.receiver.greeting).status)
             except BaseException:
                 client._client_task.cancel()
                 client.ours.fail(ConnectionLost("given up"))
@@ -495,7 +340,7 @@ class ImapSession:
         if self.endpoint.tls != "none":
             tls = self.tls
             check_pin(self.endpoint, tls.getpeercert(binary_form=True) if tls is not None else None)
-        protocol.is_private = True
+        protocol.receiver.is_private = True
         if not protocol.capabilities:
             await self.ask_capabilities()
 
@@ -538,9 +383,9 @@ class ImapSession:
             await self.protocol.finish(command, may_refuse=True)
 
     @property
-    def oldest(self) -> Command | None:
+    def oldest(self) -> Waiting | None:
         """The command that untagged responses belong to."""
-        return self.protocol.oldest()
+        return self.protocol.receiver.oldest()
 
     @property
     def is_busy(self) -> bool:
@@ -576,9 +421,8 @@ class ImapSession:
 
     def overhear(self, listener: Collect) -> None:
         """Tell `listener` too what the commands that are still waited for are told."""
-        for command in self.protocol.pending_async_commands.values():
-            if isinstance(command, Command):
-                command.overheard = listener
+        for command in self.protocol.receiver.waiting.values():
+            command.overheard = listener
 
     async def launch_asking(self, limit_s: float, name: str, *args: str, collect: Collect = ignore) -> Command:
         """Send a command that goes on when the server says so: IDLE, or one with a synchronizing literal last.
@@ -616,14 +460,14 @@ class ImapSession:
     @property
     def opened(self) -> Opened | None:
         """The mailbox that is open, None also where that is in doubt."""
-        return self.protocol.opened
+        return self.protocol.receiver.opened
 
     def is_selected(self) -> bool:
         return bool(self.protocol.state == aioimaplib.SELECTED)
 
     def set_selected(self, is_selected: bool) -> None:
         """Tell the session whether a mailbox is open, or will be by the time of what is sent next."""
-        self.protocol.opened = None
+        self.protocol.receiver.opened = None
         if not self.is_lost:
             self.protocol.state = aioimaplib.SELECTED if is_selected else aioimaplib.AUTH
 
@@ -631,7 +475,7 @@ class ImapSession:
         """Remember which mailbox is open, after the server has said so."""
         if not self.is_lost:
             self.set_selected(True)
-            self.protocol.opened = opened
+            self.protocol.receiver.opened = opened
 
     async def logout(self) -> None:
         """Say goodbye, without waiting for the answer, and close."""

@@ -62,7 +62,7 @@ class _Stream:
         self._arrived: list[FetchData] = []
         self._octets = 0
         self._progress = asyncio.Event()
-        protocol.parser.open_body = open_body
+        protocol.receiver.parser.open_body = open_body
 
     async def next(self) -> list[FetchData] | None:
         """All that has arrived, at least one message; None after the last."""
@@ -83,7 +83,7 @@ class _Stream:
         if any(not command.done for command, _ in self._running):
             self._protocol.fail(ConnectionLost("the transfer was given up"))
         self._protocol.line.resume()
-        self._protocol.parser.open_body = None
+        self._protocol.receiver.parser.open_body = None
 
     def _is_ready(self) -> bool:
         return bool(self._arrived) or self._running[0][0].done

@@ -126,7 +126,7 @@ class OneMailbox:
 
     async def begin(self) -> None:
         """Open it. Raises Rejected."""
-        self._session.protocol.on_unasked = self.take
+        self._session.protocol.receiver.on_unasked = self.take
         await Opening(self._session, self._wire, self._name, read_only=True).finish()
 
     async def renew(self) -> None:
@@ -181,7 +181,7 @@ class AllMailboxes:
     async def begin(self) -> None:
         """Ask for it. Raises Rejected, such as with BADEVENT."""
         await leave_mailbox(self._session)  # of an open mailbox STATUS would not tell
-        self._session.protocol.on_unasked = self.take
+        self._session.protocol.receiver.on_unasked = self.take
         await self._ask()
 
     async def renew(self) -> None:

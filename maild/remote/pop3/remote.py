@@ -16,7 +16,7 @@ import structlog
 
 from maild.config import Pop3
 from maild.core.errors import Rejected
-from maild.core.maildrop import Listed, nth, uid_of_header, unambiguous
+from maild.core.maildrop import Listed, Terms, nth, uid_of_header, unambiguous
 from maild.core.ports import OpenBody
 from maild.remote.auth import Credentials
 from maild.remote.pop3.parse import Expected, Reply, Shape, Sink, read_sizes, read_uids
@@ -26,17 +26,6 @@ ONE_BY_ONE = 50  # of more messages than this the sizes are asked for all at onc
 _FOREVER = "NEVER"
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What the server says about how it wants to be used (RFC 2449 §6.5, §6.7).
-
-    `login_delay_s` is the least time between two logins; `expire_days` for how long messages are kept, None for ever.
-    """
-
-    login_delay_s: int = 0
-    expire_days: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+import time
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
@@ -103,6 +104,7 @@ class ImapServer:
         self.store = store
         self.faults = Faults()
         self.connections: list[Connection] = []
+        self.accepted_s: list[float] = []  # when each was accepted, before TLS, by time.monotonic
         self.host = ""
         self.port = 0
         self._policy = Policy(
@@ -142,7 +144,9 @@ class ImapServer:
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> Self:
         """Accept connections; port 0 takes a free one, found in `port` afterwards. Also after `aclose`."""
-        self._server = await listen(self._accept, host, port, tls=self._ssl_context, latency_s=self._latency_s)
+        self._server = await listen(
+            self._accept, host, port, tls=self._ssl_context, latency_s=self._latency_s, accepted=self._note_accepted
+        )
         self.host, self.port = self._server.sockets[0].getsockname()[:2]
         return self
 
@@ -184,6 +188,9 @@ class ImapServer:
         for turn in waiting:
             if not turn.done():
                 turn.set_result(None)
+
+    def _note_accepted(self) -> None:
+        self.accepted_s.append(time.monotonic())
 
     def _accept(self, wire: Wire) -> None:
         session = Session(self._policy, wire, self.faults, self._journal, self._turn, number=len(self.connections) + 1)

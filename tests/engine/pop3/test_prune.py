@@ -2,32 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
-from maild.engine import poll
 from maild.testing.faults import Answer, Cut
-from tests.engine.maildrop import CAPABILITIES, DAY_S, PopWorld, disk_form, pop_world
+from tests.engine.maildrop import DAY_S, PopWorld, disk_form
 from tests.engine.world import message
-
-
-@pytest.fixture(autouse=True)
-def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poll, "RETRY_DELAY_S", 0.0)
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[PopWorld]:
-    async with pop_world(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture(params=CAPABILITIES)
-async def any_world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[PopWorld]:
-    async with pop_world(tmp_path, CAPABILITIES[request.param]) as made:
-        yield made
 
 
 async def test_nothing_is_left_on_the_server(any_world: PopWorld) -> None:

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import structlog.testing
 
-from maild.engine import lifetime, poll
+from maild.core.maildrop import Terms
+from maild.engine import lifetime
 from maild.local.overview import read_overview
 from maild.remote.pop3.parse import Limits
-from maild.remote.pop3.remote import Terms
 from maild.testing.faults import Answer, Cut, Rewrite
-from tests.engine.maildrop import CAPABILITIES, PopWorld, disk_form, pop_world
+from tests.engine.maildrop import CAPABILITIES, DAY_S, PopWorld, disk_form, pop_world
 from tests.engine.world import long_body, message
-
-
-@pytest.fixture(autouse=True)
-def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poll, "RETRY_DELAY_S", 0.0)
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[PopWorld]:
-    async with pop_world(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture(params=CAPABILITIES)
-async def any_world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[PopWorld]:
-    async with pop_world(tmp_path, CAPABILITIES[request.param]) as made:
-        yield made
 
 
 async def test_what_is_new_comes_once(any_world: PopWorld) -> None:
@@ -248,3 +231,28 @@ async def test_the_maildir_may_be_the_account_itself(world: PopWorld) -> None:
     world.deliver(2)
     await world.polled()
     assert len(list((world.root / "new").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("expire", "leave", "said"),
+    [
+        ("EXPIRE 14", True, "keeps mail for 14 days"),
+        ("EXPIRE 14", int(30 * DAY_S), "keeps mail for 14 days"),
+        ("EXPIRE 0", True, "keeps no mail that was fetched"),
+        ("EXPIRE 14", int(14 * DAY_S), None),
+        ("EXPIRE 14", False, None),
+        ("EXPIRE NEVER", True, None),
+    ],
+)
+async def test_a_server_that_keeps_mail_for_less_than_it_is_left_there(
+    world: PopWorld, expire: str, leave: bool | int, said: str | None
+) -> None:
+    """It is told once, and no file goes because of it."""
+    world.server.capabilities.add(expire)
+    world.settings(leave_on_server=leave)
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(2):
+            await world.polled()
+    reasons = [entry["reason"] for entry in logged if entry["event"] == "maildrop.expires"]
+    assert len(reasons) == (said is not None)
+    assert all(str(said) in reason for reason in reasons)

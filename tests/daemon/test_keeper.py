@@ -347,7 +347,7 @@ async def test_news_that_nobody_told_of_is_told_to_the_watch(kept: Kept, monkeyp
 
 
 async def test_news_that_is_told_of_late_is_not_missed(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "MISSED_S", 0.3)
+    monkeypatch.setattr(listen, "MISSED_S", 2.0)
     async with kept.running(monkeypatch) as keeper:
         await kept.idle()
         (watch,) = kept.held.watches

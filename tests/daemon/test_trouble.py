@@ -141,7 +141,7 @@ async def test_probes_of_a_line_that_is_fine_change_nothing(
             await line.server.until(lambda n=n: line.server.count("DONE") == n)
             line.deliver()
             await has_all(line, daemon)
-        assert {c.number for c in line.server.connections if not c.closed.is_set()} == before
+        assert before <= {c.number for c in line.server.connections if not c.closed.is_set()}
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["whole", "forgetful"])
@@ -317,12 +317,12 @@ async def test_reload_under_load_restarts_only_what_changed(line: Line, monkeypa
         daemon.accounts["home"] = other.replace('["INBOX"]', '["INBOX", "Other"]')
         daemon.write_config()
         assert await daemon.ask(ask="reload") == {"changed": ["home"]}
-        held.set()
         await daemon.until_account(lambda a: a["state"] == "idle" and a["push"], "home")
-        await has_all(line, daemon)
-        await daemon.until_pushed()
         assert len(mine) >= 2
         assert not any(c.closed.is_set() for c in mine)
+        held.set()
+        await has_all(line, daemon)
+        await daemon.until_pushed()
         assert [numbers(daemon).count(n) for n in range(1, line.delivered + 1)] == [1] * line.delivered
 
 

@@ -304,6 +304,7 @@ async def test_two_hundred_cut_cycles_leave_nothing_behind(
 
 async def test_reload_under_load_restarts_only_what_changed(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     shorten(monkeypatch, interval_s=3600.0)
+    monkeypatch.setattr("maild.remote.imap.line.STALL_S", 60.0)  # the pull that is held is no silent line
     for _ in range(400):
         line.deliver()
     held = asyncio.Event()

@@ -27,8 +27,11 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         sender.py      the outbox in the daemon; hooks.py: the user's programs, told what happened
         network.py     notices that addresses changed or the machine slept
         supervise.py   keeps a task alive: back-off, turns at a host; the only place that may catch everything
-        account.py     one account: which mailboxes, in which order, over how many sessions; the owner of its state
-        sync.py        one pass over one mailbox: scan, reconcile, guard, propagate
+        account.py     one account, kept: the owner of its state; how a pass begins, what is told of it
+        whole.py       one pass over an account: its mailboxes, together where messages may have moved, else singly
+        visits.py      which of them have to be opened; crew.py: who does it, sessions that help each other
+        sync.py        one mailbox's pass: what is new on either side, what is to be done, the guard's word on it
+        carry_out.py   doing it, here and on the server; finish.py: noting where we are; foretell.py: a dry run instead
         look.py        what changed on this disk; mailboxes.py: mailboxes made, renamed, deleted, on either side
         moves.py       messages that moved between mailboxes, found before anything else is decided
         adopt.py       what is on both sides without a pair gets one: the one recovery
@@ -110,8 +113,8 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
                        mailboxes.py, opening.py, messages.py, delivery.py and notify.py carry out
         pop3/          server.py, session.py: a POP3 server over messages in memory
 
-To read it in an hour: core/model, core/ports, core/reconcile; engine/sync, engine/propagate; then one side,
-local/maildir or remote/imap/session with its parse; last engine/account, which ties them together.
+To read it in an hour: core/model, core/ports, core/reconcile; engine/sync, engine/carry_out; then one side,
+local/maildir or remote/imap/session with its parse; last engine/whole, which ties them together.
 
 Imports point right only, and what a bar divides never sees each other (tests/test_import_rule.py keeps it):
 

@@ -46,7 +46,7 @@ EVENTS = {
     "mailbox.deleted": "a mailbox that is gone on one side, and had nothing left in it, is gone on the other too",
     "mailbox.rebuilt": "uidvalidity changed or the state was lost: the pairs were made anew by content",
     "mailbox.refused": "the deletion guard refused the plan",
-    "maildrop.expires": "a POP3 server deletes mail by itself, sooner than `leave_on_server` says",
+    "maildrop.limited": "a POP3 server deletes mail by itself, sooner than `leave_on_server` says",
     "maildrop.renumbered": "all messages of a POP3 server have other unique-ids than before; it may be another server",
     "maildrop.unconfirmed": "a POP3 server did not say that it carried out the deletions; the next poll looks",
     "mailbox.skipped": "a mailbox that cannot be used",

@@ -15,7 +15,8 @@ mailbox on the server is the same under another name if it has the same MAILBOXI
 none, if it is the only new one with the old UIDVALIDITY and no smaller UIDNEXT. A rename that is not recognised comes
 out as messages that moved.
 
-What the config's patterns leave out is neither looked at nor missed.
+What the config's patterns leave out is neither looked at nor missed. Once its directory is gone as well it is forgotten
+(ForgetMailbox): taken in again, it comes anew, and its absence here is no deletion.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class MailboxGone:
 
 @dataclass(frozen=True, slots=True)
 class ForgetMailbox:
-    """Gone on both sides."""
+    """Gone on both sides, or left out by the config and gone here."""
 
     name: MailboxName
 
@@ -119,6 +120,8 @@ def plan_mailboxes(sides: Sides) -> tuple[list[MailboxOperation], dict[str, str]
             operation = _about(known, sides, new_there, new_here)
             if operation is not None:
                 plan.append(operation)
+        elif known.identity and known.directory not in sides.here:
+            plan.append(ForgetMailbox(known.name))
     created, unusable = _created(new_here, sides)
     plan.extend(created)
     return sorted(plan, key=lambda operation: _order(operation, plan)), unusable

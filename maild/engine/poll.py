@@ -242,7 +242,7 @@ def _note_terms(visit: Visit, terms: Terms) -> None:
     days, leave = terms.expire_days, visit.policy.leave
     if terms != before and days is not None and (leave is True or leave > days * DAY_S):
         reason = f"the server keeps mail for {days} days" if days else "the server keeps no mail that was fetched"
-        log.warning("maildrop.expires", account=visit.account.name, reason=reason)
+        log.warning("maildrop.limited", account=visit.account.name, reason=reason)
 
 
 def remembered_terms(account: Account, state_dir: Path) -> tuple[Terms, float]:

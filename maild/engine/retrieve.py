@@ -370,4 +370,4 @@ class Retrieval:
 
 
 def _header_digest(raw: bytes | Spool) -> bytes | None:
-    return None if isinstance(raw, Spool) else header_digest(raw)
+    return header_digest(raw.head if isinstance(raw, Spool) else raw)

@@ -48,7 +48,7 @@ def terms_told(state: State) -> tuple[Terms, float]:
 def note_terms(state: State, terms: Terms, login_s: float) -> None:
     """The server was logged in to at `login_s`, and wants this. Raises LocalError."""
     expire = "-" if terms.expire_days is None else terms.expire_days
-    state.set_meta(_TERMS, f"{terms.login_delay_s} {expire} {login_s:.0f}")
+    state.set_meta(_TERMS, f"{terms.login_delay_s} {expire} {login_s:.3f}")
 
 
 class MaildropTable:

@@ -10,6 +10,7 @@ from maild.core.model import Key
 from maild.local.directory import MailboxDirectory, mailbox_error, translated, unique_key
 from maild.local.durable import write_all
 
+_HEAD_OCTETS = 32_768  # hardly a header is longer
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -45,14 +46,15 @@ class TemporaryFile:
 class Spool:
     """One big message, taken in its wire form, kept in its disk form. A `BodyWriter` of `core.ports`.
 
-    `size_octets` is what has arrived so far, in octets on the wire. It is delivered by `stage` like any other message,
-    or discarded. Raises LocalError.
+    `size_octets` is what has arrived so far, in octets on the wire, `head` the beginning of it. It is delivered by
+    `stage` like any other message, or discarded. Raises LocalError.
     """
 
-    __slots__ = ("_digester", "_ends_with_cr", "file", "size_octets")
+    __slots__ = ("_digester", "_ends_with_cr", "file", "head", "size_octets")
 
     def __init__(self, directory: MailboxDirectory, size_octets: int) -> None:
         self.size_octets = 0
+        self.head = b""
         self._digester = Digester()
         self._ends_with_cr = False
         with translated("write a message to", directory.path):
@@ -62,6 +64,8 @@ class Spool:
     def write(self, chunk: memoryview) -> None:
         """Store the next octets of the wire form; the memory may be reused after the call."""
         wire = (b"\r" + bytes(chunk)) if self._ends_with_cr else bytes(chunk)
+        if not self.size_octets:
+            self.head = wire[:_HEAD_OCTETS]
         self.size_octets += len(chunk)
         self._ends_with_cr = wire.endswith(b"\r")  # perhaps half of a CRLF: it waits for the next octet
         self._store(canonical(wire[:-1] if self._ends_with_cr else wire))

@@ -119,9 +119,10 @@ class State:
 
     def sleep(self) -> None:
         """Close the file; the next use opens it again."""
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            with translated(self.path):
+                opened.close()
 
     @property
     def _database(self) -> sqlite3.Connection:

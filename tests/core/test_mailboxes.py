@@ -325,9 +325,15 @@ def test_renamed_alike_on_both_sides() -> None:
 
 def test_what_the_patterns_leave_out_is_neither_made_nor_missed() -> None:
     patterns = ["*", "!Junk*"]
-    rows = [known("Junk/a"), known("Junk/b"), known("Junk/c")]
+    rows = [known("Junk/a", identity=""), known("Junk/b")]
     listed = [there("Junk/a"), there("Junk/d")]
     assert planned(rows, listed, {"Junk/b": inode("Junk/b"), "Junk/new": "n"}, patterns=patterns) == ([], {})
+
+
+@pytest.mark.parametrize("listed", [[there("Junk")], []], ids=["there", "gone"])
+def test_what_the_patterns_leave_out_and_is_gone_here_is_forgotten(listed: list[RemoteMailbox]) -> None:
+    plan, _ = planned([known("Junk")], listed, {}, patterns=["*", "!Junk"])
+    assert plan == [ForgetMailbox(name("Junk"))]
 
 
 def test_a_rename_out_of_the_patterns_here_is_a_directory_gone() -> None:

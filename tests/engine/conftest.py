@@ -12,7 +12,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from maild.engine import account
+from maild.engine import crew
 from maild.testing.imap import ALL, ImapServer
 from maild.testing.store import Store
 from tests.engine.world import CAPABILITIES, PASSWORD, USER, World
@@ -23,7 +23,7 @@ T = TypeVar("T")
 @pytest.fixture(autouse=True)
 def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lost connection is tried again at once."""
-    monkeypatch.setattr(account, "RETRY_DELAY_S", 0.0)
+    monkeypatch.setattr(crew, "RETRY_DELAY_S", 0.0)
 
 
 @pytest.fixture(scope="module")

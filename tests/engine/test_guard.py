@@ -202,6 +202,21 @@ async def test_a_directory_that_comes_back(twin: Twin) -> None:
     await twin.quiet()
 
 
+async def test_a_mailbox_that_was_left_out_and_removed_here_comes_anew(twin: Twin) -> None:
+    """Its absence is no deletion: `approve` would have deleted it on the server."""
+    await filled(twin, 12, "Archive")
+    twin.configure(mailboxes=("*", "!Archive"))
+    await twin.synced()
+    shutil.rmtree(twin.where("Archive"))
+    await twin.synced()
+    assert not twin.where("Archive").exists()
+    twin.configure(mailboxes=("*",))
+    await twin.synced()
+    assert len(twin.files("Archive")) == len(twin.there("Archive")) == 12
+    assert no_deletion(twin)
+    await twin.quiet()
+
+
 def unmount(root: Path) -> None:
     shutil.rmtree(root)
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import anyio
 import pytest
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from maild.testing.imap import ALL, ImapServer
@@ -334,6 +334,7 @@ async def lived(history: History, rounds: list[Round]) -> None:
 
 SETTINGS_OF_HISTORIES: dict[str, Any] = {
     "deadline": None,
+    "phases": (Phase.generate,),  # shrinking takes longer than a test may; the seed gives the same history again
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }
 

@@ -8,7 +8,7 @@ import shutil
 import anyio
 import pytest
 
-from maild.engine import pull
+from maild.engine import carry_out, pull
 from maild.engine.sync import MailboxPass
 from maild.local.delivery import Delivered
 from maild.testing.faults import Cut, Hold
@@ -273,13 +273,13 @@ async def test_an_older_maildir_after_a_pass_that_was_broken_off(world: World, m
     shutil.copytree(world.root, backup)
     world.deliver(30, start=6)
     durable = asyncio.Event()
-    real = MailboxPass._count_durable
+    real = carry_out._count_durable
 
     def noted(this: MailboxPass, delivered: Delivered) -> None:
         real(this, delivered)
         durable.set()
 
-    monkeypatch.setattr(MailboxPass, "_count_durable", noted)
+    monkeypatch.setattr(carry_out, "_count_durable", noted)
     held = world.server.faults.add("UID FETCH", Hold(asyncio.Event()), nth=5)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(world.sync)

@@ -12,10 +12,9 @@ import anyio
 import pytest
 
 from maild.core.model import Fetched, Uid
-from maild.engine import account, propagate, pull
+from maild.engine import carry_out, crew, propagate, pull
 from maild.engine.account import CHANGES
 from maild.engine.propagate import SPOOL_OCTETS
-from maild.engine.sync import MailboxPass
 from maild.local.delivery import Incoming
 from maild.local.maildir import Maildir
 from maild.local.spool import Spool
@@ -92,7 +91,7 @@ async def test_a_fault_of_maild_while_messages_are_delivered_ends_the_pass(
         elif where == "_commit_pairs":
             patch.setattr(propagate.Deliverer, where, broken)
         else:
-            patch.setattr(MailboxPass, "_count_durable", broken)
+            patch.setattr(carry_out, "_count_durable", broken)
         async with asyncio.timeout(SOON_S):
             with pytest.raises(BaseExceptionGroup) as raised:
                 await world.sync()
@@ -187,7 +186,7 @@ async def test_a_helper_does_not_open_the_mailbox_again_and_again(
     held = Hold(asyncio.Event(), after_octets=500_000)
     rule = world.server.faults.add("UID FETCH", held, nth=2)
     looked = 0
-    neediest = account._AccountPass._neediest
+    neediest = crew.Crew._neediest
 
     def seen(this: Any) -> Any:
         nonlocal looked
@@ -196,7 +195,7 @@ async def test_a_helper_does_not_open_the_mailbox_again_and_again(
             held.event.set()
         return neediest(this)
 
-    monkeypatch.setattr(account._AccountPass, "_neediest", seen)
+    monkeypatch.setattr(crew.Crew, "_neediest", seen)
     await world.synced()
     assert rule.struck.is_set()
     assert looked > 20, "the others had time to spin"

@@ -54,7 +54,7 @@ def lenient() -> Iterator[Dovecot]:
         yield server
 
 
-@pytest.fixture(params=["nested", "maildir++"])
+@pytest.fixture(params=["nested", pytest.param("maildir++", marks=pytest.mark.long)])
 def outside(client: Client, request: pytest.FixtureRequest) -> Outside:
     return Outside(client, request.param)
 

@@ -140,6 +140,66 @@ def test_deleting_with_the_local_file(pop: PopClient) -> None:
     assert pop.on_server() == expected_there == pop.everything()
 
 
+def test_a_file_that_was_removed_or_moved_does_not_come_back(pop: PopClient) -> None:
+    """Nor does one that a reader marked, copied under another name, or put into a mailbox of its own."""
+    expected = filled(pop, 8)
+    pop.counts()
+    gone, moved, copied, marked = sorted(pop.files())[:4]
+    content_gone = gone.read_bytes()
+    gone.unlink()
+    for subdir in ("cur", "new", "tmp"):
+        (pop.maildir / "Lists" / "python" / subdir).mkdir(parents=True)
+    moved.rename(pop.maildir / "Lists" / "python" / "cur" / f"{moved.name}:2,S")
+    (pop.maildir / "Lists" / "python" / "new" / "1700000000.other").write_bytes(copied.read_bytes())
+    copied.unlink()
+    marked.rename(marked.parent.with_name("cur") / f"{marked.name}:2,FS")
+    for _ in range(3):
+        assert pop.sync().startswith("work: nothing new")
+    assert pop.everything() == expected - Counter([content_gone])
+    assert pop.on_server() == expected
+
+
+def test_what_is_too_big_is_in_the_status(pop: PopClient) -> None:
+    expected = filled(pop, 12)
+    limit = sorted(map(len, expected))[-3]
+    pop.settings = f'max_message_size = "{limit // 1024}K"'
+    counts = pop.counts()
+    assert (counts["pulled"], counts["skipped"]) == (9, 3)
+    told = json.loads(pop.run("status", "--json").stdout)["accounts"]["work"]["mailboxes"]["INBOX"]
+    assert (told["state"], len(told["skipped"])) == ("ok", 3)
+    assert all("max_message_size" in skipped["reason"] for skipped in told["skipped"])
+    pop.settings = ""
+    counts = pop.counts()
+    assert (counts["pulled"], counts["skipped"]) == (3, 0)
+    assert pop.everything() == expected
+    assert json.loads(pop.run("status", "--json").stdout)["accounts"]["work"]["mailboxes"]["INBOX"]["skipped"] == []
+
+
+def test_all_unique_ids_change(tmp_path: Path) -> None:
+    """The provider has moved: hardly anything is fetched, nothing doubled, and for a day nothing deleted."""
+    settings = "protocol pop3 {{\n  pop3_uidl_format = {}\n}}"
+    with started(pop3=True, settings=settings.format("%08Xu%08Xv")) as before:
+        pop = PopClient(tmp_path, before, "jo")
+        expected = filled(pop, 40)
+        pop.counts()
+        with started(pop3=True, settings=settings.format("%g"), mail_root=before.mail_root) as after:
+            pop.server = after
+            pop.settings = 'leave_on_server = "14d"'
+            pop.age(15 * DAY_S)
+            with FaultProxy(after.pop3_port) as proxy:
+                pop.port = proxy.port
+                assert "other unique-ids" in pop.fail()
+                fetched = proxy.stats().octets_to_client
+            pop.port = after.pop3_port
+            assert fetched < sum(map(len, expected)) / 4  # headers only
+            assert pop.everything() == expected
+            assert "other unique-ids" in pop.fail()
+            assert pop.on_server() == expected
+            assert pop.run("approve", "work/INBOX").returncode == 0
+            assert pop.counts()["deleted"] == 40
+            assert (pop.on_server(), pop.everything()) == (Counter(), expected)
+
+
 def test_the_guard(pop: PopClient) -> None:
     expected = filled(pop, 30)
     pop.settings = "delete_with_local = true"

@@ -59,6 +59,8 @@ class Pop3Remote:
 
     async def _session(self) -> Pop3Session:
         endpoint = self._endpoint
+        if self.credentials.refused is not None:
+            raise self.credentials.refused
         session = await Pop3Session.connect(endpoint, endpoint.max_message_size_octets * 3 // 2 + (1 << 20))
         try:
             await self.credentials.log_in(

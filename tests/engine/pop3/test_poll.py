@@ -253,6 +253,6 @@ async def test_a_server_that_keeps_mail_for_less_than_it_is_left_there(
     with structlog.testing.capture_logs() as logged:
         for _ in range(2):
             await world.polled()
-    reasons = [entry["reason"] for entry in logged if entry["event"] == "maildrop.expires"]
+    reasons = [entry["reason"] for entry in logged if entry["event"] == "maildrop.limited"]
     assert len(reasons) == (said is not None)
     assert all(str(said) in reason for reason in reasons)

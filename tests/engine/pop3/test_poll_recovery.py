@@ -9,7 +9,7 @@ import pytest
 from maild.local.state import State
 from maild.testing.pop3 import ALL
 from tests.engine.maildrop import DAY_S, PopWorld, disk_form, pop_world
-from tests.engine.world import message
+from tests.engine.world import long_body, message
 
 
 async def test_a_crash_between_file_and_pair(any_world: PopWorld, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +118,18 @@ async def test_all_unique_ids_change(world: PopWorld) -> None:
     world.now_s += DAY_S
     assert (await world.polled()).total("deleted_there") == 11
     assert list(world.on_server()) == new
+
+
+async def test_a_big_message_is_known_by_its_header_too(world: PopWorld) -> None:
+    """The one that it would cost most to fetch again."""
+    raw = message(1, body=long_body())
+    world.server.deliver(raw)
+    await world.polled()
+    renumbered(world)
+    world.commands()
+    report = await world.polled()
+    assert (report.total("pulled"), report.total("adopted"), world.counted()["RETR"]) == (0, 1, 0)
+    assert world.on_disk() == disk_form([raw])
 
 
 async def test_the_user_knows_that_it_is_the_same_server(world: PopWorld) -> None:

@@ -1,0 +1,162 @@
+"""Which mailboxes of an account have to be opened in a pass, and how the pass of one begins.
+
+A mailbox whose mark in the listing and whose directory are as they were when it was last brought up to date is not
+opened at all, unless something did not travel then and may do so now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from maild.core.errors import NoSuchMailbox, did_you_mean
+from maild.core.model import MailboxName, RemoteMailbox
+from maild.core.names import MailboxUnusable, directory
+from maild.engine.look import Look, look_at, open_mailbox
+from maild.engine.mailboxes import Settled
+from maild.engine.pull import Work
+from maild.engine.sync import MailboxPass
+from maild.local.maildir import Maildir
+from maild.local.state import MailboxState
+from maild.local.survey import Survey
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A mailbox that has to be opened, with the look at its directory if there was one already."""
+
+    remote: RemoteMailbox
+    look: Look | None = None
+
+
+class Visits:
+    """The choice for one pass; `look_ahead` comes first, while the server is asked for its listing."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._looks: dict[int, Look] = {}  # by the mailbox's id in the state
+
+    def look_ahead(self, found: Survey) -> list[MailboxState]:
+        """Look at what changed here while the server answers: the mailboxes in which there is something to do."""
+        state = self._work.state.state
+        news: list[MailboxState] = []
+        for row in state.mailboxes().values():
+            here = found.mailboxes.get(row.directory)
+            if here is not None and row.epoch is not None and here.stamp.text() != row.stamp:
+                with self._opened_mailbox(row) as maildir:
+                    self._looks[row.id] = look_at(state, row, maildir, may_note=not self._work.dry_run)
+                if self._looks[row.id].has_news:
+                    news.append(row)
+        return news
+
+    async def expect(self, news: Sequence[MailboxState], only: Sequence[str], hinted: Collection[MailboxName]) -> None:
+        """Tell the server's side which mailbox comes first, whatever the listing says: it saves a round trip.
+
+        One with news here, or one of which the server said that it has some.
+        """
+        rows = await self._work.state.run(self._work.state.state.mailboxes) if hinted else {}
+        chosen = [*news, *(rows[name] for name in hinted if name in rows)]
+        wanted = [(row.name, row.cursor) for row in chosen if row.cursor and (not only or row.name in only)]
+        for name, cursor in sorted(wanted, key=lambda one: one[0] != "INBOX")[:1]:
+            self._work.remote.expect(name, cursor, read_only=self._work.dry_run)
+
+    async def chosen(self, settled: Settled, found: Survey, only: Sequence[str]) -> list[Visit]:
+        work = self._work
+        gone = {row.name for row in settled.gone}
+        if missing := sorted(set(only) - settled.mailboxes.keys() - settled.failed - gone):
+            names = ", ".join(f'"{name}"{did_you_mean(name, settled.mailboxes)}' for name in missing)
+            raise NoSuchMailbox(f"no such mailbox among those synchronised: {names}")
+        wanted = [m for m in settled.mailboxes.values() if not only or m.name in only]
+        visits = await work.state.run(self._changed, wanted, found)
+        work.report.unchanged = len(wanted) - len(visits)
+        return sorted(visits, key=lambda visit: visit.remote.name != "INBOX")
+
+    def _changed(self, mailboxes: list[RemoteMailbox], found: Survey) -> list[Visit]:
+        """Those that have to be opened: a mark moved, or something was left that may come or go now."""
+        state, known = self._work.state.state, self._work.rows()
+        with_leftovers = state.with_leftovers()
+        visits: list[Visit] = []
+        for mailbox in mailboxes:
+            row = known.get(mailbox.name)
+            if row is None or row.epoch is None or mailbox.mark is None or row.mark != mailbox.mark or row.undone:
+                visits.append(Visit(mailbox, None if row is None else self._looks.get(row.id)))
+                continue
+            here = found.mailboxes.get(row.directory)
+            look = self._looks.get(row.id)
+            if here is None and not state.count(row.id):
+                visits.append(Visit(mailbox))  # an empty one whose directory has to be made again
+                continue
+            if look is None and (here is None or here.stamp.text() != row.stamp):
+                with self._opened_mailbox(row) as maildir:
+                    look = look_at(state, row, maildir, may_note=not self._work.dry_run)
+                if look.is_here and not look.has_news and not self._work.dry_run:
+                    state.set_stamp(row.id, look.stamp)
+            has_leftovers = row.id in with_leftovers and self._has_leftovers(row, look)
+            if (look is not None and (look.has_news or not look.is_here)) or has_leftovers:
+                visits.append(Visit(mailbox, look))
+            else:
+                self._work.report.mailbox(mailbox.name).state = "ok"
+        return visits
+
+    @contextmanager
+    def _opened_mailbox(self, row: MailboxState) -> Iterator[Maildir | None]:
+        maildir = open_mailbox(self._work.account.maildir, row)
+        if maildir is None:
+            yield None
+            return
+        with maildir:
+            yield maildir
+
+    def _has_leftovers(self, row: MailboxState, look: Look | None) -> bool:
+        """Whether messages did not travel that may do so now. What is known of files that are gone is dropped."""
+        work, state = self._work, self._work.state.state
+        skipped, unsent = state.skipped(row.id), state.unsent(row.id)
+        if look is not None and (past := unsent.keys() - look.unpaired.keys()):
+            unsent = {key: message for key, message in unsent.items() if key not in past}
+            if not work.dry_run:
+                state.unsent_done(row.id, past)
+        report, limit = work.report.mailbox(row.name), work.imap.max_message_size_octets
+        report.skipped, report.held_back = len(skipped), len(unsent)
+        if any(work.is_due(message) for message in unsent.values()):
+            return True
+        return any(message.size_octets <= limit and work.is_due(message) for message in skipped.values())
+
+    def may_have_moves(self, visits: Sequence[Visit]) -> bool:
+        """Whether a message may have gone from one of these to another: the first must have had it."""
+        rows = self._work.rows()
+        return len(visits) > 1 and any(visit.remote.name in rows and rows[visit.remote.name].cursor for visit in visits)
+
+
+async def begin(work: Work, remote: RemoteMailbox, look: Look | None) -> MailboxPass:
+    """Begin the pass of one mailbox; without a `look` its directory is looked at first."""
+    work.report.mailbox(remote.name).state = "syncing"
+
+    def looked() -> tuple[MailboxState, Look]:
+        row = known_mailbox(work, remote)
+        if look is not None:
+            return row, look
+        maildir = open_mailbox(work.account.maildir, row)
+        if maildir is None:
+            return row, look_at(work.state.state, row, None) if row.identity else Look()
+        with maildir:
+            return row, look_at(work.state.state, row, maildir, may_note=not work.dry_run)
+
+    mailbox, found = await work.state.run(looked)
+    return MailboxPass(work, remote, mailbox, found)
+
+
+def known_mailbox(work: Work, remote: RemoteMailbox) -> MailboxState:
+    """The state of a mailbox, begun where there is none. Raises MailboxUnusable."""
+    state, rows = work.state.state, work.rows()
+    if (known := rows.get(remote.name)) is not None:
+        return known
+    where = str(directory(remote.levels, work.account.layout))
+    if (other := next((row for row in rows.values() if row.directory == where), None)) is not None:
+        if other.name in work.listed:
+            raise MailboxUnusable(
+                f"mailbox {remote.name} would have the directory {where}, as {other.name} has already"
+            )
+        if not work.dry_run:
+            state.drop_mailbox(other.id)  # the server's separator or name changed: its files are matched by content
+    return MailboxState(0, remote.name, where) if work.dry_run else state.add_mailbox(remote.name, where)

@@ -1,0 +1,265 @@
+"""One pass over an account: all of its mailboxes, together where messages may have moved between them, else singly.
+
+Where messages may have moved, all that changed are looked at before anything is done; a first pass brings each up to
+date by itself. INBOX goes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from maild.core.errors import MaildError
+from maild.core.model import Facts, Listing, MailboxName, RemoteMailbox, Uid
+from maild.core.names import MailboxUnusable, directory
+from maild.engine.carry_out import propagate, withdraw
+from maild.engine.crew import TRIES, Crew
+from maild.engine.finish import finish
+from maild.engine.foretell import foretell
+from maild.engine.mailboxes import delete_there, remove_here, scan_of_nothing, settle_mailboxes
+from maild.engine.moves import settle_moves
+from maild.engine.pull import Work
+from maild.engine.sync import MailboxPass
+from maild.engine.visits import Visit, Visits, begin
+from maild.local.state import MailboxState
+from maild.local.survey import Survey, survey
+
+log = structlog.get_logger()
+
+
+class AccountPass:
+    """See the module; `run` is all there is to call."""
+
+    def __init__(self, work: Work, hinted: Collection[MailboxName] = ()) -> None:
+        """`hinted` are mailboxes of which the server said that something is new."""
+        self._work = work
+        self._hinted = hinted
+        self._crew = Crew(work)
+        self._visits = Visits(work)
+        self._moving = False
+        self._propagated: list[MailboxPass] = []
+
+    async def run(self, only: Sequence[str]) -> None:
+        work = self._work
+        is_first = not any(row.cursor for row in (await work.state.run(work.state.state.mailboxes)).values())
+        async with anyio.create_task_group() as openers:
+            for _ in range(work.imap.connections - 1 if is_first else 0):
+                openers.start_soon(work.remote.prepare)  # a first pass needs them all, and logging in takes its time
+            await self._run(only)
+            openers.cancel_scope.cancel()
+
+    async def _run(self, only: Sequence[str]) -> None:
+        work = self._work
+        listing, found = await self._both_sides(only)
+        work.report.state = "syncing"
+        work.listed = listing.present
+        work.trash = listing.trash
+        self._note_unusable(listing)
+        if not work.dry_run:
+            await work.state.run(self._note_roles, listing)
+        settled = await settle_mailboxes(work, listing, found)
+        visits = await self._visits.chosen(settled, found, only)
+        gone = [row for row in settled.gone if not only or row.name in only]
+        async with work.deliverer.running():
+            has_moves = await work.state.run(self._visits.may_have_moves, visits)
+            if gone or has_moves or settled.to_make:
+                await self._together(visits, gone, settled.to_make)
+            else:
+                self._crew.add(*(partial(self._sync, visit, 1) for visit in visits))
+                await self._crew.work_off()
+            if work.trash in settled.mailboxes and work.is_trash_filled and not work.dry_run:
+                self._crew.add(partial(self._sync, Visit(settled.mailboxes[work.trash]), 1))
+                await self._crew.work_off()
+        if work.dry_run and work.trash in settled.mailboxes and work.imap.remote_delete == "trash":
+            self._foretell_trash(work.trash)
+
+    def _foretell_trash(self, trash: MailboxName) -> None:
+        """What is deleted on the server comes back here, in the trash."""
+        deleted = [m.deleted_there for m in self._work.report.mailboxes.values() if m.name != trash]
+        self._work.report.mailbox(trash).pulled += sum(deleted)
+
+    async def _both_sides(self, only: Sequence[str]) -> tuple[Listing, Survey]:
+        """The mailboxes there and here, asked for at the same time."""
+        work, found = self._work, Survey()
+
+        async def look() -> None:
+            nonlocal found
+            if work.account.maildir.exists():
+                found = await work.state.run(survey, work.account.maildir, work.account.layout)
+                await self._visits.expect(await work.state.run(self._visits.look_ahead, found), only, self._hinted)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(look)
+            listing = await work.remote.listing()
+        return listing, found
+
+    def _note_unusable(self, listing: Listing) -> None:
+        for name, reason in listing.unusable.items():
+            mailbox = self._work.report.mailbox(name)
+            mailbox.state, mailbox.error = "error", reason
+            log.warning("mailbox.skipped", account=self._work.account.name, mailbox=name, reason=reason)
+
+    def _note_roles(self, listing: Listing) -> None:
+        """For whoever puts something into a mailbox by its role, as the outbox does."""
+        state, layout = self._work.state.state, self._work.account.layout
+        known, roles = state.mailboxes(), dict[str, tuple[MailboxName, str]]()
+        for role, mailbox in listing.roles.items():
+            row = known.get(mailbox.name)
+            with suppress(MailboxUnusable):  # then nothing can be put into it
+                roles[role] = mailbox.name, row.directory if row else str(directory(mailbox.levels, layout))
+        state.set_roles(roles)
+
+    # -- all mailboxes together: what vanished in one may have appeared in another
+
+    async def _together(
+        self, visits: Sequence[Visit], gone: Sequence[MailboxState], to_make: Sequence[RemoteMailbox] = ()
+    ) -> None:
+        """Look at all of them, find what moved, then bring each up to date; what failed on the way is done singly."""
+        passes: list[MailboxPass] = []
+        blind: list[MailboxPass] = []
+        self._crew.add(*(partial(self._scan_one, visit, 1, passes, blind) for visit in visits))
+        await self._crew.work_off()
+        if blind:
+            await self._work.remote.listing()  # one mailbox may be broken; if nothing gets through, nothing is done
+        leaving = [await self._begin_without_server(RemoteMailbox(row.name, ())) for row in gone]
+        coming = [await self._begin_without_server(mailbox) for mailbox in to_make]
+        await settle_moves(self._work, [*passes, *leaving, *coming], self._facts, blind)
+        for this in [*passes, *leaving, *coming]:
+            await this.plan()
+            this.rest()
+            this.report.state = "refused" if this.is_stopped else this.report.state
+        self._moving = bool(self._work.doomed) or any(this.awaited or this.relocations for this in passes)
+        self._crew.add(*(partial(self._propagate_one, this) for this in passes if not this.is_stopped))
+        await self._crew.work_off()
+        async with anyio.create_task_group() as finishers:
+            for this in self._propagated:
+                finishers.start_soon(self._finish, this)
+        for this in leaving:
+            await self._leave(this)
+        for this in coming:
+            await foretell(this)
+            await this.close()
+            this.report.state = "ok"
+
+    async def _scan_one(
+        self,
+        visit: Visit,
+        attempt: int,
+        passes: list[MailboxPass],
+        blind: list[MailboxPass],
+        finishers: TaskGroup,
+    ) -> None:
+        work = self._work
+
+        async def scan() -> None:
+            this = await begin(work, visit.remote, visit.look)
+            try:
+                async with work.remote.visit(visit.remote.name, read_only=work.dry_run) as box:
+                    await this.scan(box)
+            except MaildError:
+                if attempt >= TRIES:
+                    await work.state.run(this.look_without_server)
+                    blind.append(this)
+                raise
+            finally:
+                this.rest()
+            passes.append(this)
+
+        again = partial(self._scan_one, visit, attempt + 1, passes, blind)
+        await self._crew.guarded(visit.remote.name, attempt, scan, again)
+
+    async def _begin_without_server(self, mailbox: RemoteMailbox) -> MailboxPass:
+        this = await begin(self._work, mailbox, None)
+        await this.compare(scan_of_nothing(this.mailbox))
+        return this
+
+    async def _facts(self, this: MailboxPass, uids: Sequence[Uid]) -> Mapping[Uid, Facts]:
+        async with self._work.remote.visit(this.name, this.found.epoch, read_only=self._work.dry_run) as box:
+            return await box.facts(uids)
+
+    async def _propagate_one(self, this: MailboxPass, finishers: TaskGroup) -> None:
+        async def go() -> None:
+            work = self._work
+            try:
+                if this.needs_server:
+                    async with work.remote.visit(this.name, this.found.epoch, read_only=work.dry_run) as box:
+                        await this.match(box)
+                        await (foretell(this, box) if work.dry_run else propagate(this, box))
+                else:
+                    await (foretell(this) if work.dry_run else propagate(this, None))
+            except BaseException:
+                await _abandon(this)
+                raise
+            if self._moving:
+                self._propagated.append(this)
+            else:
+                finishers.start_soon(self._finish, this)
+
+        await self._crew.guarded(this.name, 1, go, partial(self._sync, Visit(this.listed), 2))
+
+    async def _leave(self, this: MailboxPass) -> None:
+        """A mailbox that the server no longer has: its files go, as far as the guard lets them, then its directory."""
+        work = self._work
+        try:
+            if this.is_refused:
+                this.report.state = "refused"
+                return
+            if work.dry_run:
+                await foretell(this)
+                work.report.plan.append(f"{this.name}: remove its directory")
+                this.report.state = "ok"
+                return
+            await propagate(this, None)
+            await remove_here(work, this.mailbox)
+            this.report.state = "ok"
+        except MaildError as exc:
+            await self._crew.note_failure(this.name, exc)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await this.close()
+
+    # -- one mailbox by itself
+
+    async def _sync(self, visit: Visit, attempt: int, finishers: TaskGroup) -> None:
+        """One mailbox by itself, from beginning to end over one session."""
+
+        async def sync() -> None:
+            work = self._work
+            this = await begin(work, visit.remote, visit.look if attempt == 1 else None)
+            try:
+                async with work.remote.visit(visit.remote.name, read_only=work.dry_run) as box:
+                    await this.scan(box)
+                    await settle_moves(work, [this], lambda _, uids: box.facts(uids))
+                    await this.plan()
+                    if this.is_stopped:
+                        this.report.state = "refused"
+                        await this.close()
+                        return
+                    await this.match(box)
+                    await (foretell(this, box) if work.dry_run else propagate(this, box))
+            except BaseException:
+                await _abandon(this)
+                raise
+            finishers.start_soon(self._finish, this)
+
+        again = partial(self._sync, Visit(visit.remote), attempt + 1)
+        await self._crew.guarded(visit.remote.name, attempt, sync, again)
+
+    async def _finish(self, this: MailboxPass) -> None:
+        try:
+            await finish(this)
+            if this.is_to_be_deleted_there:
+                await delete_there(self._work, this.mailbox)
+        except MaildError as exc:
+            await self._crew.note_failure(this.name, exc)
+
+
+async def _abandon(this: MailboxPass) -> None:
+    with anyio.CancelScope(shield=True):
+        await this.close()
+    withdraw(this)

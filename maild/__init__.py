@@ -23,7 +23,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
     control.py         the daemon's Unix socket, both ends
     log.py             structlog set-up, redaction, catalogue of event names
     engine/            what runs when
-        keeper.py      one account in the daemon: when its passes are made, and who says so
+        keeper.py      one account in the daemon: when its passes are made; listen.py: who says so, server and disk
         sender.py      the outbox in the daemon; hooks.py: the user's programs, told what happened
         network.py     notices that addresses changed or the machine slept
         supervise.py   keeps a task alive: back-off, turns at a host; the only place that may catch everything
@@ -79,7 +79,8 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
             login.py     by the strongest mechanism there is; answers.py: what a server's refusals mean
             listing.py   which mailboxes there are; naming.py: being created, renamed, deleted
             box.py       one open mailbox: what is in it, what has changed; opening.py: SELECT, and what comes with it
-            push.py      what the server says by itself: NOTIFY, IDLE; liveness.py: proof that a line is alive
+            push.py      having the server tell by itself; told.py: what it says in NOTIFY and IDLE; experience.py: what
+                         it has taught about both; liveness.py: proof by TCP that a line is alive
             stream.py    its messages on their way here; facts.py: what tells them apart; dates.py: INTERNALDATE
             append.py    messages on their way there; change.py: flags, moving, expunging; sets.py: UIDs on the wire;
                          lookup.py: one message found by its head
@@ -109,7 +110,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
                        file), samples.py (the demo's mail), smtp.py (a submission server), witness.py (a Maildir as
                        a stranger reads it, compared with a store), memory.py (the port without a protocol)
         imap/          server.py, session.py, syntax.py, fetch.py, search.py; commands.py names what access.py,
-                       mailboxes.py, opening.py, messages.py and delivery.py carry out
+                       mailboxes.py, opening.py, messages.py, delivery.py and notify.py carry out
         pop3/          server.py, session.py: a POP3 server over messages in memory
 
 To read it in an hour: core/model, core/ports, core/reconcile; engine/sync, engine/carry_out; then one side,

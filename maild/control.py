@@ -2,8 +2,8 @@
 
 One request a connection: a line of JSON there, lines of JSON back, the last of which has `result` or `error`; each has
 the `version` of this protocol. Progress comes in lines before it. The daemon waits for a request for some seconds,
-takes a few KiB of it and so many clients at once; whoever does not read what it asked for is cut off. No client holds
-up anything but its own answer.
+takes a few KiB of it and so many clients at once; whoever does not read what it asked for is cut off, and nobody waits
+for the answer to a client that is gone. No client holds up anything but its own answer.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ MOST_CLIENTS = 64
 REQUEST_S = 5.0
 REQUEST_OCTETS = 256 * 1024
 TAKE_S = 30.0  # how long a client may leave an answer unread
+LOOK_EVERY_S = 0.5  # whether a client that says no more is still there
 ANSWER_OCTETS = 256 << 20  # the most that a client takes
 CONNECT_S = 5.0
 _LONGEST_ADDRESS = 100  # sun_path has 108 octets (unix(7))
@@ -109,15 +110,32 @@ class ControlServer:
             self._clients -= 1
 
     async def _converse(self, connection: socket.socket) -> None:
+        import anyio
+
         try:
             request = await self._request(connection)
+        except Refused as exc:
+            await self._send(connection, _error(exc))
+            return
+
+        async def answer() -> None:
+            with suppress(OSError, TimeoutError):
+                await self._answer_all(connection, request)
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(answer)
+            with suppress(OSError):
+                await _gone(connection)
+            tasks.cancel_scope.cancel()
+
+    async def _answer_all(self, connection: socket.socket, request: Message) -> None:
+        try:
             async with aclosing(self._answer(request)) as messages:
                 async for message in messages:
                     await self._send(connection, message)
-        except Refused as exc:
-            await self._send(connection, {"error": exc.text, "hint": exc.hint, "status": exc.status})
         except MaildError as exc:
-            await self._send(connection, {"error": exc.text, "hint": exc.hint, "status": 1})
+            await self._send(connection, _error(exc))
 
     async def _request(self, connection: socket.socket) -> Message:
         import asyncio
@@ -140,6 +158,29 @@ class ControlServer:
 
         with anyio.fail_after(self._take_s):
             await asyncio.get_running_loop().sock_sendall(connection, _line(message))
+
+
+async def _gone(connection: socket.socket) -> None:
+    """Until the client has closed the connection, or says far more than it has to. One that only has nothing more to
+    say (shutdown(2)) still reads."""
+    import asyncio
+    import select
+
+    import anyio
+
+    octets = 0
+    while chunk := await asyncio.get_running_loop().sock_recv(connection, _CHUNK):
+        octets += len(chunk)
+        if octets > REQUEST_OCTETS:
+            return
+    poll = select.poll()
+    poll.register(connection, 0)  # POLLHUP is told anyhow
+    while not poll.poll(0):  # noqa: ASYNC110 - nobody tells
+        await anyio.sleep(LOOK_EVERY_S)
+
+
+def _error(exc: MaildError) -> Message:
+    return {"error": exc.text, "hint": exc.hint, "status": exc.status if isinstance(exc, Refused) else 1}
 
 
 def _listening(path: Path) -> socket.socket:

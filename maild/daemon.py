@@ -28,14 +28,15 @@ from maild.config import Account, Config, load
 from maild.config.outline import outline_of
 from maild.config.values import LogLevel
 from maild.control import ControlServer, Message, Refused, as_message, as_progress
-from maild.core.errors import ConfigError, LocalError
+from maild.core.errors import AuthRejected, ConfigError, LocalError
 from maild.engine.hooks import HookBoard
-from maild.engine.keeper import Common, Keeper, OpenTree, Request, nothing_known, refresh
+from maild.engine.keeper import Keeper, Request, refresh
 from maild.engine.lifetime import Trust, trust_of
 from maild.engine.limits import Thrift
+from maild.engine.listen import Common, OpenTree
 from maild.engine.network import watch_network
 from maild.engine.sender import Sender, watch_outbox
-from maild.engine.status import AccountDocument, Document, outbox_status
+from maild.engine.status import AccountDocument, Document, nothing_known, outbox_status
 from maild.engine.supervise import Patience, keep_alive
 from maild.local.notify import Notifier
 from maild.local.outbox import Outbox
@@ -73,6 +74,12 @@ class Running:
         if self.keeper is not None:
             return self.keeper.state
         return self.sender.state if self.sender is not None else "starting"
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether a login was refused, of the mail or of its sending."""
+        is_sender = self.sender is not None and isinstance(self.sender.error, AuthRejected)
+        return self.state == "auth_rejected" or is_sender
 
     def document(self) -> AccountDocument:
         """What `maild status` tells of it; an error of sending where the mail itself has none."""
@@ -227,7 +234,7 @@ class Daemon:
             name
             for name, running in self._accounts.items()
             if (wanted := config.accounts.get(name)) != running.account
-            or running.state == "auth_rejected"
+            or running.is_refused
             or trust_of(wanted) != running.trust
         ]
         old = [self._accounts[name] for name in changed]
@@ -239,9 +246,9 @@ class Daemon:
             del self._accounts[running.account.name]
         self.config = config
         new = [account for name, account in config.accounts.items() if name not in self._accounts]
-        for account in new:
+        for account in new if not self._is_to_stop.is_set() else ():
             self._start(account)
-        self._accounts = {name: self._accounts[name] for name in config.accounts}
+        self._accounts = {name: self._accounts[name] for name in config.accounts if name in self._accounts}
         self._outbox_changed.set()
         return sorted({*changed, *(account.name for account in new)})
 
@@ -333,12 +340,17 @@ class Daemon:
                     yield message
             case {"ask": "reload"}:
                 try:
-                    yield {"result": {"changed": await self.reload()}}
+                    with anyio.CancelScope(shield=True):  # a client that goes away does not stop it half-way
+                        changed = await self.reload()
+                    yield {"result": {"changed": changed}}
                 except ConfigError as exc:
                     raise Refused(exc.text, "the config that was read before stays in use", 78) from exc
             case {"ask": "look", "account": str(name)}:
                 if (keeper := self._running(name).keeper) is not None:
                     keeper.hasten()
+                yield {"result": {}}
+            case {"ask": "login", "account": str(name)}:
+                self._note_secret(self._running(name))
                 yield {"result": {}}
             case {"ask": "outbox"}:
                 self._outbox_changed.set()
@@ -349,6 +361,13 @@ class Daemon:
                 yield {"result": await self._flush(_names(names), is_due_only=True)}
             case _:
                 raise Refused("the daemon does not know what is asked of it", "restart it after an upgrade", 64)
+
+    def _note_secret(self, running: Running) -> None:
+        """There may be another secret: whoever waits because the last one was refused goes on at once."""
+        if running.keeper is not None:
+            running.keeper.note_secret()
+        if running.sender is not None:
+            running.sender.wake()
 
     def _running(self, name: str) -> Running:
         if (running := self._accounts.get(name)) is None:

@@ -18,7 +18,7 @@ from maild import log
 from maild.commands import asking, no_such_account, printable
 from maild.commands.asking import say
 from maild.config import Account, Config, Endpoint, NoSecret, OAuth2, Password, Secret, TokenCommand, load
-from maild.control import NoDaemon, Refused, ask
+from maild.control import NoDaemon, Refused, ask, nudge
 from maild.core.errors import AuthRejected, MaildError
 from maild.engine import accounts, keeping
 from maild.local.outbox import Outbox
@@ -123,6 +123,7 @@ def _passwd(args: argparse.Namespace) -> int:
         return FAILED
     keeping.keep(secret, password, account.name)
     say(f"The new password of {account.name} is in {keeping.place(secret)}.", *told_daemon(config.state_dir))
+    nudge(config.state_dir, {"ask": "login", "account": account.name})  # it may wait for other reasons than a refusal
     return OK
 
 

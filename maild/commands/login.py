@@ -12,6 +12,7 @@ import anyio
 from maild import log
 from maild.commands import no_such_account, printable
 from maild.config import Account, OAuth2, load
+from maild.control import nudge
 from maild.remote import oauth_login
 from maild.remote.oauth_login import DeviceCode
 from maild.remote.tokens import Tokens
@@ -36,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
         tokens = anyio.run(_log_in, oauth2, args)
         oauth_login.save(oauth2, tokens)
         _say(*_result(oauth2, tokens))
+    if nudge(config.state_dir, {"ask": "login", "account": account.name}):
+        _say("The daemon that runs goes on with it now.")
     return OK
 
 

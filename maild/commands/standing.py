@@ -86,7 +86,8 @@ def _doing(account: AccountDocument, document: Document, look: Look) -> list[str
     state = printable(account["state"])
     doing = [paint(_STATES.get(state, state), _COLOURS.get(state, ""), look)]
     if account["push"] is not None:
-        doing.append(_PUSH.get(account["push"], printable(account["push"])))
+        reason = printable(account.get("push_reason", ""))
+        doing.append(_PUSH.get(account["push"], printable(account["push"])) + (f" ({reason})" if reason else ""))
     return doing
 
 

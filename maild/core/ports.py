@@ -94,16 +94,23 @@ class Watch(Protocol):
     def mailboxes(self) -> frozenset[MailboxName]:
         """Those whose changes are told; of the others only the owner's timer knows."""
 
+    @property
+    def lack(self) -> str:
+        """Why the method is less than what was asked for, for a person; "" where it is not."""
+
     async def hint(self) -> frozenset[MailboxName] | None:
         """Wait until something changed: in these mailboxes, or None: look at everything.
 
         What comes while nobody waits is merged, and told at once. Raises what ended the watch (ConnectionLost,
         Unavailable, ProtocolViolation), then and ever after; with the method "poll" it waits for ever, or raises
-        Unavailable when the server may by now allow more connections.
+        Unavailable when the server may by now allow more than it did.
         """
 
     def probe(self) -> None:
         """Ask for a sign of life now, as after a suspend; a watch that gives none within seconds ends."""
+
+    def missed(self) -> None:
+        """Somebody looked and found what should have been told, long enough ago. Repeated, it ends the watch."""
 
 
 class Remote(Protocol):

@@ -6,7 +6,7 @@ What a pass does is in `engine.whole`; here is how one begins, what is told of i
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,10 @@ from maild.core.errors import (
     MaildError,
     NoSuchMailbox,
 )
+from maild.core.model import MailboxName
 from maild.core.ports import Remote
 from maild.engine.lifetime import note_pass, only_ours, state_path
+from maild.engine.look import has_local_news
 from maild.engine.propagate import Deliverer, StateThread
 from maild.engine.pull import Work
 from maild.engine.report import AccountReport
@@ -82,14 +84,19 @@ class KeptAccount:
         await self.remote.rest(keep=0)
         await self.state.run(self.state.state.sleep)
 
-    async def bring_up_to_date(self, report: AccountReport, only: Sequence[str] = ()) -> MaildError | None:
-        """One pass, told in `report`; `only` names mailboxes. Returns what ended it early, if anything of ours did."""
+    async def bring_up_to_date(
+        self, report: AccountReport, only: Sequence[str] = (), hinted: Collection[MailboxName] = ()
+    ) -> MaildError | None:
+        """One pass, told in `report`; `only` names mailboxes, `hinted` those with news on the server.
+
+        Returns what ended it early, if anything of ours did.
+        """
         started = time.monotonic()
         report.state = "connecting"
         log.debug("account.started", account=self.account.name)
         failure: MaildError | None = None
         try:
-            await self._pass(report, only)
+            await self._pass(report, only, hinted)
         except MaildError as exc:
             failure = exc
         except BaseExceptionGroup as group:
@@ -105,11 +112,15 @@ class KeptAccount:
         _log_end(self.account, report)
         return failure
 
-    async def _pass(self, report: AccountReport, only: Sequence[str]) -> None:
+    async def has_local_news(self) -> bool:
+        """Whether something changed on this disk that maild did not do itself. Not during a pass. Raises LocalError."""
+        return await self.state.run(has_local_news, self.state.state, self.account.maildir, self.account.layout)
+
+    async def _pass(self, report: AccountReport, only: Sequence[str], hinted: Collection[MailboxName]) -> None:
         state = self.state
         await state.run(check_root, self.account.maildir, state.state, self.dry_run)
         work = Work(self.account, self.imap, self.remote, state, Deliverer(state), report, self.dry_run, bool(only))
-        await AccountPass(work).run(only)
+        await AccountPass(work, hinted).run(only)
         if not self.dry_run and any(report.total(counter) for counter in CHANGES):
             await state.run(mark_root, self.account.maildir, state.state)
 

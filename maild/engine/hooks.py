@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from subprocess import DEVNULL
@@ -26,6 +26,7 @@ TIME_LIMIT_S = 60.0
 MOST_PATHS = 10_000  # told to one run; MAILD_NEW has the count of all
 CHANGES_HERE = ("pulled", "flags", "moved", "deleted")
 _TEXT_CHARACTERS = 2000
+_VARIABLE_OCTETS = 100_000
 
 log = structlog.get_logger()
 
@@ -47,8 +48,8 @@ class News:
         """As the hook finds them in its environment; names of mailboxes are divided by line ends."""
         told = {
             "MAILD_EVENT": event,
-            "MAILD_ACCOUNTS": " ".join(self.accounts),
-            "MAILD_MAILBOXES": "\n".join(_one_line(name) for name in self.mailboxes),
+            "MAILD_ACCOUNTS": _lines(self.accounts).replace("\n", " "),
+            "MAILD_MAILBOXES": _lines(self.mailboxes),
             "MAILD_NEW": str(self.counts.get("pulled", 0)),
             "MAILD_FLAGS": str(self.counts.get("flags", 0)),
             "MAILD_MOVED": str(self.counts.get("moved", 0)),
@@ -151,6 +152,17 @@ class HookBoard:
 
 def _argvs(hooks: Hooks) -> Mapping[str, tuple[str, ...]]:
     return {"on_new_mail": hooks.on_new_mail, "on_change": hooks.on_change, "on_failure": hooks.on_failure}
+
+
+def _lines(names: Iterable[str]) -> str:
+    """As many as the kernel lets one variable hold (execve(2): 128 KiB)."""
+    lines, room = list[str](), _VARIABLE_OCTETS
+    for line in map(_one_line, names):
+        room -= len(os.fsencode(line)) + 1
+        if room < 0:
+            break
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _one_line(text: str) -> str:

@@ -7,13 +7,10 @@ judge: one server that is away, or refuses the login, holds up nobody else.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import anyio
@@ -21,7 +18,6 @@ import anyio.to_thread
 import structlog
 
 from maild.config import Account
-from maild.config.values import Layout
 from maild.core.errors import AuthRejected, ConnectionLost, MaildError, Retry, Scope, Unavailable
 from maild.core.likeness import Likeness
 from maild.core.maildrop import Terms, next_poll_s
@@ -29,34 +25,24 @@ from maild.core.model import MailboxName
 from maild.core.ports import Remote
 from maild.engine.account import KeptAccount, opened_account
 from maild.engine.doubts import is_in_sent
-from maild.engine.hooks import HookBoard
+from maild.engine.listen import Common, Listening
 from maild.engine.poll import poll_account, remembered_terms
 from maild.engine.report import AccountReport
-from maild.engine.status import AccountDocument, stored_account
+from maild.engine.status import AccountDocument, nothing_known, stored_account
 from maild.engine.supervise import Patience, keep_alive
 from maild.remote.auth import Credentials
-from maild.remote.pace import Pace
 
-STUCK_S = 900.0  # an owner without a sign of life for so long is stuck; every command of a session ends before
+STUCK_S = 1200.0  # an owner without a sign of life for so long is stuck; every command, and every delay, ends before
 TELL_AFTER_S = 3600.0  # of failures that may pass by themselves, before a person is told
 READ_AT_ONCE = 50  # states in one go, for `maild status`
 LONGEST_PASS_AT_STOP_S = 4.0
-ACCOUNTS_PER_S = 14.0  # that begin at one host; each needs two sessions, and whoever waits for one takes memory
-MOST_AWAKE = (
-    32  # accounts with state and a line for work open: some 400 KiB, to be had again in some ms and 5 round trips
-)
+FAULT = "a fault in maild; the log has its traceback"
+STOPPED = "maild was stopped before it was done"
 
 log = structlog.get_logger()
 
 
-class Tree(Protocol):
-    """Tells what changed below an account's Maildir: relative directories, None for anything (`local.watch`)."""
-
-    async def hint(self) -> frozenset[str] | None: ...
-
-
 MakePass = Callable[[AccountReport, Sequence[str], bool], Awaitable[None]]
-OpenTree = Callable[[Path, Layout], AbstractAsyncContextManager[Tree]]
 
 
 @runtime_checkable
@@ -64,33 +50,6 @@ class LogsIn(Protocol):
     """A remote that knows whether its login was refused."""
 
     credentials: Credentials
-
-
-@dataclass(slots=True)
-class Common:
-    """What the keepers of one daemon share. `open_tree` is None where changes on the disk are not told."""
-
-    state_dir: Path
-    hooks: HookBoard
-    pace: Pace = field(default_factory=lambda: Pace(ACCOUNTS_PER_S))
-    open_tree: OpenTree | None = None
-    clock: Callable[[], float] = time.monotonic
-    chance: Callable[[], float] = random.random
-    passes: int = 0  # made so far
-    _awake: dict[int, KeptAccount] = field(default_factory=dict)  # the one used last comes last
-
-    async def note_use(self, kept: KeptAccount) -> None:
-        """A pass of this account was made; the state of the one that had none for longest may be closed for it."""
-        self.note_end(kept)
-        self._awake[id(kept)] = kept
-        if len(self._awake) > MOST_AWAKE:
-            longest = next(iter(self._awake.values()))
-            self.note_end(longest)
-            await longest.sleep()
-
-    def note_end(self, kept: KeptAccount) -> None:
-        """The account is not kept any more, or its state not open."""
-        self._awake.pop(id(kept), None)
 
 
 @dataclass(slots=True, eq=False)
@@ -111,15 +70,17 @@ class Keeper:
         self.account = account
         self.protocol = protocol
         self.common = common
-        self.push: str | None = None
         self.failure: MaildError | None = None  # of the last pass, or what kept it from being made
         self.report: AccountReport | None = None  # of the pass that runs now
         self.has_started = False
         self._patience = Patience(common.clock, common.chance)
+        self._listening = Listening(account, common, hear=self.hear, stir=self.stir, wake=self.wake)
         self._is_wanted = True  # a whole pass
+        self._is_stirred_here = False  # the disk is to be looked at, which may be a reason for a pass
+        self._hinted: frozenset[MailboxName] = frozenset()
+        self._is_hinted = True  # it is no wonder if the next pass finds something on the server
         self._requests: list[Request] = []
         self._stirred = anyio.Event()
-        self._is_up = anyio.Event()  # a pass went well, so push and the disk may be listened to
         self._has_synced = False
         self._is_stopping = False
         self._is_stopped = False
@@ -128,17 +89,13 @@ class Keeper:
         self._last_counts: object = None
         self.stored: AccountDocument | None = None
         self.is_stale = True  # a pass ended since `stored` was read
-        self._mailboxes: tuple[MailboxName, ...] = ()
-        self._is_down = anyio.Event()  # the watch that there is, is to end
         self._next_poll_s = 0.0
         self._credentials: Credentials | None = None
         self._terms = Terms()  # as a POP3 server wants to be polled
         self._login_from_s = 0.0  # before, it takes no login
         self._is_told = False  # the hook has been told of what is wrong
-        self._has_lost_push = False
-        self._push_patience = Patience(common.clock, common.chance)
-        self._probe: Callable[[], None] | None = None
         self._remote: Remote | None = None
+        self._look_here: Callable[[], Awaitable[bool]] = _nothing  # whether this disk has news that are not maild's own
 
     # -- what others may say
 
@@ -147,10 +104,32 @@ class Keeper:
         self._is_wanted = True
         self._stirred.set()
 
+    def stir(self) -> None:
+        """Something happened on this disk; it may have been maild."""
+        self._is_stirred_here = True
+        self._stirred.set()
+
+    def hear(self, hint: frozenset[MailboxName] | None) -> None:
+        """The server said that something is new: in these mailboxes, or somewhere."""
+        self._is_hinted = True
+        self._hinted |= hint or frozenset()
+        self.wake()
+
     def hasten(self) -> None:
         """There is reason to believe that what failed goes well now: look at once."""
         self._patience.reset()
         self.wake()
+
+    def probe(self) -> None:
+        """The network or the clock has changed: see whether all is as it was."""
+        self._listening.probe()
+        self.hasten()
+
+    def note_secret(self) -> None:
+        """There may be another secret: a refused login is no reason to wait any more."""
+        if isinstance(self.failure, AuthRejected):
+            self.failure = None
+        self.hasten()
 
     def ask(self, request: Request) -> None:
         """Make a pass that begins after this."""
@@ -167,6 +146,11 @@ class Keeper:
             self._passing.deadline = anyio.current_time() + LONGEST_PASS_AT_STOP_S
 
     # -- what others may know
+
+    @property
+    def push(self) -> str | None:
+        """The method in use, as `maild status` has it."""
+        return None if self._is_stopped else self._listening.push
 
     @property
     def state(self) -> str:
@@ -200,7 +184,11 @@ class Keeper:
         """What `maild status` tells of it, as of the last `refresh`."""
         stored = self.stored or nothing_known(self.protocol)
         error = str(self.failure) if self.failure is not None else stored["error"]
+        if error is None and self.push is None and self._listening.failure is not None:
+            error = f"no push: {self._listening.failure}"
         shown: AccountDocument = {**stored, "state": self.state, "push": self.push, "error": error}
+        if self.push is not None and self._listening.lack:
+            shown["push_reason"] = self._listening.lack
         if self.report is not None:
             busy = {name for name, mailbox in self.report.mailboxes.items() if mailbox.state == "syncing"}
             mailboxes = stored["mailboxes"]
@@ -226,7 +214,7 @@ class Keeper:
         try:
             await keep_alive("account", self._keep, self._patience, self._fail_to_begin, account=self.account.name)
         finally:
-            self.push, self._is_stopped = None, True
+            self._is_stopped = True
             for request in self._requests:
                 request.done.set()
 
@@ -242,8 +230,9 @@ class Keeper:
         async with opened_account(self.account, self.common.state_dir) as kept, anyio.create_task_group() as tasks:
             self._remote = kept.remote
             try:
-                tasks.start_soon(self._listen_to_server, kept)
-                tasks.start_soon(self._listen_to_disk)
+                tasks.start_soon(self._listening.to_server, kept.remote)
+                tasks.start_soon(self._listening.to_disk)
+                self._look_here = partial(self._look, kept)
                 await self._own(partial(self._pass, kept))
                 tasks.cancel_scope.cancel()
             finally:
@@ -255,11 +244,21 @@ class Keeper:
         while not self._is_stopping:
             self._last_sign_s = self.common.clock()
             if self._requests or (self._is_wanted and self._may_try()):
-                if self._patience.failures or self._has_lost_push:
+                if self._patience.failures or self._listening.has_lost_push:
                     await self.common.pace.turn(self._host)
                 await self._one_pass(make_pass)
+            elif self._is_stirred_here and not self._is_wanted:
+                self._is_stirred_here = False
+                if await self._has_local_news():
+                    self._is_wanted = True
             else:
                 await self._until_stirred()
+
+    async def _has_local_news(self) -> bool:
+        try:
+            return await self._look_here()
+        except MaildError:
+            return True  # the pass says what is wrong
 
     def _may_try(self) -> bool:
         """Whether a pass that nobody waits for may be made now."""
@@ -297,15 +296,24 @@ class Keeper:
         for request in requests:
             request.report = report
         self.report = report
+        was_well, is_hinted, began_s = self.failure is None and self._has_synced, self._is_hinted, self.common.clock()
+        self._is_hinted = self._is_hinted and dry_run
+        is_over = False
         try:
             with anyio.CancelScope() as self._passing:
                 await make_pass(report, only, dry_run)
+                is_over = True
         finally:
             self.report, self._passing = None, None
+            if not is_over:
+                report.error = report.error or (STOPPED if self._is_stopping else FAULT)
             for request in requests:
                 request.done.set()
-        if not dry_run:
+        if is_over and not dry_run:
             self._judge(report, only)
+            if was_well and not is_hinted and self.failure is None:
+                found = [MailboxName(name) for name, mailbox in report.mailboxes.items() if mailbox.pulled]
+                self._listening.note_found(found, began_s)
 
     def _taken(self) -> tuple[list[Request], tuple[str, ...], bool]:
         """The requests that the next pass serves, the mailboxes that it is restricted to, and whether it is dry."""
@@ -316,7 +324,7 @@ class Keeper:
         self._requests = [request for request in self._requests if request.is_dry_run]
         is_whole = self._is_wanted or not all(request.only for request in requests)
         if is_whole:
-            self._is_wanted = False
+            self._is_wanted = self._is_stirred_here = False
             return requests, (), False
         return requests, tuple(sorted({name for request in requests for name in request.only})), False
 
@@ -334,24 +342,18 @@ class Keeper:
             self._patience.reset()
             self._set_timer()
             self._has_synced = True
-            self._has_lost_push = False
-            self._note_mailboxes(report, only)
             if had_failed:
-                self._push_patience.reset()  # what kept the pass from being made kept push away too
-            self._is_up.set()
+                self._listening.hasten()
+            names = tuple(sorted(MailboxName(name) for name in report.mailboxes))
+            self._listening.begin(None if only else names)
         else:
             self._fail(failure)
             self._patience.note_failure()
         self._tell_failure(report)
 
-    def _go_down(self) -> None:
-        """Push is begun again only when a pass has gone well."""
-        if self._is_up.is_set():
-            self._is_up = anyio.Event()
-        self._is_down.set()
-
     def _fail_to_begin(self, failure: MaildError | None) -> None:
         """No pass can be made: whoever waits for one hears why."""
+        self._last_sign_s = self.common.clock()
         self._fail(failure)
         requests, self._requests = self._requests, []
         for request in requests:
@@ -359,10 +361,10 @@ class Keeper:
             request.done.set()
 
     def _fail(self, failure: MaildError | None) -> None:
-        self.failure = failure or MaildError("a fault in maild; the log has its traceback", "please report it")
+        self.failure = failure or MaildError(FAULT, "please report it")
         self._is_wanted = True
         self.is_stale = True
-        self._go_down()
+        self._listening.end()
         if isinstance(failure, AuthRejected):
             self._set_timer()
 
@@ -378,12 +380,6 @@ class Keeper:
                 self._is_told = True
                 self.common.hooks.note_failure(self.account.name, failure or refused or "")
 
-    def _note_mailboxes(self, report: AccountReport, only: Sequence[str]) -> None:
-        names = tuple(sorted(MailboxName(name) for name in report.mailboxes))
-        if not only and names != self._mailboxes:
-            self._mailboxes = names
-            self._is_down.set()
-
     # -- passes
 
     async def _pass(self, kept: KeptAccount, report: AccountReport, only: Sequence[str], dry_run: bool) -> None:
@@ -392,9 +388,17 @@ class Keeper:
         if isinstance(kept.remote, LogsIn) and kept.remote.credentials.refused is not None:
             await self._unless_unreadable(kept.remote.credentials.has_changed)
         self._credentials = kept.remote.credentials if isinstance(kept.remote, LogsIn) else None
-        await this.bring_up_to_date(report, only)
+        hinted, self._hinted = self._hinted, self._hinted if dry_run else frozenset()
+        await this.bring_up_to_date(report, only, hinted)
         await kept.remote.rest()
         await self.common.note_use(kept)
+
+    async def _look(self, kept: KeptAccount) -> bool:
+        """Whether this disk has news that are not maild's own."""
+        try:
+            return await kept.has_local_news()
+        finally:
+            await self.common.note_use(kept)
 
     async def _await_login_delay(self) -> None:
         """Nothing is polled by itself before the server wants to hear from us, whoever polled it last."""
@@ -409,7 +413,7 @@ class Keeper:
         terms = await poll_account(self.account, state_dir, report, credentials=credentials, dry_run=dry_run)
         if terms is not None:
             self._terms, self._login_from_s = terms, self.common.clock() + terms.login_delay_s
-        self.push = "poll" if report.ok else None
+        self._listening.push = "poll" if report.ok else None
 
     async def _has_other_secret(self) -> bool:
         """Whether the refused secret has been replaced; where it cannot be read it has not."""
@@ -431,69 +435,14 @@ class Keeper:
         spread_s = poll_s * 0.1 * (self.common.chance() - (0.0 if self._terms.login_delay_s else 0.5))
         self._next_poll_s = self.common.clock() + poll_s + spread_s
 
-    async def _listen_to_server(self, kept: KeptAccount) -> None:
-        while True:
-            watch = partial(self._watch, kept)
-            await keep_alive("push", watch, self._push_patience, self._lost_push, account=self.account.name)
-
-    async def _watch(self, kept: KeptAccount) -> None:
-        """Until other mailboxes are synchronised, or a pass fails."""
-        await self._is_up.wait()
-        self._is_down = anyio.Event()
-        async with kept.remote.watch(self._mailboxes, self._idle, kept.imap.push) as watch:
-            self.push = watch.method
-            log.info("push.started", account=self.account.name, method=watch.method)
-            self.wake()  # what changed since the last pass
-            self._push_patience.reset()
-            self._probe = watch.probe
-            try:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._until_down, tasks.cancel_scope)
-                    while True:
-                        await watch.hint()
-                        self.wake()
-            finally:
-                self.push = self._probe = None
-
-    def probe(self) -> None:
-        """The network or the clock has changed: see whether all is as it was."""
-        if self._probe is not None:
-            self._probe()
-        self._push_patience.reset()
-        self.hasten()
-
-    async def _until_down(self, scope: anyio.CancelScope) -> None:
-        await self._is_down.wait()
-        scope.cancel()
-
-    def _lost_push(self, _: MaildError | None) -> None:
-        self._has_lost_push = True
-        self._go_down()
-        self.wake()
-
-    async def _listen_to_disk(self) -> None:
-        if self.common.open_tree is None:
-            return
-        await self._is_up.wait()
-        patience = Patience(self.common.clock, self.common.chance)
-        await keep_alive("disk", self._watch_disk, patience, account=self.account.name)
-
-    async def _watch_disk(self) -> None:
-        opened = self.common.open_tree
-        async with nullcontext() if opened is None else opened(self.account.maildir, self.account.layout) as tree:
-            self.wake()  # what changed since the last pass
-            while tree is not None:
-                await tree.hint()
-                self.wake()
-
     @property
     def _host(self) -> str:
         section = self.account.imap or self.account.pop3
         return section.host if section is not None else ""
 
-    @property
-    def _idle(self) -> tuple[MailboxName, ...]:
-        return tuple(map(MailboxName, self.account.imap.idle_mailboxes)) if self.account.imap else ()
+
+async def _nothing() -> bool:
+    return False
 
 
 async def refresh(keepers: Iterable[Keeper]) -> None:
@@ -516,8 +465,3 @@ def _counts(report: AccountReport) -> object:
     done = sum(mailbox.state not in {"pending", "syncing"} for mailbox in report.mailboxes.values())
     changes = [report.total(name) for name in ("pulled", "pushed", "adopted", "flags", "flags_there", "deleted")]
     return report.state, report.done_messages, report.done_octets, len(report.mailboxes), done, *changes
-
-
-def nothing_known(protocol: str) -> AccountDocument:
-    """What there is to tell of an account before its first pass."""
-    return {"protocol": protocol, "state": "starting", "push": None, "error": None, "last_sync": None, "mailboxes": {}}

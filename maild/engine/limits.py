@@ -1,14 +1,19 @@
-"""What this process may use of the machine: descriptors, and memory that it gives back."""
+"""What this process may use of the machine: descriptors, threads that wait for names, memory that it gives back."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import queue
 import resource
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 DESCRIPTORS = 16_384
+LOOKUPS = 64
 GIVE_BACK_EVERY_S = 60.0
 COLLECT_AFTER = 300  # passes; the collector's own turn may be hours away, as `settle_in` has it
 _M_MMAP_THRESHOLD = -3  # malloc.h
@@ -64,3 +69,45 @@ def keep_memory_small() -> None:
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, _BIG_OCTETS)
+
+
+class Lookups(ThreadPoolExecutor):
+    """Threads for asyncio's look-ups of names (`loop.set_default_executor`), which may hang for half a minute.
+
+    More of them than asyncio has, so that a resolver that is away for some hosts holds nobody else up; and nobody waits
+    for them at the end.
+    """
+
+    def __init__(self, most: int = LOOKUPS) -> None:
+        super().__init__(1)
+        self._most = most
+        self._started = 0
+        self._free = threading.Semaphore(0)
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def carry_out() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(fn(*args, **kwargs))
+                except (OSError, UnicodeError) as exc:  # what look-ups fail with
+                    future.set_exception(exc)
+                finally:
+                    if not future.done():
+                        future.set_exception(RuntimeError("a look-up failed in an unknown way"))
+
+        self._tasks.put(carry_out)
+        if not self._free.acquire(blocking=False) and self._started < self._most:
+            self._started += 1
+            threading.Thread(target=self._work, name="lookup", daemon=True).start()
+        return future
+
+    def _work(self) -> None:
+        while True:
+            self._tasks.get()()
+            self._free.release()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """The threads end with the process."""

@@ -10,13 +10,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from maild.config.values import Layout
 from maild.core.flags import same_flags
 from maild.core.model import Flags, Key, Pair, Uid
 from maild.core.reconcile import LocalNews
 from maild.local.maildir import Maildir
 from maild.local.scan import Entry
 from maild.local.state import Changes, MailboxState, State
-from maild.local.survey import Stamp, is_settled, stamp_of
+from maild.local.survey import Stamp, is_settled, stamp_of, survey
 
 WORTH_NOTING = 100  # names
 MOST_NAMELESS = 20_000  # pairs whose file may have any name; with more, every pair is looked at
@@ -83,6 +84,31 @@ def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may
     if len(renamed) > WORTH_NOTING and may_note:
         state.apply([Changes(mailbox.id, flags=renamed)])
     return Look(settled, True, news, entries, seen)
+
+
+def has_local_news(state: State, root: Path, layout: Layout) -> bool:
+    """Whether anything below an account's Maildir is other than the state says, as far as this disk can tell. Blocks.
+
+    After maild's own writes nothing is, and nobody has to ask the server.
+    """
+    if not root.exists():
+        return True
+    found, rows = survey(root, layout), state.mailboxes()
+    if not found.mailboxes.keys() <= {row.directory for row in rows.values()}:
+        return True
+    for row in rows.values():
+        here = found.mailboxes.get(row.directory)
+        if here is not None and row.epoch is not None and here.stamp.text() == row.stamp:
+            continue
+        maildir = open_mailbox(root, row)
+        if maildir is None:
+            return True
+        with maildir:
+            look = look_at(state, row, maildir)
+        if look.has_news or row.epoch is None:
+            return True
+        state.set_stamp(row.id, look.stamp)
+    return False
 
 
 def _keywords_changed(mailbox: MailboxState, stamp: Stamp) -> bool:

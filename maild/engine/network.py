@@ -2,21 +2,24 @@
 
 Nothing is read out of the kernel's messages but that there was one (rtnetlink(7), groups for IPv4 and IPv6 addresses).
 Whether the machine slept shows in the difference of two clocks, of which one stands still meanwhile (clock_gettime(2)).
+A process that was stopped, and a virtual machine that was, show in a wait that took too long or in the time of day.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import dataclass
 
 import anyio
 import structlog
 
 LOOK_AT_CLOCK_S = 10.0
 SLEPT_S = 5.0  # less than this is no sleep that a connection could die of
+JUMPED_S = 60.0
 SETTLE_S = 0.5  # addresses come and go in bursts
 _IPV4_ADDRESS, _IPV6_ADDRESS = 0x10, 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR (linux/rtnetlink.h)
 _OCTETS = 1 << 16
@@ -24,26 +27,52 @@ _OCTETS = 1 << 16
 log = structlog.get_logger()
 
 
-def slept_s() -> float:
-    """For how long the machine has slept since it was started."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """Readings of one instant, in seconds: since the start without and with sleep, and of the wall."""
+
+    awake_s: float
+    asleep_s: float
+    wall_s: float
 
 
-async def watch_network(changed: Callable[[], None], asleep_s: Callable[[], float] = slept_s) -> None:
-    """Call `changed` after each change of either, for ever. Raises OSError where the kernel offers no rtnetlink."""
+def read_clocks() -> Clocks:
+    awake_s = time.clock_gettime(time.CLOCK_MONOTONIC)
+    return Clocks(awake_s, time.clock_gettime(time.CLOCK_BOOTTIME) - awake_s, time.time())
+
+
+def interruption(before: Clocks, now: Clocks, wanted_s: float) -> str:
+    """What happened while `wanted_s` were to be waited, other than waiting; "" for nothing."""
+    if (slept_s := now.asleep_s - before.asleep_s) >= SLEPT_S:
+        return f"the machine slept for {slept_s:.0f} s"
+    passed_s = now.awake_s - before.awake_s
+    if (stood_s := passed_s - wanted_s) >= SLEPT_S:
+        return f"maild stood still for {stood_s:.0f} s"
+    if abs(jumped_s := now.wall_s - before.wall_s - passed_s) >= JUMPED_S:
+        return f"the clock was set by {jumped_s:+.0f} s"  # as where a virtual machine is resumed
+    return ""
+
+
+async def watch_network(changed: Callable[[], None], read: Callable[[], Clocks] = read_clocks) -> None:
+    """Call `changed` after each change of either, for ever; without rtnetlink the clocks alone are watched."""
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_watch_clock, changed, asleep_s)
-        await _watch_addresses(changed)
+        tasks.start_soon(_watch_clocks, changed, read)
+        try:
+            await _watch_addresses(changed)
+        except OSError as exc:
+            log.warning("watch.failed", reason=f"changed addresses are not noticed: {exc.strerror}")
+            await anyio.sleep_forever()
 
 
-async def _watch_clock(changed: Callable[[], None], asleep_s: Callable[[], float]) -> None:
-    known_s = asleep_s()
+async def _watch_clocks(changed: Callable[[], None], read: Callable[[], Clocks]) -> None:
+    before = read()
     while True:
         await anyio.sleep(LOOK_AT_CLOCK_S)
-        if (now_s := asleep_s()) - known_s >= SLEPT_S:
-            log.info("network.changed", reason=f"the machine slept for {now_s - known_s:.0f} s")
+        now = read()
+        if reason := interruption(before, now, LOOK_AT_CLOCK_S):
+            log.info("network.changed", reason=reason)
             changed()
-        known_s = now_s
+        before = now
 
 
 async def _watch_addresses(changed: Callable[[], None]) -> None:
@@ -60,6 +89,9 @@ async def _watch_addresses(changed: Callable[[], None]) -> None:
 
 
 async def _anything(listener: socket.socket) -> None:
-    """One message, or the kernel's word that there were more than fit (ENOBUFS)."""
-    with suppress(OSError):
+    """One message, or the kernel's word that there were more than fit. Raises OSError for anything else."""
+    try:
         await asyncio.get_running_loop().sock_recv(listener, _OCTETS)
+    except OSError as exc:
+        if exc.errno != errno.ENOBUFS:
+            raise

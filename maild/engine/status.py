@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from maild import __version__
 from maild.core.errors import LocalError
@@ -60,11 +60,12 @@ class MailboxDocument(TypedDict):
 
 
 class AccountDocument(TypedDict):
-    """One account; `state` and `push` as in the contract."""
+    """One account; `state` and `push` as in the contract, `push_reason` where push is less than what was asked for."""
 
     protocol: str
     state: str
     push: str | None
+    push_reason: NotRequired[str]
     error: str | None
     last_sync: str | None
     mailboxes: dict[str, MailboxDocument]
@@ -105,6 +106,11 @@ def stored_status(state_dir: Path, accounts: Mapping[str, str]) -> Document:
         "accounts": {name: stored_account(state_dir, name, protocol) for name, protocol in accounts.items()},
         "outbox": outbox_status(state_dir),
     }
+
+
+def nothing_known(protocol: str) -> AccountDocument:
+    """What there is to tell of an account before its first pass."""
+    return {"protocol": protocol, "state": "starting", "push": None, "error": None, "last_sync": None, "mailboxes": {}}
 
 
 def stored_account(state_dir: Path, name: str, protocol: str) -> AccountDocument:

@@ -6,12 +6,12 @@ opened at all, unless something did not travel then and may do so now.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from maild.core.errors import NoSuchMailbox, did_you_mean
-from maild.core.model import RemoteMailbox
+from maild.core.model import MailboxName, RemoteMailbox
 from maild.core.names import MailboxUnusable, directory
 from maild.engine.look import Look, look_at, open_mailbox
 from maild.engine.mailboxes import Settled
@@ -50,9 +50,14 @@ class Visits:
                     news.append(row)
         return news
 
-    def expect(self, news: Sequence[MailboxState], only: Sequence[str]) -> None:
-        """Tell the server's side which mailbox comes first, whatever the listing says: it saves a round trip."""
-        wanted = [(row.name, row.cursor) for row in news if row.cursor and (not only or row.name in only)]
+    async def expect(self, news: Sequence[MailboxState], only: Sequence[str], hinted: Collection[MailboxName]) -> None:
+        """Tell the server's side which mailbox comes first, whatever the listing says: it saves a round trip.
+
+        One with news here, or one of which the server said that it has some.
+        """
+        rows = await self._work.state.run(self._work.state.state.mailboxes) if hinted else {}
+        chosen = [*news, *(rows[name] for name in hinted if name in rows)]
+        wanted = [(row.name, row.cursor) for row in chosen if row.cursor and (not only or row.name in only)]
         for name, cursor in sorted(wanted, key=lambda one: one[0] != "INBOX")[:1]:
             self._work.remote.expect(name, cursor, read_only=self._work.dry_run)
 

@@ -6,7 +6,7 @@ date by itself. INBOX goes first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -35,8 +35,10 @@ log = structlog.get_logger()
 class AccountPass:
     """See the module; `run` is all there is to call."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, hinted: Collection[MailboxName] = ()) -> None:
+        """`hinted` are mailboxes of which the server said that something is new."""
         self._work = work
+        self._hinted = hinted
         self._crew = Crew(work)
         self._visits = Visits(work)
         self._moving = False
@@ -89,7 +91,7 @@ class AccountPass:
             nonlocal found
             if work.account.maildir.exists():
                 found = await work.state.run(survey, work.account.maildir, work.account.layout)
-                self._visits.expect(await work.state.run(self._visits.look_ahead, found), only)
+                await self._visits.expect(await work.state.run(self._visits.look_ahead, found), only, self._hinted)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look)

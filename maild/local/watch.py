@@ -47,7 +47,8 @@ Hint = frozenset[str] | None  # directories of mailboxes as `local.survey` names
 class TreeWatch:
     """What has changed below one account's Maildir since it was asked last.
 
-    `is_complete` is False where not everything could be watched, so that somebody has to look now and then.
+    `is_complete` is False where not everything could be watched, so that somebody has to look now and then. Once the
+    Maildir itself is gone, or another is in its place, nothing is heard any more: `hint` raises LocalError.
     """
 
     root: Path
@@ -55,13 +56,18 @@ class TreeWatch:
     is_complete: bool = True
     _changed: set[str] = field(default_factory=set)
     _is_all: bool = False
+    _is_over: bool = False
     _first_s: float = 0.0
     _moved: anyio.Event = field(default_factory=anyio.Event)
 
     async def hint(self) -> Hint:
-        """Wait for a change, and until the burst it belongs to is over."""
+        """Wait for a change, and until the burst it belongs to is over. Raises LocalError."""
         while not self._changed and not self._is_all:
             await self._event()
+        if self._is_over:
+            raise LocalError(
+                f"{self.root} was moved, removed or unmounted", "changes in it are not heard of until it is back"
+            )
         while anyio.current_time() < self._first_s + BURST_S:
             with anyio.move_on_after(SETTLE_S) as quiet:
                 await self._event()
@@ -84,6 +90,11 @@ class TreeWatch:
         else:
             self._changed.add(directory)
         self._moved.set()
+
+    def end(self) -> None:
+        """The Maildir is not where it was."""
+        self._is_over = True
+        self.note(None)
 
     async def _event(self) -> None:
         self._moved = anyio.Event()
@@ -122,7 +133,7 @@ class Watcher:
                     await self._watch_below(place)
                 except LocalError:  # whoever looks at it says why it cannot be read
                     place.tree.is_complete = False
-                    place.tree.note(None)
+                    place.tree.note(None) if place.path else place.tree.end()
 
     @asynccontextmanager
     async def tree(self, root: Path, layout: str) -> AsyncIterator[TreeWatch]:
@@ -148,13 +159,12 @@ class Watcher:
     def _take(self, wd: int, mask: int, name: str) -> list[_Place]:
         """Note an event; the directories that appeared and are to be watched too."""
         if mask & _OVERFLOW:
-            for tree in {id(place.tree): place.tree for places in self._places.values() for place in places}.values():
-                tree.note(None)
-            return []
+            trees = {id(place.tree): place.tree for places in self._places.values() for place in places}
+            return [_Place(tree, "", None) for tree in trees.values()]  # directories may have appeared unheard
         appeared: list[_Place] = []
         for place in list(self._places.get(wd, ())):
             if mask & (_UNMOUNT | _DELETE_SELF | _MOVE_SELF):
-                place.tree.note(None)
+                place.tree.note(None) if place.path else place.tree.end()
             elif place.mailbox is not None:
                 place.tree.note(place.mailbox)
             elif mask & _ISDIR:
@@ -169,11 +179,10 @@ class Watcher:
         """Watch a directory and those in it; what appeared in them before is covered by a look at everything."""
         try:
             found = await anyio.to_thread.run_sync(_directories, place)
-        except FileNotFoundError:
-            place.tree.is_complete &= bool(place.path)
-            place.tree.note(None)
-            return
         except OSError as exc:
+            if place.path and exc.errno in (errno.ENOENT, errno.ENOTDIR):
+                place.tree.note(None)
+                return
             raise disk_error(exc, "read", place.tree.root / place.path) from exc
         for one in found:
             self._add(one)

@@ -2,8 +2,9 @@
 
 `server.faults.add("UID FETCH", Cut(after_octets=500), nth=2)` says: at the second UID FETCH from now, send 500 octets
 of its response and close. Commands are matched by name: `"UID FETCH"` and `"FETCH"` differ, `"*"` is every command,
-`"CONNECT"` is the greeting, `"DONE"` the end of an IDLE. They are counted per rule, over all connections or over one.
-Several rules may meet in one command. Offsets count the octets of that command's response after rewriting.
+`"CONNECT"` is the greeting, `"DONE"` the end of an IDLE, `"TELL"` one message of NOTIFY. They are counted per rule,
+over all connections or over one. Several rules may meet in one command. Offsets count the octets of that command's
+response after rewriting.
 """
 
 from __future__ import annotations
@@ -82,7 +83,12 @@ class Rewrite:
     change: Callable[[bytes], bytes]
 
 
-Action = Cut | Hold | Inject | Answer | Bye | StopReading | LiteralOff | Rewrite
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """An IDLE begins without telling what came before it and after the last command: a wake-up is lost."""
+
+
+Action = Cut | Hold | Inject | Answer | Bye | StopReading | LiteralOff | Rewrite | Forget
 
 
 @dataclass(slots=True)
@@ -100,7 +106,7 @@ class Rule:
 
     def strikes(self, command: str, connection: int) -> bool:
         """Count one command and say whether the fault is due at it."""
-        named = self.command == command or (self.command == "*" and command not in ("CONNECT", "DONE"))
+        named = self.command == command or (self.command == "*" and command not in ("CONNECT", "DONE", "TELL"))
         if not named or self.connection not in (None, connection):
             return False
         self.seen += 1
@@ -158,6 +164,10 @@ class Reply:
     def answer(self) -> str | None:
         """What to answer instead of carrying the command out."""
         return next((action.text for action in self._actions if isinstance(action, Answer)), None)
+
+    def forgets(self) -> bool:
+        """Whether an IDLE is to keep to itself what came before it."""
+        return any(isinstance(action, Forget) for action in self._actions)
 
     async def begin(self, actions: list[Action] | None = None) -> None:
         """Do what comes before the command is carried out, or what `actions` that were added later ask for."""

@@ -218,8 +218,9 @@ class Store:
         if not name or name in self._mailboxes:
             raise Refused("ALREADYEXISTS" if name else "CANNOT", f"mailbox {name} cannot be created")
         number = self._next()
-        self._mailboxes[name] = Mailbox(name, f"M{number}", 1000 + number, special_use, self._changed)
-        return self._mailboxes[name]
+        made = self._mailboxes[name] = Mailbox(name, f"M{number}", 1000 + number, special_use, self._changed)
+        self._changed(made)
+        return made
 
     def delete(self, name: str) -> None:
         """Remove a mailbox with its messages; its children stay."""
@@ -245,6 +246,7 @@ class Store:
                 mailbox = self._mailboxes.pop(name)
                 mailbox.name = new + name[len(old) :]
                 self._mailboxes[mailbox.name] = mailbox
+                self._changed(mailbox)
 
     def deliver(self, mailbox: str, raw: bytes, flags: Iterable[str] = (), date_s: int | None = None) -> int:
         """Put a message (wire form) into a mailbox, as an MDA or another client would; its UID."""

@@ -38,6 +38,7 @@ class Answers:
 
     def __init__(self) -> None:
         self.released = anyio.Event()
+        self.held = 0
 
     async def __call__(self, request: Message) -> AsyncGenerator[Message, None]:
         match request["ask"]:
@@ -45,7 +46,11 @@ class Answers:
                 yield {"progress": "x" * (32 << 20)}
                 yield {"result": None}
             case "hold":
-                await self.released.wait()
+                self.held += 1
+                try:
+                    await self.released.wait()
+                finally:
+                    self.held -= 1
                 yield {"result": "late"}
             case "refuse":
                 raise Refused("no", "because", 64)
@@ -192,20 +197,61 @@ async def test_too_many_clients_are_turned_away_until_some_leave(tmp_path: Path)
         for client in clients:
             client.close()
 
-    # those that leave make room only once their answer is due
+
+async def served(directory: Path) -> bool:
+    try:
+        return bool(await asked(directory, "hallo") == "hallo")
+    except NoDaemon:
+        return False
+
+
+async def test_who_goes_before_the_answer_makes_room(tmp_path: Path) -> None:
     async with serving(tmp_path, most_clients=1) as answers:
         client = connected(tmp_path)
         client.sendall(b'{"version": 1, "ask": "hold"}\n')
+        await until(lambda: answers.held == 1)
+        assert not await served(tmp_path)
         client.close()
+        await until(lambda: served(tmp_path))
+        assert answers.held == 0  # nobody works for it any more
+
+
+async def test_who_says_no_more_may_still_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maild.control.LOOK_EVERY_S", 0.02)
+    async with serving(tmp_path, most_clients=1) as answers:
+        client = connected(tmp_path)
+        client.sendall(b'{"version": 1, "ask": "hold"}\n')
+        client.shutdown(socket.SHUT_WR)
+        await until(lambda: answers.held == 1)
         answers.released.set()
+        assert b"late" in await anyio.to_thread.run_sync(said, client)
+        client.close()
+        answers.released = anyio.Event()
+        client = connected(tmp_path)
+        client.sendall(b'{"version": 1, "ask": "hold"}\n')
+        client.shutdown(socket.SHUT_WR)
+        await until(lambda: answers.held == 1)
+        client.close()
+        await until(lambda: served(tmp_path))
 
-        async def served() -> bool:
+
+async def test_who_goes_on_talking_is_cut_off(tmp_path: Path) -> None:
+    async with serving(tmp_path) as answers:
+        client = connected(tmp_path)
+        client.sendall(b'{"version": 1, "ask": "hold"}\n')
+        await until(lambda: answers.held == 1)
+
+        def talk() -> None:
             try:
-                return bool(await asked(tmp_path, "hallo") == "hallo")
-            except NoDaemon:
-                return False
+                while True:
+                    client.sendall(b"x" * 65536)
+            except OSError:
+                return
 
-        await until(served)
+        with anyio.fail_after(10):
+            await anyio.to_thread.run_sync(talk)
+        client.close()
+        await until(lambda: answers.held == 0)
 
 
 async def test_many_clients_at_once(tmp_path: Path) -> None:

@@ -139,3 +139,18 @@ async def test_a_failure_is_told(tmp_path: Path) -> None:
         board.note_failure("work", ConnectionLost("the server is gone", "look after it"))
         (facts,) = await until(lambda: told(file))
     assert facts["MAILD_ERROR"] == "the server is gone; look after it"
+
+
+async def test_more_mailboxes_than_a_variable_holds(tmp_path: Path) -> None:
+    file = tmp_path / "told"
+    many = AccountReport("work", delivered=[])
+    for n in range(5000):
+        name = f"A mailbox with a long name/{n:030}"
+        many.mailboxes[name] = MailboxReport(name, "ok", pulled=1)
+    async with running(HookBoard(Hooks(on_new_mail=teller(file)))) as board:
+        board.note_pass(many)
+        (facts,) = await until(lambda: told(file))
+    assert facts["MAILD_NEW"] == "5000"
+    names = str(facts["MAILD_MAILBOXES"]).split("\n")
+    assert 1000 < len(names) < 5000
+    assert set(names) <= {f"work/{name}" for name in many.mailboxes}

@@ -16,8 +16,10 @@ from maild.core.errors import AuthRejected, ConnectionLost, MaildError, Unavaila
 from maild.core.model import Listing, MailboxName
 from maild.engine import account as engine
 from maild.engine import keeper as keeper_module
+from maild.engine import listen
 from maild.engine.hooks import HookBoard
-from maild.engine.keeper import STUCK_S, Common, Keeper, Request, refresh
+from maild.engine.keeper import STUCK_S, Keeper, Request, refresh
+from maild.engine.listen import Common
 from maild.engine.status import AccountDocument
 from maild.testing.memory import MemoryRemote
 from tests.daemon.waiting import until
@@ -40,7 +42,9 @@ class ToldWatch:
     mailboxes: frozenset[MailboxName] = frozenset({MailboxName("INBOX")})
     said: anyio.Event = field(default_factory=anyio.Event)
     failure: MaildError | None = None
+    lack: str = ""
     probes: int = 0
+    misses: int = 0
 
     async def hint(self) -> frozenset[MailboxName] | None:
         await self.said.wait()
@@ -59,6 +63,9 @@ class ToldWatch:
     def probe(self) -> None:
         self.probes += 1
 
+    def missed(self) -> None:
+        self.misses += 1
+
 
 @dataclass(slots=True)
 class HeldRemote(MemoryRemote):
@@ -70,6 +77,7 @@ class HeldRemote(MemoryRemote):
     most_at_once: int = 0
     failures: list[MaildError] = field(default_factory=list)
     watches: list[ToldWatch] = field(default_factory=list)
+    watch_failures: list[MaildError] = field(default_factory=list)
 
     async def listing(self) -> Listing:
         self.listings += 1
@@ -88,6 +96,8 @@ class HeldRemote(MemoryRemote):
     async def watch(
         self, mailboxes: Sequence[MailboxName], idle: Sequence[MailboxName], method: str
     ) -> AsyncIterator[ToldWatch]:
+        if self.watch_failures:
+            raise self.watch_failures.pop(0)
         watch = ToldWatch()
         self.watches.append(watch)
         yield watch
@@ -315,10 +325,176 @@ async def test_state_that_cannot_be_opened_is_an_error_of_the_account(
         assert request.report.error
 
 
+# -- push that is not what it seems
+
+
+async def test_news_that_nobody_told_of_is_told_to_the_watch(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "MISSED_S", 0.05)
+    async with kept.running(monkeypatch) as keeper:
+        await kept.idle()
+        (watch,) = kept.held.watches
+        kept.deliver(2)
+        keeper.wake()  # a poll, say
+        await until(lambda: watch.misses == 1)
+        assert kept.find(2)
+        keeper.wake()  # it finds nothing
+        kept.deliver(3)
+        kept.clock.now_s += 1
+        watch.say()
+        await until(lambda: kept.find(3))
+        await until(lambda: keeper.report is None and not keeper._is_wanted)
+        assert watch.misses == 1
+
+
+async def test_news_that_is_told_of_late_is_not_missed(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "MISSED_S", 2.0)
+    async with kept.running(monkeypatch) as keeper:
+        await kept.idle()
+        (watch,) = kept.held.watches
+        kept.deliver(2)
+        keeper.wake()
+        await until(lambda: keeper._listening._found.is_set())
+        kept.clock.now_s += 1
+        watch.say()
+        await until(lambda: not keeper._listening._found.is_set())
+        assert watch.misses == 0
+
+
+async def test_why_there_is_no_push_is_told(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with kept.running(monkeypatch) as keeper:
+        await kept.idle()
+        kept.held.watch_failures = [Unavailable("too many connections")]
+        kept.held.watches[0].fail(ConnectionLost("silent"))
+        await until(lambda: keeper.push is None and "too many" in str(keeper.document()["error"]))
+        await until(lambda: keeper.state == "idle")  # the mail itself is up to date
+        await until(lambda: keeper.push == "idle")
+        assert keeper.document()["error"] is None
+
+
+async def test_why_push_is_less_than_it_could_be_is_told(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with kept.running(monkeypatch) as keeper:
+        await kept.idle()
+        assert "push_reason" not in keeper.document()
+        keeper._listening.lack = "no NOTIFY: refused"
+        assert keeper.document()["push_reason"] == "no NOTIFY: refused"
+
+
+async def test_push_that_dies_at_once_each_time_waits_longer_each_time(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kept.running(monkeypatch) as keeper:
+        await kept.idle()
+        for failures in range(1, 6):
+            kept.held.watches[-1].fail(ConnectionLost("cut"))
+            await until(lambda failures=failures: keeper._listening._patience.failures == failures)
+            await until(lambda: keeper.failure is None and keeper.report is None and not keeper._is_wanted)
+            assert keeper._listening._patience.retry_at_s - kept.clock.now_s == 2 ** (failures - 1)
+            patience = keeper._listening._patience
+            assert patience._asked is not None
+            patience._asked.set()  # the time is over
+            await until(lambda failures=failures: len(kept.held.watches) == failures + 1 and keeper.push == "idle")
+        kept.clock.now_s += listen.USEFUL_S
+        kept.held.watches[-1].fail(ConnectionLost("cut"))
+        await until(lambda: keeper._listening._patience.failures == 1)  # that one had been of use
+
+
+async def test_a_probe_reaches_the_watch_and_leads_to_a_pass(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with kept.running(monkeypatch) as keeper:
+        await kept.idle()
+        before = kept.held.listings
+        keeper.probe()
+        await until(lambda: kept.held.watches[0].probes == 1 and kept.held.listings > before)
+
+
+# -- the disk
+
+
+async def test_what_maild_wrote_itself_is_no_reason_to_ask_the_server(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kept.running(monkeypatch) as keeper:
+        await kept.idle()
+        kept.deliver(2)
+        kept.held.watches[0].say()
+        await until(lambda: kept.find(2))
+        await until(lambda: keeper.report is None and not keeper._is_wanted)
+        before = kept.held.listings
+        for _ in range(3):
+            keeper.stir()
+            await until(lambda: not keeper._is_stirred_here)
+        assert kept.held.listings == before
+        (path,) = kept.find(2)
+        path.rename(path.parent.parent / "cur" / f"{path.name}:2,S")
+        keeper.stir()
+        await until(lambda: kept.held.listings == before + 1)
+        await until(lambda: kept.store.mailbox("INBOX").message(kept.uid(2)).flags == {"\\Seen"})
+
+
+async def test_a_hint_while_the_disk_is_looked_at_is_not_lost(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    looking, held = anyio.Event(), anyio.Event()
+
+    async def has_local_news() -> bool:
+        looking.set()
+        await held.wait()
+        return False
+
+    async with kept.running(monkeypatch) as keeper:
+        await kept.idle()
+        keeper._look_here = has_local_news
+        keeper.stir()
+        await looking.wait()
+        kept.deliver(2)
+        kept.held.watches[0].say()
+        await until(lambda: keeper._is_wanted)
+        held.set()
+        await until(lambda: kept.find(2))
+
+
+# -- secrets, ends and faults
+
+
+async def test_another_secret_ends_the_wait_at_once(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept.held = HeldRemote(kept.store, failures=[AuthRejected("wrong password")])
+    async with kept.running(monkeypatch) as keeper:
+        await until(lambda: keeper.state == "auth_rejected")
+        keeper.note_secret()
+        await kept.idle()
+        assert keeper.failure is None
+
+
+async def test_a_fault_of_maild_is_no_success_for_who_asked(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept.held = HeldRemote(kept.store)
+    async with kept.running(monkeypatch) as keeper:
+        await kept.idle()
+        kept.held.failures = [KeyError("a fault")]  # type: ignore[list-item]
+        request = Request()
+        keeper.ask(request)
+        await request.done.wait()
+        assert request.report is not None
+        assert not request.report.ok
+        await until(lambda: keeper.state == "backing_off")
+        assert "fault in maild" in str(keeper.failure)
+
+
+async def test_a_pass_that_a_stop_cuts_off_is_no_success(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "LONGEST_PASS_AT_STOP_S", 0.05)
+    async with kept.running(monkeypatch) as keeper:
+        await kept.idle()
+        kept.held.held = anyio.Event()
+        request = Request()
+        keeper.ask(request)
+        await until(lambda: kept.held.at_once == 1)
+        keeper.stop()
+        await request.done.wait()
+        assert request.report is not None
+        assert request.report.error == keeper_module.STOPPED
+        await until(lambda: keeper.state == "stopped")
+
+
 async def test_of_many_accounts_the_one_without_a_pass_for_longest_sleeps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper_module, "MOST_AWAKE", 2)
+    monkeypatch.setattr(listen, "MOST_AWAKE", 2)
     common = Common(tmp_path, HookBoard(Hooks()))
 
     class Sleeper:
@@ -337,7 +513,7 @@ async def test_of_many_accounts_the_one_without_a_pass_for_longest_sleeps(
 
 
 async def test_an_account_that_slept_goes_on_as_before(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper_module, "MOST_AWAKE", 0)
+    monkeypatch.setattr(listen, "MOST_AWAKE", 0)
     async with kept.running(monkeypatch) as keeper:
         await kept.idle()
         assert [file.name for file in kept.state_dir.iterdir()] == ["work.sqlite"]

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import anyio.to_thread
 import pytest
 
+from tests.daemon.inside import DaemonInside, shorten
 from tests.daemon.process import DaemonProcess, imap_account
 from tests.daemon.waiting import until
 from tests.live.conftest import started
 from tests.servers.dovecot import Dovecot
+from tests.servers.proxy import FaultProxy
+from tests.servers.relay import Toward
 
 pytestmark = pytest.mark.live
 
-HELD_BACK_S = 0.5  # Dovecot tells of a change that late (mail_max… notify delay); the bench measures what is above it
+HELD_BACK_S = 0.5  # Dovecot tells of a change that late; the bench measures what is above it
 LATE_S = 3.0
 
 Make = Callable[..., DaemonProcess]
@@ -153,3 +160,133 @@ async def test_what_a_reader_does_is_on_the_server_at_once(make: Make, dovecot: 
     (top / "tmp" / "1.x.y").rename(top / "new" / "1.x.y")
     await until(lambda: search("ALL", mailbox="Neu"), LATE_S)
     await daemon.stop()
+
+
+# -- a line and a server that play tricks, with deadlines that a test can wait for
+
+
+def inside(tmp_path: Path, port: int, user: str, push: str) -> DaemonInside:
+    lines = imap_account("127.0.0.1", port, user, Dovecot.password, f'push = "{push}"', 'poll = "1d"')
+    return DaemonInside(tmp_path, {"work": lines})
+
+
+METHODS = pytest.mark.parametrize("push", ["notify", "idle"])
+
+
+@METHODS
+async def test_half_open_line(
+    dovecot: Dovecot, user: str, push: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten(monkeypatch)
+    with FaultProxy(dovecot.imap_port) as proxy:
+        async with inside(tmp_path, proxy.port, user, push).running() as daemon:
+            await daemon.until_pushed()
+            proxy.blackhole()
+            deliver(dovecot, user, 1)
+            await daemon.until_account(lambda a: a["state"] == "offline" and a["push"] is None)
+            proxy.resume()
+            await until(lambda: has(daemon, 1))
+            assert (await daemon.until_pushed())["push"] == push
+            deliver(dovecot, user, 2)
+            await until(lambda: has(daemon, 2), HELD_BACK_S + LATE_S)
+
+
+@METHODS
+async def test_stopped_server(tmp_path: Path, push: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel goes on saying that all is well."""
+    shorten(monkeypatch)
+    with started() as server:
+        async with inside(tmp_path, server.imap_port, "me", push).running() as daemon:
+            await daemon.until_pushed()
+            os.killpg(server.pid, signal.SIGSTOP)
+            try:
+                await daemon.until_account(lambda a: a["state"] == "offline" and a["push"] is None)
+            finally:
+                os.killpg(server.pid, signal.SIGCONT)
+            deliver(server, "me", 1)
+            await until(lambda: has(daemon, 1))
+            assert (await daemon.until_pushed())["push"] == push
+            deliver(server, "me", 2)
+            await until(lambda: has(daemon, 2), HELD_BACK_S + LATE_S)
+
+
+async def deliver_at_random(daemon: DaemonInside, server: Dovecot, user: str, deliveries: int) -> None:
+    """All of them have to come by push alone, while IDLE is left and begun all the time."""
+    chance = random.Random(deliveries)
+    await daemon.until_pushed()
+    with server.connect(user) as client:
+        for n in range(deliveries):
+            await asyncio.sleep(chance.random() * 0.1)  # the instant is the point
+            raw = f"Message-ID: <{n}@test.example>\r\nSubject: Nr. {n}\r\n\r\nHallo {n}\r\n".encode()
+            assert (await anyio.to_thread.run_sync(client.append, "INBOX", "", "", raw))[0] == "OK"
+    await until(lambda: len(daemon.files()) >= deliveries, HELD_BACK_S + 3 * LATE_S)
+    assert len({path.read_bytes() for path in daemon.files()}) == len(daemon.files()) == deliveries
+
+
+@METHODS
+async def test_no_delivery_around_done_and_idle_is_lost(
+    dovecot: Dovecot, user: str, push: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten(monkeypatch, interval_s=0.05)
+    async with inside(tmp_path, dovecot.imap_port, user, push).running() as daemon:
+        await deliver_at_random(daemon, dovecot, user, 100)
+
+
+@pytest.mark.long
+@METHODS
+async def test_no_delivery_of_a_thousand_is_lost(
+    dovecot: Dovecot, user: str, push: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten(monkeypatch, interval_s=0.05)
+    async with inside(tmp_path, dovecot.imap_port, user, push).running() as daemon:
+        await deliver_at_random(daemon, dovecot, user, 1000)
+
+
+async def cut_many_times(
+    dovecot: Dovecot, user: str, push: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cycles: int
+) -> None:
+    shorten(monkeypatch)
+    chance = random.Random(cycles)
+    with FaultProxy(dovecot.imap_port) as proxy:
+        async with inside(tmp_path, proxy.port, user, push).running() as daemon:
+            await daemon.until_pushed()
+            for n in range(cycles):
+                toward: Toward = "client" if chance.random() < 0.5 else "server"
+                proxy.cut_after(chance.randrange(800), toward=toward, reset=chance.random() < 0.5)
+                deliver(dovecot, user, n)
+                await until(lambda n=n: has(daemon, n))
+            await daemon.until_pushed()
+            assert len(daemon.files()) == cycles
+
+
+@METHODS
+async def test_cut_at_random_moments(
+    dovecot: Dovecot, user: str, push: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cut_many_times(dovecot, user, push, tmp_path, monkeypatch, 6)
+
+
+@pytest.mark.long
+@METHODS
+async def test_cut_two_hundred_times(
+    dovecot: Dovecot, user: str, push: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cut_many_times(dovecot, user, push, tmp_path, monkeypatch, 200)
+
+
+async def test_a_mailbox_that_another_client_makes_fills_renames_and_deletes(
+    dovecot: Dovecot, user: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By NOTIFY, with nobody asking."""
+    shorten(monkeypatch, interval_s=3600.0)
+    async with inside(tmp_path, dovecot.imap_port, user, "notify").running() as daemon:
+        await daemon.until_pushed()
+        with dovecot.connect(user) as client:
+            client.create("Neu")
+            await until(lambda: (daemon.maildir() / "Neu" / "cur").is_dir())
+            deliver(dovecot, user, 1, "Neu")
+            await until(lambda: has(daemon, 1, "Neu"))
+            client.rename("Neu", "Neuer")
+            await until(lambda: has(daemon, 1, "Neuer") and not (daemon.maildir() / "Neu" / "cur").is_dir())
+            client.delete("Neuer")
+            await until(lambda: not (daemon.maildir() / "Neuer" / "cur").is_dir())

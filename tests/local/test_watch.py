@@ -94,11 +94,37 @@ async def test_what_maild_writes_beside_the_mail_is_no_change(tmp_path: Path) ->
 async def test_a_renamed_mailbox_and_a_root_that_goes(tmp_path: Path) -> None:
     root = tmp_path / "Mail"
     mailbox(root, "A")
-    async with watched(root) as tree:
-        (root / "A").rename(root / "B")
+    async with watching() as watcher:
+        async with watcher.tree(root, "nested") as tree:
+            (root / "A").rename(root / "B")
+            assert await soon(tree) is None
+            root.rename(tmp_path / "elsewhere")
+            for _ in range(2):
+                with pytest.raises(LocalError, match="moved, removed or unmounted"):
+                    await soon(tree)
+        with pytest.raises(LocalError):
+            async with watcher.tree(root, "nested"):
+                raise AssertionError("it is not there")
+        (tmp_path / "elsewhere").rename(root)
+        async with watcher.tree(root, "nested") as again:
+            (root / "B" / "new" / "1").touch()
+            assert await soon(again) == {"B"}
+
+
+async def test_a_queue_that_overflows_leaves_no_new_mailbox_unwatched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mailbox(tmp_path, "INBOX")
+    events = watch._events
+    async with watched(tmp_path) as tree:
+        monkeypatch.setattr(watch, "_events", lambda _: iter([(-1, 0x4000, "")]))  # IN_Q_OVERFLOW in place of all else
+        new = mailbox(tmp_path, "New")
         assert await soon(tree) is None
-        root.rename(tmp_path / "elsewhere")
-        assert await soon(tree) is None
+        monkeypatch.setattr(watch, "_events", events)
+        (new / "new" / "1").touch()
+        with anyio.fail_after(SOON_S):
+            while await tree.hint() != {"New"}:
+                continue
 
 
 async def test_too_many_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

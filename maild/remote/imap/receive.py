@@ -89,6 +89,7 @@ class Receiver:
         self.opened: Opened | None = None  # the mailbox that is open, None also where that is in doubt
         self.is_private = False  # TLS is up, or the user said that plain text will do
         self.turning: Waiting | None = None  # STARTTLS or COMPRESS: what follows its answer is of another kind
+        self.on_unasked: Collect = lambda _: None  # gets what is told while no command waits
         self._line = line
 
     def forget(self) -> None:
@@ -135,12 +136,12 @@ class Receiver:
         else:
             self._take_untagged(event)
 
-    def _oldest(self) -> Waiting | None:
+    def oldest(self) -> Waiting | None:
         """The command that untagged responses and continuations belong to."""
         return next(iter(self.waiting.values()), None)
 
     def _take_untagged(self, event: Event) -> None:
-        oldest = self._oldest()
+        oldest = self.oldest()
         if isinstance(event, Untagged):
             if event.status == "BYE" and not (oldest is not None and oldest.name == "LOGOUT"):
                 raise goodbye(self.server, event)
@@ -154,6 +155,8 @@ class Receiver:
             if oldest.collect is None and self._line.received_octets - oldest.sent_at_octets > REPLY_OCTETS:
                 raise ProtocolViolation(f"{self.server} answers {oldest.name} without end")
             oldest.take(event)
+        else:
+            self.on_unasked(event)
 
     def _greet(self, event: Event) -> None:
         if not isinstance(event, Untagged) or event.status not in {"OK", "PREAUTH", "BYE"}:
@@ -164,7 +167,7 @@ class Receiver:
         self.greeting.set_result(event)
 
     def _answer(self, event: Continuation) -> None:
-        oldest = self._oldest()
+        oldest = self.oldest()
         if oldest is not None and oldest is self.turning and oldest.name == "STARTTLS":
             raise refused_starttls(self.server, printable(b"+ " + event.text))
         if (waiting := next((c for c in self.waiting.values() if c.needs_go_ahead), None)) is not None:

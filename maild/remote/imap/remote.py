@@ -18,12 +18,13 @@ import structlog
 
 from maild import __version__
 from maild.config import Imap
-from maild.core.errors import ConnectionLost, Rejected, RemoteError, Unavailable
+from maild.core.errors import ConnectionLost, ProtocolViolation, Rejected, RemoteError, Unavailable
 from maild.core.model import Cursor, Epoch, Listing, MailboxName, Push, RemoteMailbox
 from maild.core.ports import RemoteBox
 from maild.remote.auth import Credentials
 from maild.remote.imap import naming
 from maild.remote.imap.box import Box
+from maild.remote.imap.experience import Experience
 from maild.remote.imap.listing import (
     Mailbox,
     Names,
@@ -36,11 +37,16 @@ from maild.remote.imap.listing import (
 from maild.remote.imap.login import login
 from maild.remote.imap.opening import finish_anyhow, leave_ahead, leave_mailbox
 from maild.remote.imap.parse import Event
-from maild.remote.imap.push import Experience, Hint, News, Wanted, foreign_of, watching
+from maild.remote.imap.push import foreign_of, watching
 from maild.remote.imap.session import Command, ImapSession, ignore, quoted
+from maild.remote.imap.told import Hint, News, Wanted
 from maild.remote.pace import connects
 
-LEARNT_LIMIT_S = 600.0  # a server that allowed fewer sessions for a while, as after a lost network, is tried again
+SILENT_S = 300.0  # of a session that nobody used: a router may have forgotten it
+PROOF_S = 10.0  # within this it has to answer then
+LEARNT_LIMIT_S = 600.0  # a server that said that it allows no more sessions is tried again after that
+UNSAID_LIMIT_S = 60.0  # the same of one that did not say so
+UNSAID_REFUSALS = 2
 
 log = structlog.get_logger()
 Fits = Callable[[ImapSession], int]  # how well it suits; the most wins
@@ -55,6 +61,7 @@ class ImapRemote:
         self._account = account
         self._learnt_limit = 0
         self._learnt_until_s = 0.0
+        self._unsaid = 0  # connections in a row that the server ended without a reason while others stood
         self._open = 0
         self._free: list[ImapSession] = []
         self._held: list[ImapSession] = []  # for push alone
@@ -99,29 +106,53 @@ class ImapRemote:
             async with self._returned:
                 while not self._free and self._open >= self._limit:
                     await self._returned.wait()
-                if self._free:
-                    session = max(reversed(self._free), key=fits)  # the last one, if equal
+                session = max(reversed(self._free), key=fits, default=None)  # the last one, if equal
+                if session is None:
+                    self._open += 1
+                else:
                     self._free.remove(session)
-                    if not session.is_lost:
-                        return session
-                    self._begun.pop(session, None)
-                    self._open -= 1
-                    continue
-                self._open += 1
+            if session is not None:
+                if await self._is_alive(session):
+                    return session
+                continue
             try:
-                return await self._connect()
-            except (Unavailable, ConnectionLost):
+                session = await self._connect()
+                self._unsaid = 0
+                return session
+            except (Unavailable, ConnectionLost) as exc:
                 left = await self._count_back()
                 if not left:
                     raise
-                # The server allows no more, said or unsaid: share what there is.
-                self._learnt_limit, self._learnt_until_s = left, time.monotonic() + LEARNT_LIMIT_S
+                is_limit = self._learn_limit(left, is_said=isinstance(exc, Unavailable))
                 if is_for_push:
                     raise
-                self._make_room_for_work()
+                if is_limit:
+                    self._make_room_for_work()
             except BaseException:
                 await self._count_back()
                 raise
+
+    async def _is_alive(self, session: ImapSession) -> bool:
+        """Whether a session may be given to work; one that was silent for long has to answer first, and soon."""
+        protocol = session.protocol
+        try:
+            if protocol.silent_s > SILENT_S:
+                await protocol.finish(session.launch("NOOP", collect=ignore), PROOF_S, may_refuse=True)
+        except (Unavailable, ConnectionLost, ProtocolViolation) as exc:
+            log.debug("session.lost", account=self._account, host=self._endpoint.host, reason=exc.text)
+        except BaseException:
+            await self._count_back()
+            raise
+        if session.is_lost:
+            self._begun.pop(session, None)
+            await self._count_back()
+            return False
+        return True
+
+    def _doubt(self) -> None:
+        """The network or the clock is another: a session has to prove that it is alive before it is used."""
+        for session in self._free:
+            session.protocol.heard_at_s = float("-inf")
 
     async def _count_back(self) -> int:
         """A session was not opened, or is closed: how many there are now. One not counted back is missed for ever."""
@@ -130,6 +161,15 @@ class ImapRemote:
                 self._open -= 1
                 self._returned.notify_all()
         return self._open
+
+    def _learn_limit(self, sessions: int, *, is_said: bool) -> bool:
+        """The server allows no more than there are: share them. Once unsaid, it may have been the network: not so."""
+        self._unsaid = 0 if is_said else self._unsaid + 1
+        is_limit = is_said or self._unsaid >= UNSAID_REFUSALS
+        if is_limit:
+            until_s = time.monotonic() + (LEARNT_LIMIT_S if is_said else UNSAID_LIMIT_S)
+            self._learnt_limit, self._learnt_until_s = sessions, until_s
+        return is_limit
 
     @property
     def _limit(self) -> int:
@@ -329,8 +369,12 @@ class ImapRemote:
         if method != "poll" and self._may_hold() and not self._names.present:
             await self.listing()  # names on the wire have to be known
         async with watching(self, self._experience, self._wanted(frozenset(mailboxes), idle), method) as news:
-            if news.method == "poll" and not self._may_hold() and self._endpoint.connections > 1:
-                news.again_s = max(0.0, self._learnt_until_s - time.monotonic())
+            if method != "poll" and news.method == "poll" and not self._may_hold():
+                news.lack = "there is no connection besides the one for work"
+                if self._endpoint.connections > 1:
+                    news.lack = "the server allows too few connections"
+                    news.again_s = max(0.0, self._learnt_until_s - time.monotonic())
+            news.on_probe = self._doubt
             yield news
 
     def _wanted(self, mailboxes: frozenset[MailboxName], idle: Sequence[MailboxName]) -> Wanted:

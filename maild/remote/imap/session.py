@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import ssl
+import time
 from collections.abc import Callable
 
 import anyio
@@ -54,6 +55,11 @@ log = structlog.get_logger()
 
 def ignore(event: Event) -> None:
     """Takes the untagged responses of a command where they do not matter."""
+
+
+def now_s() -> float:
+    """A clock that goes on while the machine sleeps (clock_gettime(2))."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def quoted(text: str) -> str:
@@ -97,6 +103,7 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, limits: Limits, server: str) -> None:
         self.server = server
         self.lost: MaildError | None = None
+        self.heard_at_s = now_s()
         self.line = Line(server, self._receive, self.fail)
         self.receiver = Receiver(server, limits, self.line)
         super().__init__(loop)
@@ -119,6 +126,11 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         super().connection_made(transport)
         self.line.attach(transport)
 
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing has come."""
+        return now_s() - self.heard_at_s
+
     def get_buffer(self, sizehint: int) -> memoryview:
         return _VIEW
 
@@ -132,6 +144,7 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
         return False
 
     def _receive(self, octets: bytes | bytearray | memoryview, length: int) -> None:
+        self.heard_at_s = now_s()
         try:
             self.receiver.take(octets, length)
         except MaildError as exc:
@@ -368,6 +381,11 @@ class ImapSession:
         """Wait for the end of all commands; what they answer does not matter."""
         for command in list(self.protocol.pending_async_commands.values()):
             await self.protocol.finish(command, may_refuse=True)
+
+    @property
+    def oldest(self) -> Waiting | None:
+        """The command that untagged responses belong to."""
+        return self.protocol.receiver.oldest()
 
     @property
     def is_busy(self) -> bool:

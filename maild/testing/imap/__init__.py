@@ -1,8 +1,8 @@
 """The IMAP server: `ImapServer` over a `Store`, with `ALL` extensions or `BARE`.
 
 In reading order: `server` (connections and the life of a command), `commands` (the table), then the commands by subject
-in `access`, `mailboxes`, `opening`, `messages` and `delivery`; below them `session` (what a client was told), `fetch`
-and `search` (compiled requests) and `syntax` (the grammar).
+in `access`, `mailboxes`, `opening`, `messages`, `delivery` and `notify`; below them `session` (what a client was told),
+`fetch` and `search` (compiled requests) and `syntax` (the grammar).
 """
 
 from maild.testing.imap.server import Connection, ImapServer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from maild.testing.faults import Reply
-from maild.testing.imap import access, delivery, mailboxes, messages, opening
+from maild.testing.imap import access, delivery, mailboxes, messages, notify, opening
 from maild.testing.imap.session import Session
 from maild.testing.imap.syntax import Arguments
 
@@ -55,6 +55,7 @@ COMMANDS: dict[str, Command] = {
     "UNSELECT": Command(partial(opening.close, expunge=False), _OPEN, "UNSELECT"),
     "CHECK": Command(access.noop, _OPEN),
     "IDLE": Command(delivery.idle, _USER, "IDLE"),
+    "NOTIFY": Command(notify.notify, _USER, "NOTIFY"),
     "APPEND": Command(delivery.append, _USER, mutates=True),
     "FETCH": Command(partial(messages.fetch, by_uid=False), _OPEN, expunges=False),
     "UID FETCH": Command(partial(messages.fetch, by_uid=True), _OPEN),

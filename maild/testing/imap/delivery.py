@@ -65,6 +65,8 @@ async def idle(session: Session, arguments: Arguments, reply: Reply) -> str:
     ignore = session.store.listen(notice)
     done = asyncio.ensure_future(session.wire.line())
     try:
+        if reply.forgets():
+            session.updates()
         await reply.send(b"+ idling\r\n")
         changed.set()  # what came before the IDLE is told at once
         while not done.done() and not session.over:

@@ -217,6 +217,7 @@ class ImapServer:
         except ConnectionEnded:
             return
         finally:
+            session.stop_telling()
             session.wire.release()
 
     async def _greet(self, session: Session) -> None:

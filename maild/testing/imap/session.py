@@ -38,6 +38,7 @@ ALL = BARE | {
     "STATUS=SIZE",
     "MULTIAPPEND",
     "OBJECTID",
+    "NOTIFY",
     "COMPRESS=DEFLATE",
 }
 _BEFORE_LOGIN = ("IMAP4rev1", "LITERAL+", "LITERAL-", "SASL-IR", "ID", "ENABLE", "IDLE")
@@ -165,6 +166,7 @@ class Session:
     condstore: bool = False  # the client showed that it wants MODSEQ (RFC 7162 §3.1)
     over: bool = False
     commands: list[str] = field(default_factory=list)
+    stop_telling: Callable[[], None] = lambda: None  # ends what NOTIFY began
     _noted_at: int = 0  # where the command being carried out stands in the journal
 
     @property

@@ -6,6 +6,7 @@ import base64
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +29,7 @@ IN_MEMORY = "/dev/shm"  # noqa: S108
 ROOM_BYTES = 2 << 30
 if os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free >= ROOM_BYTES:
     os.environ.setdefault("TMPDIR", IN_MEMORY)
+    tempfile.tempdir = None  # pytest has asked for it before
 
 # Passwords and tokens that tests log in with. A test with one of its own names it with `secret_scan.add(…)`.
 TEST_SECRETS = ("correct horse battery staple",)

@@ -45,7 +45,7 @@ class Steps:
         for name in CALLS:
             monkeypatch.setattr(os, name, self._counted(name, getattr(os, name)))
         monkeypatch.setattr(maildir, "rename_new", self._counted("rename_new", maildir.rename_new))
-        monkeypatch.setattr(State, "_transaction", self._counted_transaction(State._transaction))
+        monkeypatch.setattr(State, "transaction", self._counted_transaction(State.transaction))
 
     def arm(self, at: int, *, is_kill: bool) -> None:
         self.at, self.count, self.is_kill, self.is_dead, self.seen = at, 0, is_kill, False, []

@@ -393,7 +393,7 @@ class Commits:
         self.count = 0
         self._moment: int | None = None
         self._is_dead = False
-        original = State._transaction
+        original = State.transaction
 
         @contextmanager
         def transaction(state: State) -> Iterator[object]:
@@ -407,7 +407,7 @@ class Commits:
                 self._is_dead = True
                 raise Killed("killed after a commit")
 
-        monkeypatch.setattr(State, "_transaction", transaction)
+        monkeypatch.setattr(State, "transaction", transaction)
 
     def kill_at(self, moment: int | None) -> None:
         self.count, self._moment, self._is_dead = 0, moment, False

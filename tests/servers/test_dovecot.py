@@ -156,7 +156,7 @@ def test_a_copied_store_serves_another_server(tmp_path: Path) -> None:
         first.copy_store(copy)
         first.import_messages("jo", "INBOX", [(RAW, [], WHEN)])
     tmp_path.chmod(0o711)
-    for parent in tmp_path.parents[:2]:  # pytest's directories are its user's only, Dovecot's mail user is another
+    for parent in tmp_path.parents[:3]:  # pytest's directories are its user's only, Dovecot's mail user is another
         parent.chmod(0o711)
     with start(mail_format="sdbox", mail_root=copy) as second:
         assert second.import_messages("jo", "INBOX", [(RAW, [], WHEN)]) == [6]

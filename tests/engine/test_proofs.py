@@ -52,6 +52,25 @@ async def test_a_body_that_nobody_asked_for_is_not_delivered(world: World, uid: 
     world.assert_equal()
 
 
+@pytest.mark.parametrize("told", [1, 999])
+async def test_facts_that_nobody_asked_for_adopt_nothing(world: World, told: int) -> None:
+    """Neither of a message that is not there, nor of one that has its pair already."""
+    world.deliver(1)
+    await world.synced()
+    world.write_foreign(2, message(2).replace(b"\r\n", b"\n"))
+    world.deliver(1, start=2)
+
+    def renamed(response: bytes) -> bytes:
+        return response.replace(b"UID 2 ", b"UID %d " % told) if b"HEADER.FIELDS" in response else response
+
+    fault = world.server.faults.add("UID FETCH", Rewrite(renamed), times=None)
+    report = await world.synced()
+    assert fault.struck.is_set()
+    assert report.total("adopted") == 1, "told apart by the content"
+    world.assert_equal()
+    await world.settled()
+
+
 @pytest.mark.parametrize("on_server", [False, True])
 async def test_a_maildir_that_mbsync_filled_is_not_fetched_again(world: World, on_server: bool) -> None:
     for n in range(1, 6):

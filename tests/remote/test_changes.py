@@ -351,6 +351,24 @@ async def test_an_appenduid_that_cannot_be_is_not_believed(told: str) -> None:
         assert (await answers(box, outgoing("a", raw_of(1))))["a"] == Appended(Key("a"), None)
 
 
+@pytest.mark.parametrize("told", ["2", "0", "3,3"])
+async def test_an_appenduid_of_what_was_there_before_is_not_believed(told: str) -> None:
+    """It would be another message's, and its pair would be lost."""
+    async with opened(store_of(2)) as (server, box):
+        new = f"\\g<1> {told}]".encode()
+        server.faults.add("APPEND", Rewrite(lambda r: re.sub(rb"(APPENDUID \d+) [\d:,]+\]", new, r)))
+        keys = "ab" if "," in told else "a"
+        told_uids = await answers(box, *(outgoing(key, raw_of(n)) for n, key in enumerate(keys, 3)))
+    assert told_uids == {key: Appended(Key(key), None) for key in keys}
+
+
+async def test_an_appenduid_that_is_told_twice_is_believed_once() -> None:
+    async with opened(store_of(2), SINGLE) as (server, box):
+        server.faults.add("APPEND", Rewrite(lambda r: re.sub(rb"(APPENDUID \d+) \d+", rb"\1 3", r)), times=None)
+        told = await answers(box, outgoing("a", raw_of(3)), outgoing("b", raw_of(4)))
+    assert told == {"a": Appended(Key("a"), "3"), "b": Appended(Key("b"), None)}
+
+
 async def test_without_uidplus_only_what_is_certain_is_found() -> None:
     store = store_of(3)
     async with opened(store, ALL - {"UIDPLUS"}) as (server, box):
@@ -524,6 +542,24 @@ async def test_copyuid_where_a_server_puts_it(place: str) -> None:
         server.faults.add("UID MOVE", Rewrite(placed))
         moved = await box.move(uids_of(2, 4), OTHER)
     assert moved == ({"2": "1", "4": "2"} if place == "tagged" else {"2": None, "4": None})
+
+
+@pytest.mark.parametrize("verb", ["MOVE", "COPY"])
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        (b"2,4 7,7", {"2": None, "4": None}),  # whose is 7?
+        (b"2,4 0,7", {"2": None, "4": "7"}),
+        (b"2,3,4 7,8,9", {"2": "7", "4": "9"}),  # nobody asked to move 3
+    ],
+)
+async def test_a_copyuid_that_cannot_be_is_not_believed(verb: str, told: bytes, known: dict[str, str | None]) -> None:
+    store = store_of(4)
+    async with opened(store, ALL if verb == "MOVE" else ALL - {"MOVE"}) as (server, box):
+        change = Rewrite(lambda r: re.sub(rb"(COPYUID \d+) [^\]]+", rb"\1 " + told, r))
+        server.faults.add(f"UID {verb}", change)
+        assert await box.move(uids_of(2, 4), OTHER) == known
+    assert {message.uid for message in store.mailbox("INBOX")} == {1, 3}
 
 
 @pytest.mark.parametrize(

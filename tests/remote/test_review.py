@@ -203,6 +203,16 @@ async def test_facts_that_are_refused_are_missing_and_the_session_stays() -> Non
         assert len(server.connections) == 1
 
 
+async def test_facts_that_nobody_asked_for_are_nobodys() -> None:
+    async with serving(store_of(3)) as (server, remote):
+        await remote.listing()
+        async with remote.visit(INBOX) as box:
+            await box.scan(None)
+            for told in (999, 3):
+                server.faults.add("UID FETCH", Rewrite(lambda r, t=told: r.replace(b"UID 1 ", b"UID %d " % t)))
+                assert set(await box.facts(uids(1, 2))) == {"2"}, told
+
+
 @pytest.mark.parametrize("answer", ["NO not here", "BAD never heard of it"])
 async def test_a_refused_namespace_is_tolerated(answer: str) -> None:
     async with serving(store_of(1, "a")) as (server, remote):

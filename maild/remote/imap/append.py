@@ -145,6 +145,7 @@ class _Sender:
         self._ahead_octets = 0
         self._alone: deque[_Content] = deque()  # refused together, to be sent one by one
         self._unknown: list[_Content] = []  # accepted, without a UID yet
+        self._told_uids: set[int] = set()
         self._answers: list[Appended] = []
 
     def answers(self) -> list[Appended]:
@@ -302,8 +303,9 @@ class _Sender:
         self._refuse(sent.contents[0].message, refusal.text, is_full=is_full)
 
     def _take(self, sent: _Sent, tagged: Tagged) -> None:
-        uids = _append_uids(tagged, self._opened.epoch)
-        if len(uids) == len(sent.contents):
+        uids = _append_uids(tagged, self._opened)
+        if len(uids) == len(sent.contents) and self._told_uids.isdisjoint(uids):
+            self._told_uids.update(uids)
             for content, uid in zip(sent.contents, uids, strict=True):
                 self._answers.append(Appended(content.message.key, Uid(str(uid))))
         elif self._looks_up:
@@ -320,10 +322,9 @@ class _Sender:
             await finish_anyhow(
                 self._session, self._session.launch("NOOP", collect=ignore)
             )  # some tell of new ones only now
-            for uid, facts in (await facts_of(self._session, [f"{first}:*"])).items():
-                if int(uid) >= first:
-                    found.setdefault(facts, []).append(uid)
-                    self._opened.next_uid = max(self._opened.next_uid, int(uid) + 1)
+            for uid, facts in (await facts_of(self._session, [f"{first}:*"], first.__le__)).items():
+                found.setdefault(facts, []).append(uid)
+                self._opened.next_uid = max(self._opened.next_uid, int(uid) + 1)
         self._unknown = []
         wanted = [Facts(content.message.size_octets, *content.facts) for content in unknown]
         for content, facts in zip(unknown, wanted, strict=True):
@@ -364,12 +365,16 @@ def _changed(message: Outgoing) -> LocalError:
     return LocalError(text, "it is tried again")
 
 
-def _append_uids(tagged: Tagged, epoch: str) -> list[int]:
-    """The UIDs that APPENDUID tells of this very mailbox (RFC 4315 §3), in the order of the messages."""
+def _append_uids(tagged: Tagged, opened: Opened) -> list[int]:
+    """The UIDs that APPENDUID tells of this very mailbox (RFC 4315 §3), in the order of the messages.
+
+    None of them where one was there before, or is told twice: that would be another message.
+    """
     words = tagged.argument.decode("ascii", "replace").split()
-    if tagged.code != "APPENDUID" or len(words) != 2 or words[0] != epoch:
+    if tagged.code != "APPENDUID" or len(words) != 2 or words[0] != opened.epoch:
         return []
     ranges = list(uid_ranges(words[1].encode()))
     if sum(high - low + 1 for low, high in ranges) > RUN_MESSAGES:
         return []
-    return [n for low, high in ranges for n in range(low, high + 1)]
+    uids = [n for low, high in ranges for n in range(low, high + 1)]
+    return uids if len(set(uids)) == len(uids) and min(uids, default=0) >= max(opened.next_uid, 1) else []

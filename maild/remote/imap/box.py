@@ -214,7 +214,10 @@ class Box:
     async def facts(self, uids: Sequence[Uid]) -> dict[Uid, Facts]:
         numbers = numbers_of(uids)
         chunks = (numbers[start : start + FACTS_MESSAGES] for start in range(0, len(numbers), FACTS_MESSAGES))
-        return await facts_of(self._session, [uid_set(part) for chunk in chunks for part in cut(chunk)])
+        asked = frozenset(numbers)
+        return await facts_of(
+            self._session, [uid_set(part) for chunk in chunks for part in cut(chunk)], asked.__contains__
+        )
 
     async def holds(self, wanted: Likeness) -> bool:
         await self.settle()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import structlog
@@ -219,7 +220,9 @@ async def _transferred(
     accepted = [call.numbers for call, answer in answers if isinstance(answer, Reply)]
     asked = {number for numbers in accepted for number in numbers}
     if pairs:
-        return {Uid(str(old)): Uid(str(new)) for old, new in pairs.items() if old in asked}, refusals
+        told = Counter(pairs.values())  # two messages under one UID: it is known of neither
+        moved = {old: new if told[new] == 1 and new else None for old, new in pairs.items() if old in asked}
+        return {Uid(str(old)): None if new is None else Uid(str(new)) for old, new in moved.items()}, refusals
     if verb == "COPY":
         went = await _there(session, accepted)
     elif told_uids:

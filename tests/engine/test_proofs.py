@@ -67,7 +67,8 @@ async def test_facts_that_nobody_asked_for_adopt_nothing(world: World, told: int
     report = await world.synced()
     assert fault.struck.is_set()
     assert report.total("adopted") == 1, "told apart by the content"
-    world.assert_equal()
+    assert [seen.raw for seen in world.on_disk("INBOX")] == [seen.raw for seen in world.on_server("INBOX")]
+    assert len(world.store.mailbox("INBOX")) == 2
     await world.settled()
 
 

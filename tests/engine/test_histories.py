@@ -54,6 +54,17 @@ class Known:
     base: Side  # as on the server
     here: Side
     there: Side
+    key: str  # the file's unique name
+
+    @property
+    def is_traceless_here(self) -> bool:
+        """No longer under its unique name: deleted, or moved to a new one. Only the content is left to know it by."""
+        return self.here.is_deleted or _key(self.here.handle) != self.key
+
+    @property
+    def is_traceless_there(self) -> bool:
+        """No longer under its UID: deleted or moved."""
+        return self.there.is_deleted or self.there.handle != self.base.handle
 
     @property
     def may_be_another(self) -> bool:
@@ -288,7 +299,8 @@ class History:
         deleted = {known.n for known in self.known if known.here.is_deleted or known.there.is_deleted}
         for n in copied:  # equal messages are not told apart: a copy, and deleting the first of them, is a move
             count = sum(number for (m, _, _), number in found.items() if m == n)
-            most = sum(number for (m, _, _), number in wanted.items() if m == n) + self.copies[n]
+            new = sum(m == n for m, _, _ in self.known_next)
+            most = new + _most_left([k for k in self.known if k.n == n]) + self.copies[n]
             assert (0 if n in deleted else 1) <= count <= most, f"message {n}: {count} of {most}"
         self._look_again()
 
@@ -314,7 +326,26 @@ class History:
                 path = next(p for p in same if {LETTERS[c] for c in p.name.partition(":2,")[2]} == flags)
                 same.remove(path)
                 there = Side(index, flags, handle=message.uid)
-                self.known.append(Known(_number(message.raw), there, replace(there, handle=path), replace(there)))
+                here = replace(there, handle=path)
+                self.known.append(Known(_number(message.raw), there, here, replace(there), _key(path)))
+
+
+def _most_left(equal: list[Known]) -> int:
+    """How many of equal messages are left at most, whichever of those without a trace on a side was moved there.
+
+    One deleted here, moved there, and one deleted there: nobody can tell that it was not the second that moved.
+    """
+    here = sum(k.is_traceless_here and not k.here.is_deleted for k in equal)
+    there = sum(k.is_traceless_there and not k.there.is_deleted for k in equal)
+    traces = Counter((k.is_traceless_here, k.is_traceless_there) for k in equal)
+    only_here, only_there = min(traces[True, False], here), min(traces[False, True], there)
+    both = min(traces[True, True], here - only_here, there - only_there)
+    return traces[False, False] + only_here + only_there + both
+
+
+def _key(handle: Path | int) -> str:
+    assert isinstance(handle, Path)
+    return handle.name.partition(":2,")[0]
 
 
 def _number(raw: bytes) -> int:
@@ -337,6 +368,22 @@ SETTINGS_OF_HISTORIES: dict[str, Any] = {
     "phases": (Phase.generate,),  # shrinking takes longer than a test may; the seed gives the same history again
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }
+
+
+@pytest.mark.parametrize("is_doubled", [False, True])
+async def test_which_of_two_equal_messages_was_moved(quick_path: Path, is_doubled: bool) -> None:
+    """One is deleted here and moved on the server, the other is deleted on the server: what is there may be the other.
+
+    Without the other the deletion here counts (a found history).
+    """
+    history = History(Twin(quick_path))
+    changes = [Change(False, "move", 4, 1, 0), Change(True, "delete", 4, 0, 0)]
+    if is_doubled:
+        changes.append(Change(False, "delete", 5, 0, 0))
+    copies = [Change(False, "copy", 4, 2, 0)] if is_doubled else []
+    await lived(history, [Round(tuple(copies), None, ""), Round(tuple(changes), None, "")])
+    left = [(known.n, known.base.mailbox) for known in history.known if known.n == 5]
+    assert left == ([(5, 1)] if is_doubled else [])
 
 
 @pytest.mark.parametrize("part", range(PARTS))

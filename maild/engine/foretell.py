@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from bisect import bisect_left
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, nullcontext
 from typing import cast
 
@@ -16,6 +17,7 @@ from maild.core.model import (
     Flags,
     Forget,
     Keep,
+    Key,
     MergeFlags,
     Operation,
     Pair,
@@ -45,27 +47,37 @@ async def foretell(this: MailboxPass, box: RemoteBox | None = None) -> None:
 async def _compare_contents(this: MailboxPass, box: RemoteBox) -> None:
     """What only their content tells to be equal, of the messages that a dry run may hold in memory."""
     sizes = this.unpaired.sizes() if this.unpaired.entries else set()
-    doomed = {octets for octets, _ in this.work.doomed}  # on disk, where each line is an octet shorter
+    doomed = sorted({octets for octets, _ in this.work.doomed})
     table = ScanTable()
     for uid, flags, size in this.remote.fresh:
-        may_be_equal = size in sizes or any(octets <= size <= 2 * octets for octets in doomed)
+        may_be_equal = size in sizes or _is_any_between(doomed, size // 2, size)  # here each line is an octet shorter
         if size <= COMPARED_OCTETS and uid not in this.matched and may_be_equal:
             table.add(uid, flags, size)
     if not len(table):
         return
+    used = set(this.matched.values())
+    free = {
+        content: [key for key in reversed(keys) if key not in used]
+        for content, keys in this.unpaired.by_content.items()
+    }
     stream = cast("AsyncGenerator[list[Fetched]]", box.fetch(table.batches(50, COMPARED_OCTETS), _no_body))
     async with aclosing(stream):
         async for several in stream:
             for fetched in several:
-                _foresee(this, fetched.uid, fetched_content(fetched))
+                content = fetched_content(fetched)
+                _foresee(this, fetched.uid, content, free.get(content, []))
 
 
-def _foresee(this: MailboxPass, uid: Uid, content: Content) -> None:
-    used = this.matched.values()
-    key = next((key for key in this.unpaired.by_content.get(content, ()) if key not in used), None)
+def _is_any_between(ascending: Sequence[int], least: int, most: int) -> bool:
+    at = bisect_left(ascending, least)
+    return at < len(ascending) and ascending[at] <= most
+
+
+def _foresee(this: MailboxPass, uid: Uid, content: Content, free: list[Key]) -> None:
+    """`free`: files with this content that no message has yet."""
     elsewhere = [name for name in this.work.doomed.get(content, ()) if name != this.name]
-    if key is not None:
-        this.matched[uid] = key
+    if free:
+        this.matched[uid] = free.pop()
     elif elsewhere and this.name != this.work.trash:
         this.work.doomed[content].remove(elsewhere[0])
         this.foreseen_doomed += 1
@@ -89,17 +101,18 @@ def _foretell(this: MailboxPass) -> None:
 def _foretell_flags(this: MailboxPass) -> None:
     """Those of messages that get a pair, or another one, on the way."""
     maildir, root = this.opened(make=False), this.work.account.maildir
+    theirs, rows = this.remote_flags(this.matched), this.work.rows()
     for uid, key in this.matched.items() if maildir is not None else ():
         orphan = this.unpaired.orphans.get(key)
         base = NO_FLAGS if orphan is None else orphan.flags
-        _foretell_merge(this, maildir, this.unpaired.entries[key], base, this.remote_flags([uid])[uid])
+        _foretell_merge(this, maildir, this.unpaired.entries[key], base, theirs[uid])
     for move in this.relocations:
         with open_mailbox(root, move.source) or nullcontext() as source:
             found = source.locate({move.key: move.pair.flags}) if source is not None else {}
             for entry in found.values():
                 _foretell_merge(this, source, entry, move.pair.flags, move.flags)
     for name, moves in this.moves_there.items():
-        with open_mailbox(root, this.work.rows()[name]) or nullcontext() as target:
+        with open_mailbox(root, rows[name]) or nullcontext() as target:
             found = target.locate({m.key: m.pair.flags for m in moves}) if target is not None else {}
             for move_there in moves:
                 if move_there.key in found:

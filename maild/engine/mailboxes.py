@@ -233,13 +233,19 @@ def _foretell(work: Work, operation: MailboxOperation, rows: dict[MailboxName, M
             work.foreseen[new_name] = replace(rows[name], name=new_name, directory=where)
         case CreateRemote(name=name, levels=levels, directory=where):
             work.report.plan.append(f"{name}: make it on the server")
-            work.foreseen[name] = MailboxState(NOT_STORED - len(work.foreseen), name, where)
+            foresee_mailbox(work, name, where)
             settled.to_make.append(RemoteMailbox(name, levels))
         case MailboxGone(name=name):
             if work.imap.deletions in {"both", "to_local"}:
                 settled.gone.append(rows[name])
         case DirectoryGone() | ForgetMailbox():
             pass
+
+
+def foresee_mailbox(work: Work, name: MailboxName, where: str) -> MailboxState:
+    """The state of a mailbox that a dry run would begin: messages that would go there are looked for in `where`."""
+    row = work.foreseen[name] = MailboxState(NOT_STORED - len(work.foreseen), name, where)
+    return row
 
 
 def scan_of_nothing(row: MailboxState) -> Scan:

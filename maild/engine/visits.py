@@ -14,7 +14,7 @@ from maild.core.errors import NoSuchMailbox, did_you_mean
 from maild.core.model import MailboxName, RemoteMailbox
 from maild.core.names import MailboxUnusable, directory
 from maild.engine.look import Look, look_at, open_mailbox
-from maild.engine.mailboxes import Settled
+from maild.engine.mailboxes import Settled, foresee_mailbox
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass
 from maild.local.maildir import Maildir
@@ -159,4 +159,4 @@ def known_mailbox(work: Work, remote: RemoteMailbox) -> MailboxState:
             )
         if not work.dry_run:
             state.drop_mailbox(other.id)  # the server's separator or name changed: its files are matched by content
-    return MailboxState(0, remote.name, where) if work.dry_run else state.add_mailbox(remote.name, where)
+    return foresee_mailbox(work, remote.name, where) if work.dry_run else state.add_mailbox(remote.name, where)

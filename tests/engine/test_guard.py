@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
 
-from maild.core.model import Appended, Outgoing
+from maild.core.model import Appended, Flags, Outgoing, Uid
 from maild.engine import push
 from maild.engine.account import CHANGES
+from maild.engine.sync import MailboxPass
 from maild.local.state import State
 from maild.testing.memory import MemoryBox
 from tests.engine.test_twoway import SCENARIOS, Step, start
@@ -580,3 +581,29 @@ async def test_a_dry_run_changes_nothing_and_foretells_the_pass(twin: Twin, scen
     assert foretold.ok, foretold
     report = await twin.synced()
     assert {name: foretold.total(name) for name in CHANGES} == {name: report.total(name) for name in CHANGES}
+
+
+async def test_a_dry_run_on_an_existing_maildir_goes_through_the_messages_once(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for all of them, and not once for each: there may be 100,000."""
+    nameless = b"Subject: no id\n\nbody\n"
+    for n in range(1, 9):
+        twin.deliver(n, flags=["\\Seen"] if n % 2 else [])
+        twin.write(n, letters="F")
+    for _ in range(3):
+        twin.deliver(0, raw=nameless)
+        twin.write(0, raw=nameless)
+    asked: list[int] = []
+    original = MailboxPass.remote_flags
+
+    def remote_flags(this: MailboxPass, uids: Collection[Uid]) -> dict[Uid, Flags]:
+        asked.append(len(uids))
+        return original(this, uids)
+
+    monkeypatch.setattr(MailboxPass, "remote_flags", remote_flags)
+    foretold = await twin.sync(dry_run=True)
+    assert asked == [11]
+    report = await twin.synced()
+    assert {name: foretold.total(name) for name in CHANGES} == {name: report.total(name) for name in CHANGES}
+    assert (foretold.total("adopted"), foretold.total("flags"), foretold.total("flags_there")) == (11, 4, 8)

@@ -173,6 +173,14 @@ def create_both(twin: Twin) -> None:
     twin.write(11, "Both")
 
 
+def create_both_and_move_here(twin: Twin) -> None:
+    twin.store.create("Both")
+    twin.store.create("Other")
+    twin.move(twin.relabel(twin.one(1), "F"), "Both")
+    twin.store.set_flags("INBOX", twin.uid(2), add=["\\Answered"])
+    twin.move(twin.one(2), "Other", new_name=True)
+
+
 def rename_mailbox_here(twin: Twin) -> None:
     twin.where("Archive").rename(twin.where("Old"))
     twin.where("Work").rename(twin.where("Job"))
@@ -237,6 +245,7 @@ SCENARIOS: list[Step] = [
     create_here,
     create_there,
     create_both,
+    create_both_and_move_here,
     rename_mailbox_here,
     rename_mailbox_there,
     rename_mailbox_both,

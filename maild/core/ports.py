@@ -145,8 +145,12 @@ class Remote(Protocol):
     async def rename(self, mailbox: MailboxName, levels: tuple[str, ...]) -> RemoteMailbox:
         """Give a mailbox another name, and its subscription with it. Raises Rejected."""
 
-    async def delete(self, mailbox: MailboxName) -> None:
-        """Remove a mailbox with whatever is in it; one that is gone already will do. Raises Rejected."""
+    async def delete(self, mailbox: MailboxName, seen: Cursor) -> bool:
+        """Remove a mailbox that is empty, if nothing came in since the scan that gave `seen`; else False, and it stays.
+
+        One that is gone already will do. The server is asked right before, and no protocol can do better: a message
+        that comes in between the answer and the deletion is lost with the mailbox. Raises Rejected.
+        """
 
     def watch(
         self, mailboxes: Sequence[MailboxName], idle: Sequence[MailboxName], method: Push

@@ -272,8 +272,13 @@ async def remove_here(work: Work, row: MailboxState) -> None:
     log.info("mailbox.deleted", account=work.account.name, mailbox=row.name)
 
 
-async def delete_there(work: Work, row: MailboxState) -> None:
-    """Delete on the server a mailbox that was removed here, now that its messages are gone."""
-    await work.remote.delete(row.name)
+async def delete_there(work: Work, row: MailboxState, seen: Cursor) -> None:
+    """Delete on the server a mailbox that was removed here, now that its messages are gone.
+
+    One that has got a new message since it was scanned stays: the next pass sees it.
+    """
+    if not await work.remote.delete(row.name, seen):
+        log.info("mailbox.kept", account=work.account.name, mailbox=row.name)
+        return
     await work.state.run(work.state.state.drop_mailbox, row.id)
     log.info("mailbox.deleted", account=work.account.name, mailbox=row.name)

@@ -254,7 +254,7 @@ class AccountPass:
         try:
             await finish(this)
             if this.is_to_be_deleted_there:
-                await delete_there(self._work, this.mailbox)
+                await delete_there(self._work, this.mailbox, this.found.cursor)
         except MaildError as exc:
             await self._crew.note_failure(this.name, exc)
 

@@ -110,11 +110,17 @@ class MemoryRemote:
         self.step()
         return _listed(self.store.mailbox(name), self)
 
-    async def delete(self, mailbox: MailboxName) -> None:
+    async def delete(self, mailbox: MailboxName, seen: Cursor) -> bool:
+        self.step()
+        if (found := self.store.find(mailbox)) is not None:
+            known = json.loads(seen) if seen else {}
+            if len(found) or (known.get("v"), known.get("n")) != (found.uidvalidity, found.uidnext):
+                return False
         self.step(f"delete {mailbox}")
-        if self.store.find(mailbox) is not None:
+        if found is not None:
             self.store.delete(mailbox)
         self.step()
+        return True
 
     def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False) -> None:
         """There is nothing to wait for."""
@@ -185,7 +191,7 @@ class MemoryBox:
             full=is_full,
             complete=True,
             vanished=frozenset(map(_uid, gone)),
-            cursor=Cursor(json.dumps({"v": mailbox.uidvalidity, "m": mailbox.highestmodseq})),
+            cursor=Cursor(json.dumps({"v": mailbox.uidvalidity, "n": mailbox.uidnext, "m": mailbox.highestmodseq})),
             mark=_mark(mailbox) if self.remote.has_marks else None,
             messages=len(mailbox),
             permitted=Permitted(flags, "\\*" in mailbox.permanent_flags) if can_write else None,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from maild.core.model import Appended, Flags, Outgoing, Uid
+from maild.core.model import Appended, Cursor, Flags, MailboxName, Outgoing, Uid
 from maild.engine import push
 from maild.engine.account import CHANGES
 from maild.engine.sync import MailboxPass
 from maild.local.state import State
-from maild.testing.memory import MemoryBox
+from maild.testing.memory import MemoryBox, MemoryRemote
 from tests.engine.test_twoway import SCENARIOS, Step, start
 from tests.engine.twin import START_S, Shown, Twin, body
 
@@ -546,6 +546,34 @@ async def test_a_message_deleted_in_the_trash_is_gone(twin: Twin) -> None:
     assert [change.split()[0] for change in twin.remote.journal] == ["expunge"]
     twin.assert_equal()
     assert [shown.raw for shown in twin.there("Bin")] == [body(2)]
+    await twin.quiet()
+
+
+# -- mailboxes
+
+
+async def test_mail_that_comes_to_a_mailbox_just_before_it_is_deleted(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin.store.create("Old")
+    await filled(twin, 2, "Old")
+    for path in twin.files("Old"):
+        path.unlink()
+    await twin.synced()
+    shutil.rmtree(twin.where("Old"))
+    original = MemoryRemote.delete
+
+    async def delete(remote: MemoryRemote, mailbox: MailboxName, seen: Cursor) -> bool:
+        twin.deliver(9, "Old")
+        return await original(remote, mailbox, seen)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryRemote, "delete", delete)
+        await twin.synced()
+    assert "Old" in twin.store.names
+    await twin.synced()
+    assert [shown.raw for shown in twin.here("Old")] == [body(9)]
+    twin.assert_equal()
     await twin.quiet()
 
 

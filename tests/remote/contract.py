@@ -195,23 +195,42 @@ class PortContract:
     async def test_delete(self, account: Account) -> None:
         account.create("weg")
         account.deliver("weg", raw_of(1))
+        account.expunge("weg", [1])
         remote = account.remote()
         await remote.listing()
-        await scanned(remote, mailbox=MailboxName("weg"))
+        scan = await scanned(remote, mailbox=MailboxName("weg"))
         for _ in range(2):  # one that is gone already will do
-            await remote.delete(MailboxName("weg"))
+            assert await remote.delete(MailboxName("weg"), scan.cursor)
             assert "weg" not in account.names() | account.subscribed()
         with pytest.raises(Rejected, match="INBOX cannot be deleted"):
-            await remote.delete(INBOX)
+            await remote.delete(INBOX, scan.cursor)
         assert (await scanned(remote)).complete
+
+    async def test_delete_of_what_is_not_as_it_was_seen(self, account: Account) -> None:
+        weg = MailboxName("weg")
+        account.create("weg")
+        remote = account.remote()
+        await remote.listing()
+        empty = await scanned(remote, mailbox=weg)
+        account.deliver("weg", raw_of(1))
+        assert not await remote.delete(weg, empty.cursor), "a message came in"
+        full = await scanned(remote, empty.cursor, weg)
+        assert not await remote.delete(weg, full.cursor), "it was seen"
+        account.expunge("weg", [1])
+        assert not await remote.delete(weg, empty.cursor), "one came in and went"
+        assert "weg" in account.names()
+        scan = await scanned(remote, full.cursor, weg)
+        assert await remote.delete(weg, scan.cursor)
+        assert "weg" not in account.names()
 
     async def test_delete_of_what_another_client_deleted(self, account: Account) -> None:
         account.create("weg")
         remote, other = account.remote(), account.remote()
         await remote.listing()
         await other.listing()
-        await other.delete(MailboxName("weg"))
-        await remote.delete(MailboxName("weg"))
+        scan = await scanned(remote, mailbox=MailboxName("weg"))
+        assert await other.delete(MailboxName("weg"), scan.cursor)
+        assert await remote.delete(MailboxName("weg"), scan.cursor)
         assert "weg" not in account.names()
 
     # -- what may be changed
@@ -386,7 +405,8 @@ class PortContract:
         remote, other = account.remote(), account.remote()
         await remote.listing()
         await other.listing()
-        await other.delete(MailboxName("kurz"))
+        kurz = MailboxName("kurz")
+        assert await other.delete(kurz, (await scanned(other, mailbox=kurz)).cursor)
         async with remote.visit(INBOX) as box:
             await box.scan(None)
             for target in ("kurz", "nie gewesen"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from maild.core.errors import ConnectionLost, LocalError, ProtocolViolation, Rej
 from maild.core.model import (
     NO_FLAGS,
     Appended,
+    Cursor,
     FlagChange,
     Key,
     MailboxName,
@@ -752,8 +754,8 @@ async def test_a_mailbox_that_is_open_is_left_before_it_is_renamed_or_deleted() 
             await remote.rename(OTHER, ("neu",))
             assert all(connection.selected in (None, "INBOX") for connection in server.connections)
             async with remote.visit(MailboxName("neu")) as one:
-                await one.scan(None)
-            await remote.delete(MailboxName("neu"))
+                scan = await one.scan(None)
+            assert await remote.delete(MailboxName("neu"), scan.cursor)
             assert all(connection.selected in (None, "INBOX") for connection in server.connections)
             assert not any(connection.closed.is_set() for connection in server.connections), "no BYE for it"
 
@@ -787,3 +789,34 @@ async def test_date_time(seconds: int, text: str) -> None:
     assert date_time(seconds) == text
     if text:
         assert internal_date(text.strip('"').encode()) == seconds
+
+
+@pytest.mark.parametrize("told", [b"MESSAGES 0 UIDNEXT 2", b"UIDNEXT 1", b"MESSAGES 0", b"MESSAGES 1 UIDNEXT 1", b""])
+async def test_a_mailbox_is_not_deleted_without_proof_that_it_is_as_it_was(told: bytes) -> None:
+    async with serving(store_of(0)) as (server, remote):
+        await remote.listing()
+        cursor = (await scanned(remote, mailbox=OTHER)).cursor
+        assert not await remote.delete(OTHER, Cursor("")), "never seen"
+        server.faults.add("STATUS", Rewrite(lambda r: re.sub(rb"MESSAGES \d+ UIDNEXT \d+", told, r)))
+        assert not await remote.delete(OTHER, cursor)
+        server.faults.add("STATUS", Rewrite(lambda r: re.sub(rb"UIDVALIDITY \d+", b"UIDVALIDITY 7", r)))
+        assert not await remote.delete(OTHER, cursor), "another mailbox of that name"
+        server.faults.add("STATUS", Answer("NO [SERVERBUG] no counters"))
+        with pytest.raises(Rejected, match=r"mailbox other cannot be deleted: .*no counters"):
+            await remote.delete(OTHER, cursor)
+        assert not any(command.startswith("DELETE") for command in server.journal)
+        assert await remote.delete(OTHER, cursor)
+        assert server.store.names == ("INBOX",)
+
+
+async def test_a_mailbox_is_deleted_where_only_status_tells_uidnext() -> None:
+    store = store_of(0)
+    store.deliver("other", raw_of(1))
+    store.expunge("other", [1])
+    async with serving(store) as (server, remote):
+        await remote.listing()
+        server.faults.add("SELECT", Rewrite(lambda r: b"" if b"UIDNEXT" in r else r))
+        scan = await scanned(remote, mailbox=OTHER)
+        assert json.loads(scan.cursor)["n"] == 1
+        assert await remote.delete(OTHER, scan.cursor)
+    assert store.names == ("INBOX",)

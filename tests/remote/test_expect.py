@@ -227,8 +227,9 @@ async def test_a_mailbox_may_be_renamed_and_deleted_though_it_was_expected() -> 
         remote.expect(OTHER, cursor)
         may_answer.set()
         await listing
-        await remote.rename(OTHER, ("New",))
-        await remote.delete(MailboxName("New"))
+        new = (await remote.rename(OTHER, ("New",))).name
+        server.store.expunge(new, server.store.mailbox(new).uids)
+        assert await remote.delete(new, (await scanned(remote, mailbox=new)).cursor)
         assert server.store.names == ("INBOX",)
 
 

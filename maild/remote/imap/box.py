@@ -1,6 +1,7 @@
 """One open mailbox: what is in it and what has changed, and its messages. What changes it is in change.py, append.py.
 
-A cursor is JSON: `v` UIDVALIDITY, `n` UIDNEXT, `m` HIGHESTMODSEQ (0 where the server has none), `e` the message count.
+A cursor is JSON: `v` UIDVALIDITY, `n` UIDNEXT, `m` HIGHESTMODSEQ (0 where the server has none), `e` the message count;
+`g` is 1 where the server did not tell UIDNEXT, so that `n` is only above the UIDs that it listed.
 How a mailbox is scanned: QRESYNC where it works, else CONDSTORE, with the UIDs listed only if the counts say that
 something was expunged, else everything (RFC 7162). All three give the same result.
 """
@@ -75,7 +76,7 @@ class Box:
 
     def begin(self, cursor: Cursor) -> bool:
         """Ask now for what a scan from this cursor takes, if it can; what comes then waits for it first."""
-        known = _read_cursor(cursor)
+        known = read_cursor(cursor)
         if known is None or not self._can_tell_changes(known):
             return False
         self._begun = cursor, self._opening_since(known)
@@ -94,7 +95,7 @@ class Box:
     async def scan(self, cursor: Cursor | None) -> Scan:
         """By QRESYNC, by CONDSTORE or all of it. Whatever is told is cut to how things were when it was opened."""
         session = self._session
-        known = _read_cursor(cursor)
+        known = read_cursor(cursor)
         opening: Opening | None = None
         if self._begun is not None and self._begun[0] == cursor:
             (_, opening), self._begun = self._begun, None
@@ -198,6 +199,8 @@ class Box:
     def _scan(self, found: Findings, table: ScanTable, *, full: bool, complete: bool, vanished: frozenset[Uid]) -> Scan:
         uidnext = max(found.uidnext, table.highest + 1)
         values = {"v": found.uidvalidity, "n": uidnext, "m": found.modseq, "e": found.exists}
+        if not found.uidnext:
+            values["g"] = 1
         opened = self._session.opened
         return Scan(
             epoch=Epoch(str(found.uidvalidity)),
@@ -290,11 +293,12 @@ def _fetched(uid: int, data: FetchData) -> Fetched:
     return Fetched(Uid(str(uid)), data.flags or NO_FLAGS, internal_date(data.date), raw)
 
 
-def _read_cursor(cursor: Cursor | None) -> dict[str, int] | None:
-    if cursor is None:
+def read_cursor(cursor: Cursor | None) -> dict[str, int] | None:
+    """What a cursor says, 0 for what it leaves out; None where it says nothing."""
+    if not cursor:
         return None
     values = json.loads(cursor)
-    return {key: int(values[key]) for key in "vnme"}
+    return {key: int(values.get(key, 0)) for key in "vnmeg"}
 
 
 def _clipped(ranges: list[tuple[int, int]], top: int) -> list[tuple[int, int]]:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from maild.core.errors import Rejected
-from maild.core.model import MailboxName, RemoteMailbox
+from maild.core.model import Cursor, MailboxName, RemoteMailbox
 from maild.core.names import encode_mutf7
-from maild.remote.imap.listing import Mailbox, Names, object_id, understood
+from maild.remote.imap.box import read_cursor
+from maild.remote.imap.listing import Mailbox, Names, object_id, understood, with_status
 from maild.remote.imap.opening import finish_anyhow
 from maild.remote.imap.session import ImapSession, ignore, quoted
 
@@ -96,11 +97,29 @@ async def rename(session: ImapSession, mailboxes: Sequence[tuple[Mailbox, Mailbo
         await finish_anyhow(session, command)
 
 
-async def delete(session: ImapSession, mailbox: Mailbox) -> None:
-    """DELETE and UNSUBSCRIBE; one that is gone already will do."""
+async def delete(session: ImapSession, mailbox: Mailbox, seen: Cursor) -> bool:
+    """DELETE and UNSUBSCRIBE, if STATUS tells right before that it is empty, and under the UIDNEXT of the cursor.
+
+    IMAP has no DELETE that asks for this itself: what comes in between the two commands goes with the mailbox. So it is
+    a round trip in which that can happen, and not a pass. One that is gone already will do.
+    """
     try:
+        if not await _is_untouched(session, mailbox, seen):
+            return False
         await session.run("DELETE", quoted(mailbox.wire))
     except Rejected as exc:
         if exc.code != "NONEXISTENT":
             raise Rejected(f"mailbox {mailbox.public.name} cannot be deleted: {exc.text}", code=exc.code) from exc
     await finish_anyhow(session, session.launch("UNSUBSCRIBE", quoted(mailbox.wire), collect=ignore))
+    return True
+
+
+async def _is_untouched(session: ImapSession, mailbox: Mailbox, seen: Cursor) -> bool:
+    """Whether nothing is in the mailbox, and nothing came in since. What the server does not tell proves nothing."""
+    if (known := read_cursor(seen)) is None:
+        return False
+    events = (await session.run("STATUS", quoted(mailbox.wire), "(MESSAGES UIDNEXT UIDVALIDITY)")).events
+    (now,) = with_status([mailbox], events)
+    validity, uidnext = now.public.epoch, now.public.next_uid
+    is_same = (validity, uidnext) == (str(known["v"]), str(known["n"])) or (known["g"] and validity == str(known["v"]))
+    return now.public.messages == 0 and bool(is_same)

@@ -340,14 +340,16 @@ class ImapRemote:
             self._names.learn(after)
         return self._known(new.public.name).public
 
-    async def delete(self, mailbox: MailboxName) -> None:
+    async def delete(self, mailbox: MailboxName, seen: Cursor) -> bool:
         if (old := self._names.known.get(mailbox)) is None:
-            return
+            return True
         naming.refuse_inbox(old, "deleted")
         await self._leave({old.wire})
         async with self._session() as session:
-            await naming.delete(session, old)
+            if not await naming.delete(session, old, seen):
+                return False
         self._names.forget(old)
+        return True
 
     async def _leave(self, wires: set[str]) -> None:
         """Have none of our free sessions stay in these mailboxes: some servers refuse to touch an open one."""

@@ -67,6 +67,7 @@ class SmtpSession:
         try:
             with translated(endpoint):
                 await session._begin()
+                session._check_login()
                 await credentials.log_in(session._log_in, lambda: connection.failure is None)
         except BaseException:
             session.drop()
@@ -128,6 +129,15 @@ class SmtpSession:
         if reply.code != 250:
             raise self._refusal("refused EHLO", reply)
 
+    def _check_login(self) -> None:
+        """A server that offers AUTH by nothing at all mostly misses what checks its passwords, and for a while only."""
+        if not self._offered():
+            text = f"{self._connection.server} offers no way to log in"
+            raise SessionRefused(text, Reply(0, text))
+
+    def _offered(self) -> list[str]:
+        return self._extensions.get("auth", "").upper().split()
+
     async def _log_in(self, secret: str) -> None:
         """AUTH by the strongest mechanism there is (RFC 4954). Raises AuthRejected, SessionRefused, TlsFailed."""
         certificate = self._connection.certificate()
@@ -138,8 +148,7 @@ class SmtpSession:
     async def _authenticate(self, secret: str, binding: ChannelBinding | None) -> bool:
         """Whether it is done; if not, the server cannot do this channel binding, and nothing else is wrong yet."""
         endpoint = self._endpoint
-        offered = self._extensions.get("auth", "").upper().split()
-        mechanism = choose(endpoint, endpoint.user, secret, offered, binding=binding)
+        mechanism = choose(endpoint, endpoint.user, secret, self._offered(), binding=binding)
         if mechanism is None:
             raise ProtocolViolation("SMTP has no login command of its own")
         exchange = Exchange(mechanism, room_octets=AUTH_ARGUMENT_OCTETS)

@@ -187,6 +187,23 @@ async def test_a_refused_password_keeps_everything_as_it_is(world: World) -> Non
     assert world.server.commands.count("AUTH") == 1
 
 
+async def test_a_server_that_offers_no_login_for_a_while_is_tried_again(world: World) -> None:
+    world.accept()
+    submitter, users = world.submitter(world.account()), world.server.users
+    world.server.users = None
+    with world.outbox.draining():
+        for tries in range(1, 4):
+            drained = await submitter.drain(everything=True)
+            assert "offers no way to log in" in str(drained.error)
+            item = world.item()
+            assert (item.state, item.attempts) == ("deferred", tries)
+            assert drained.next_s is not None
+            assert world.now_s < drained.next_s <= world.now_s + 60 * 2 ** (tries - 1)
+        world.server.users = users
+        world.now_s = drained.next_s
+        assert (await submitter.drain()).counts == Counter(sent=1)
+
+
 async def test_a_failure_is_reported_once_and_kept(world: World) -> None:
     accepted = world.accept(A, B, subject="=?utf-8?q?h=C3=A9llo?=")
     world.server.react("rcpt", "550 5.1.1 nobody here", when=B)

@@ -331,8 +331,19 @@ async def test_a_wrong_password_is_tried_once() -> None:
 
 
 async def test_a_server_without_auth_is_not_used() -> None:
+    """That may pass: the secret is as good as before, and is not even read."""
     async with SmtpServer() as server:
-        with pytest.raises(AuthRejected, match="does not offer to log in"):
+        there = endpoint(server)
+        credentials = Credentials(there, "work")
+        with pytest.raises(SessionRefused, match="offers no way to log in"):
+            await SmtpSession.open(there, credentials, SHORT)
+    assert "AUTH" not in server.commands
+    assert credentials.refused is None
+
+
+async def test_a_server_with_no_mechanism_for_us_waits_for_another_config() -> None:
+    async with SmtpServer(users={USER: PASSWORD}, mechanisms=("GSSAPI",)) as server:
+        with pytest.raises(AuthRejected, match=r"does not offer to log in by .*, but by GSSAPI"):
             async with opened(server):
                 pass
     assert "AUTH" not in server.commands

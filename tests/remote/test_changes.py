@@ -809,6 +809,19 @@ async def test_a_mailbox_is_not_deleted_without_proof_that_it_is_as_it_was(told:
         assert server.store.names == ("INBOX",)
 
 
+async def test_a_mailbox_that_is_gone_counts_as_deleted_whatever_status_says() -> None:
+    """Dovecot: `NO Mailbox doesn't exist`, without a code."""
+    async with serving(store_of(0)) as (server, remote):
+        await remote.listing()
+        cursor = (await scanned(remote, mailbox=OTHER)).cursor
+        server.store.delete("other")
+        server.faults.add("STATUS", Answer("NO Mailbox doesn't exist: other"), times=2)
+        server.faults.add("LIST", Answer("NO [SERVERBUG] no list"))
+        with pytest.raises(Rejected, match="Mailbox doesn't exist"):
+            await remote.delete(OTHER, cursor)
+        assert await remote.delete(OTHER, cursor)
+
+
 async def test_a_mailbox_is_deleted_where_only_status_tells_uidnext() -> None:
     store = store_of(0)
     store.deliver("other", raw_of(1))

@@ -57,11 +57,12 @@ async def create(session: ImapSession, wanted: Mailbox) -> Mailbox:
     return made
 
 
-async def _is_there(session: ImapSession, mailbox: Mailbox) -> bool:
+async def _is_there(session: ImapSession, mailbox: Mailbox) -> bool | None:
+    """Whether LIST shows it; None where the server refuses to tell."""
     try:
         events = (await session.run("LIST", '""', quoted(mailbox.wire))).events
     except Rejected:
-        return False
+        return None
     return any(known.wire == mailbox.wire for known in understood(events, ("*",), ()).known.values())
 
 
@@ -108,7 +109,7 @@ async def delete(session: ImapSession, mailbox: Mailbox, seen: Cursor) -> bool:
             return False
         await session.run("DELETE", quoted(mailbox.wire))
     except Rejected as exc:
-        if exc.code != "NONEXISTENT":
+        if exc.code != "NONEXISTENT" and await _is_there(session, mailbox) is not False:  # Dovecot's STATUS has no code
             raise Rejected(f"mailbox {mailbox.public.name} cannot be deleted: {exc.text}", code=exc.code) from exc
     await finish_anyhow(session, session.launch("UNSUBSCRIBE", quoted(mailbox.wire), collect=ignore))
     return True

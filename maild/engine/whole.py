@@ -68,6 +68,9 @@ class AccountPass:
             await work.state.run(self._note_roles, listing)
         settled = await settle_mailboxes(work, listing, found)
         visits = await self._visits.chosen(settled, found, only)
+        for name, exc in self._visits.failed.items():
+            if name not in settled.failed and (not only or name in only):
+                await self._crew.note_failure(name, exc)
         gone = [row for row in settled.gone if not only or row.name in only]
         async with work.deliverer.running():
             has_moves = await work.state.run(self._visits.may_have_moves, visits)

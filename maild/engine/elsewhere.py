@@ -43,7 +43,7 @@ async def leave_what_lies_elsewhere(work: Work, passes: Sequence[MailboxPass], s
 
     `separator` is the server's, for the names of directories that are no mailbox there yet. Nothing is written.
     """
-    if work.failed or work.is_asked:
+    if work.is_asked or work.failed & work.listed:
         _keep_changed(passes)
     gone = [p for p in passes if any(_gone_for_good(p))]
     if gone and work.account.maildir.exists():
@@ -58,7 +58,7 @@ def _gone_for_good(this: MailboxPass) -> Iterator[Pair]:
 
 def _keep_changed(passes: Sequence[MailboxPass]) -> None:
     """Gone on the server, perhaps to a mailbox that was not looked at: flags changed here are to go there with it."""
-    for p in passes:
+    for p in (p for p in passes if not p.is_leaving):
         for uid in p.remote.gone.keys() & p.local.changed.keys():
             p.awaited.add(p.remote.gone.pop(uid).key)
             del p.local.changed[uid]

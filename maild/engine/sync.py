@@ -216,11 +216,6 @@ class MailboxPass:
         if maildir is not None:
             self.unpaired = read_unpaired(self.work.state.state, self.mailbox, maildir, self.look.unpaired)
 
-    def leave_awaited(self) -> None:
-        """Files that the move of another mailbox's pass is about to give a pair are none of this one's."""
-        for key in self.awaited & self.unpaired.entries.keys():
-            self.unpaired.take(key)
-
     def identities_of(self, pairs: Sequence[Pair]) -> dict[Key, LocalIdentity]:
         """What the files of these pairs are, without those that cannot be read, of which nothing is known. Blocks."""
         maildir = self.opened(make=False)

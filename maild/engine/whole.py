@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import anyio
@@ -15,8 +16,9 @@ import structlog
 from anyio.abc import TaskGroup
 
 from maild.core.errors import ConnectionLost, MaildError
-from maild.core.model import Facts, Listing, MailboxName, RemoteMailbox, Uid
+from maild.core.model import Epoch, Facts, Listing, MailboxName, RemoteMailbox, Uid
 from maild.core.names import MailboxUnusable, directory
+from maild.engine.apply import Relocation
 from maild.engine.carry_out import propagate, withdraw
 from maild.engine.crew import Crew, is_tried_again
 from maild.engine.elsewhere import leave_what_lies_elsewhere
@@ -45,6 +47,7 @@ class AccountPass:
         self._moving = False
         self._separator = ""
         self._propagated: list[MailboxPass] = []
+        self._relocations: list[tuple[Epoch, Relocation]] = []  # of all, with their target's epoch
         self._left_out: list[MailboxPass] = []  # those that failed while it was found out what moved
 
     async def run(self, only: Sequence[str]) -> None:
@@ -158,6 +161,7 @@ class AccountPass:
             finally:
                 this.rest()
             this.report.state = "refused" if this.is_stopped else this.report.state
+        self._relocations = [(this.found.epoch, m) for this in self._still(passes) for m in this.relocations]
         for failed in self._left_out:
             for this in passes:
                 if moves := this.moves_there.pop(failed.name, None):
@@ -299,7 +303,7 @@ class AccountPass:
             try:
                 async with work.remote.visit(visit.remote.name, read_only=work.dry_run) as box:
                     await this.scan(box)
-                    this.leave_awaited()
+                    _resume_moves(this, self._relocations)
                     await settle_moves(work, [this], lambda _, uids: box.facts(uids))
                     await leave_what_lies_elsewhere(work, [this], self._separator)
                     await this.plan()
@@ -330,3 +334,16 @@ async def _abandon(this: MailboxPass) -> None:
     with anyio.CancelScope(shield=True):
         await this.close()
     withdraw(this)
+
+
+def _resume_moves(this: MailboxPass, relocations: Sequence[tuple[Epoch, Relocation]]) -> None:
+    """Once more after an attempt together with others that failed: who moved what is not found out again."""
+    for key in this.awaited & this.unpaired.entries.keys():
+        this.unpaired.take(key)  # another mailbox's pass gives it a pair
+    for _, move in relocations:
+        if move.pair_mailbox.id == this.mailbox.id:
+            this.remote.gone.pop(move.pair.uid, None)
+    mine = [m for epoch, m in relocations if m.target.id == this.mailbox.id and epoch == this.found.epoch]
+    flags = this.remote_flags({move.uid for move in mine})
+    this.relocations += [replace(move, flags=flags[move.uid]) for move in mine if move.uid in flags]
+    this.remote.fresh = this.remote.fresh.without(flags) if flags else this.remote.fresh

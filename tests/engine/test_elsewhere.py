@@ -58,6 +58,21 @@ def refuse_scans(patch: pytest.MonkeyPatch, mailbox: str) -> None:
     patch.setattr(MemoryBox, "scan", scan)
 
 
+def lose_visit(patch: pytest.MonkeyPatch, mailbox: str, nth: int) -> list[str]:
+    """The connection is lost once: at this visit of the mailbox, of those after it was looked at. They are told."""
+    original, visited = MemoryRemote.visit, list[str]()
+
+    def visit(self: MemoryRemote, name: Any, epoch: Any = None, **options: Any) -> Any:
+        if name == mailbox and epoch is not None:
+            visited.append(name)
+            if len(visited) == nth:
+                raise ConnectionLost("cut once")
+        return original(self, name, epoch, **options)
+
+    patch.setattr(MemoryRemote, "visit", visit)
+    return visited
+
+
 async def test_the_connection_is_lost_once_at_the_move(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mailbox is done again by itself: then nobody has told it where its file went."""
     original, lost = MemoryBox.move, [True]
@@ -92,23 +107,24 @@ async def test_the_connection_is_lost_once_at_the_move_over_imap(tmp_path: Path)
         await twin.quiet()
 
 
-async def test_the_new_mailbox_is_lost_and_done_again(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_new_mailbox_is_done_again_before_the_message_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is about to be moved there is not sent to it."""
-    original, lost = MemoryBox.facts, [True]
-
-    async def facts(self: MemoryBox, uids: Sequence[Any]) -> Any:
-        if lost and self.mailbox.name == "Archive":
-            lost.pop()
-            raise ConnectionLost("cut once")
-        return await original(self, uids)
-
-    monkeypatch.setattr(MemoryBox, "facts", facts)
-    twin.move(twin.one(1), "Archive")
-    twin.write(7, "Archive")
-    twin.deliver(7, "Archive")
+    twin = Twin(tmp_path)
+    twin.configure(connections=1)
+    for name in ("Archive", "Other"):
+        twin.store.create(name)
+    twin.deliver(1, "Other")
+    twin.deliver(2, "Other")
     await twin.synced()
-    assert not lost
-    assert [step.split()[0] for step in twin.remote.journal] == ["move"]
+    twin.move(twin.one(1, "Other"), "Archive")
+    twin.deliver(7, "Archive")
+    twin.write(8, "Archive")
+    lose_visit(monkeypatch, "Archive", 2)
+    await twin.synced()
+    monkeypatch.undo()
+    assert twin.remote.journal == ["append Archive 97", "move Other 1 Archive"]
     await twin.synced()
     twin.assert_equal()
 
@@ -276,6 +292,25 @@ async def test_flags_changed_here_wait_for_where_the_server_moved_it(twin: Twin)
         refuse_scans(patch, "Archive")
         await twin.sync()
         assert twin.remote.journal == []
+    await twin.synced()
+    twin.assert_equal()
+    assert [shown.flags for shown in twin.there("Archive")] == [("\\Flagged",)]
+
+
+@pytest.mark.parametrize(("mailbox", "nth"), [("Archive", 2), ("INBOX", 2)])
+async def test_what_the_server_moved_is_not_fetched_anew_when_a_mailbox_is_done_again(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch, mailbox: str, nth: int
+) -> None:
+    """Only the attempt that was lost knew where its file was; that has flags that the server has not."""
+    twin.store.move("INBOX", [1], "Archive")
+    twin.relabel(twin.one(1), "F")
+    twin.deliver(3)
+    twin.configure(connections=1)
+    visits_there = lose_visit(monkeypatch, mailbox, nth)
+    await twin.synced()
+    monkeypatch.undo()
+    assert len(visits_there) >= nth
+    assert [name for name, _ in twin.remote.fetched] == ["INBOX"]
     await twin.synced()
     twin.assert_equal()
     assert [shown.flags for shown in twin.there("Archive")] == [("\\Flagged",)]

@@ -33,7 +33,8 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         sync.py        one mailbox's pass: what is new on either side, what is to be done, the guard's word on it
         carry_out.py   doing it, here and on the server; finish.py: noting where we are; foretell.py: a dry run instead
         look.py        what changed on this disk; mailboxes.py: mailboxes made, renamed, deleted, on either side
-        moves.py       messages that moved between mailboxes, found before anything else is decided
+        moves.py       messages that moved between mailboxes, found before anything else is decided; elsewhere.py: those
+                       that may have moved to where a pass does not look
         adopt.py       what is on both sides without a pair gets one: the one recovery
         apply.py       changes to local files; push.py: changes on the server, new messages included
         pull.py        messages on their way here, over as many sessions as lend a hand

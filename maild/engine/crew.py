@@ -79,18 +79,21 @@ class Crew:
         try:
             await work_on()
             self._lost_in_a_row = 0
-        except (ConnectionLost, ProtocolViolation) as exc:
-            if attempt >= TRIES:
+        except MaildError as exc:
+            if is_tried_again(exc, attempt):
+                await self.pause(name, attempt, exc)
+                self._left.appendleft(again)
+                return
+            if isinstance(exc, ConnectionLost | ProtocolViolation):
                 self._lost_in_a_row += 1
                 if self._lost_in_a_row >= TRIES:
                     raise  # nothing gets through any more
-                await self.note_failure(name, exc)
-                return
-            log.warning("session.retried", account=self._work.account.name, mailbox=name, reason=exc.text)
-            await anyio.sleep(RETRY_DELAY_S * attempt)
-            self._left.appendleft(again)
-        except MaildError as exc:
             await self.note_failure(name, exc)
+
+    async def pause(self, name: MailboxName, attempt: int, exc: MaildError) -> None:
+        """Before the next attempt."""
+        log.warning("session.retried", account=self._work.account.name, mailbox=name, reason=exc.text)
+        await anyio.sleep(RETRY_DELAY_S * attempt)
 
     async def note_failure(self, name: str, exc: MaildError) -> None:
         """One mailbox's failure stays its own; what concerns the account ends the pass.
@@ -111,3 +114,8 @@ class Crew:
             state.set_refused(row.id, exc.text)
         elif row is not None:
             state.set_error(row.id, exc.text)
+
+
+def is_tried_again(exc: MaildError, attempt: int) -> bool:
+    """Whether another session may get further than this one."""
+    return isinstance(exc, ConnectionLost | ProtocolViolation) and attempt < TRIES

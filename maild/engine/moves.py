@@ -172,11 +172,14 @@ def _follow_file(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: Fi
         if target.rules.deletes_here:
             target.doomed_files.append(target.unpaired.take(file.key)[0])
         return
-    if was is not target and (was.rules.permitted is None or target.rules.permitted is None):
+    if was is not target and (was.rules.permitted is None or not was.rules.deletes_there):
         return  # it is added there, and stays where it was
-    if was is not target and not was.rules.deletes_there:
-        return
     del was.local.gone[one.pair.uid]
+    if was is not target and target.rules.permitted is None:
+        was.awaited.add(one.pair.key)
+        target.awaited.add(file.key)
+        target.report.error = f"it is read-only on the server: what was moved here from {was.name} stays there"
+        return
     if is_copied:
         was.remote.changed.pop(one.pair.uid, None)
         was.left_behind.append(one.pair.uid)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import PurePosixPath
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 import structlog
 
-from maild.core.errors import PlanRefused
+from maild.core.errors import LocalError, PlanRefused
 from maild.core.flags import same_flags
 from maild.core.guard import HERE, THERE, approval, is_too_many, refusal
 from maild.core.identity import LocalIdentity
@@ -216,13 +217,14 @@ class MailboxPass:
             self.unpaired = read_unpaired(self.work.state.state, self.mailbox, maildir, self.look.unpaired)
 
     def identities_of(self, pairs: Sequence[Pair]) -> dict[Key, LocalIdentity]:
-        """What the files of these pairs are. Blocks."""
+        """What the files of these pairs are, without those that cannot be read, of which nothing is known. Blocks."""
         maildir = self.opened(make=False)
         entries = {} if maildir is None else maildir.locate({pair.key: pair.flags for pair in pairs})
         found: dict[Key, LocalIdentity] = {}
         for key, entry in entries.items():
-            if maildir is not None and (identity := maildir.identity(entry)) is not None:
-                found[key] = identity
+            with suppress(LocalError):
+                if maildir is not None and (identity := maildir.identity(entry)) is not None:
+                    found[key] = identity
         return found
 
     def remote_flags(self, uids: Collection[Uid]) -> dict[Uid, Flags]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from maild.core.errors import NoSuchMailbox, did_you_mean
+from maild.core.errors import MaildError, NoSuchMailbox, Scope, did_you_mean
 from maild.core.model import MailboxName, RemoteMailbox
 from maild.core.names import MailboxUnusable, directory
 from maild.engine.look import Look, look_at, open_mailbox
@@ -36,6 +36,7 @@ class Visits:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._looks: dict[int, Look] = {}  # by the mailbox's id in the state
+        self.failed: dict[MailboxName, MaildError] = {}  # mailboxes whose directory cannot be looked at
 
     def look_ahead(self, found: Survey) -> list[MailboxState]:
         """Look at what changed here while the server answers: the mailboxes in which there is something to do."""
@@ -44,11 +45,24 @@ class Visits:
         for row in state.mailboxes().values():
             here = found.mailboxes.get(row.directory)
             if here is not None and row.epoch is not None and here.stamp.text() != row.stamp:
-                with self._opened_mailbox(row) as maildir:
-                    self._looks[row.id] = look_at(state, row, maildir, may_note=not self._work.dry_run)
-                if self._looks[row.id].has_news:
+                look = self._look(row)
+                if look is None:
+                    continue
+                self._looks[row.id] = look
+                if look.has_news:
                     news.append(row)
         return news
+
+    def _look(self, row: MailboxState) -> Look | None:
+        """None, and a note in `failed`, where that mailbox cannot be looked at. Raises what concerns the account."""
+        try:
+            with self._opened_mailbox(row) as maildir:
+                return look_at(self._work.state.state, row, maildir, may_note=not self._work.dry_run)
+        except MaildError as exc:
+            if exc.scope is not Scope.MAILBOX:
+                raise
+            self.failed[row.name] = exc
+            return None
 
     async def expect(self, news: Sequence[MailboxState], only: Sequence[str], hinted: Collection[MailboxName]) -> None:
         """Tell the server's side which mailbox comes first, whatever the listing says: it saves a round trip.
@@ -69,7 +83,8 @@ class Visits:
             raise NoSuchMailbox(f"no such mailbox among those synchronised: {names}")
         wanted = [m for m in settled.mailboxes.values() if not only or m.name in only]
         visits = await work.state.run(self._changed, wanted, found)
-        work.report.unchanged = len(wanted) - len(visits)
+        failed = [name for name in self.failed if not only or name in only]
+        work.report.unchanged = len(wanted) - len(visits) - len(failed)
         return sorted(visits, key=lambda visit: visit.remote.name != "INBOX")
 
     def _changed(self, mailboxes: list[RemoteMailbox], found: Survey) -> list[Visit]:
@@ -77,8 +92,11 @@ class Visits:
         state, known = self._work.state.state, self._work.rows()
         with_leftovers = state.with_leftovers()
         visits: list[Visit] = []
+        stamps: dict[int, str | None] = {}
         for mailbox in mailboxes:
             row = known.get(mailbox.name)
+            if mailbox.name in self.failed:
+                continue
             if row is None or row.epoch is None or mailbox.mark is None or row.mark != mailbox.mark or row.undone:
                 visits.append(Visit(mailbox, None if row is None else self._looks.get(row.id)))
                 continue
@@ -88,15 +106,18 @@ class Visits:
                 visits.append(Visit(mailbox))  # an empty one whose directory has to be made again
                 continue
             if look is None and (here is None or here.stamp.text() != row.stamp):
-                with self._opened_mailbox(row) as maildir:
-                    look = look_at(state, row, maildir, may_note=not self._work.dry_run)
-                if look.is_here and not look.has_news and not self._work.dry_run:
-                    state.set_stamp(row.id, look.stamp)
+                look = self._look(row)
+                if look is None:
+                    continue
+            if look is not None and look.is_here and not look.has_news and look.stamp != row.stamp:
+                stamps[row.id] = look.stamp  # all that is in it is known: it need not be read again until it changes
             has_leftovers = row.id in with_leftovers and self._has_leftovers(row, look)
             if (look is not None and (look.has_news or not look.is_here)) or has_leftovers:
                 visits.append(Visit(mailbox, look))
             else:
                 self._work.report.mailbox(mailbox.name).state = "ok"
+        if stamps and not self._work.dry_run:
+            state.set_stamps(stamps)
         return visits
 
     @contextmanager

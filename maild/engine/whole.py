@@ -6,19 +6,22 @@ date by itself. INBOX goes first.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from maild.core.errors import MaildError
-from maild.core.model import Facts, Listing, MailboxName, RemoteMailbox, Uid
+from maild.core.errors import ConnectionLost, MaildError
+from maild.core.model import Epoch, Facts, Listing, MailboxName, RemoteMailbox, Uid
 from maild.core.names import MailboxUnusable, directory
+from maild.engine.apply import Relocation
 from maild.engine.carry_out import propagate, withdraw
-from maild.engine.crew import TRIES, Crew
+from maild.engine.crew import Crew, is_tried_again
+from maild.engine.elsewhere import leave_what_lies_elsewhere
 from maild.engine.finish import finish
 from maild.engine.foretell import foretell
 from maild.engine.mailboxes import delete_there, remove_here, scan_of_nothing, settle_mailboxes
@@ -42,7 +45,10 @@ class AccountPass:
         self._crew = Crew(work)
         self._visits = Visits(work)
         self._moving = False
+        self._separator = ""
         self._propagated: list[MailboxPass] = []
+        self._relocations: list[tuple[Epoch, Relocation]] = []  # of all, with their target's epoch
+        self._left_out: list[MailboxPass] = []  # those that failed while it was found out what moved
 
     async def run(self, only: Sequence[str]) -> None:
         work = self._work
@@ -58,12 +64,16 @@ class AccountPass:
         listing, found = await self._both_sides(only)
         work.report.state = "syncing"
         work.listed = listing.present
+        self._separator = listing.separator
         work.trash = listing.trash
         self._note_unusable(listing)
         if not work.dry_run:
             await work.state.run(self._note_roles, listing)
         settled = await settle_mailboxes(work, listing, found)
         visits = await self._visits.chosen(settled, found, only)
+        for name, exc in self._visits.failed.items():
+            if name not in settled.failed and (not only or name in only):
+                await self._crew.note_failure(name, exc)
         gone = [row for row in settled.gone if not only or row.name in only]
         async with work.deliverer.running():
             has_moves = await work.state.run(self._visits.may_have_moves, visits)
@@ -122,17 +132,45 @@ class AccountPass:
         """Look at all of them, find what moved, then bring each up to date; what failed on the way is done singly."""
         passes: list[MailboxPass] = []
         blind: list[MailboxPass] = []
-        self._crew.add(*(partial(self._scan_one, visit, 1, passes, blind) for visit in visits))
-        await self._crew.work_off()
-        if blind:
-            await self._work.remote.listing()  # one mailbox may be broken; if nothing gets through, nothing is done
-        leaving = [await self._begin_without_server(RemoteMailbox(row.name, ())) for row in gone]
-        coming = [await self._begin_without_server(mailbox) for mailbox in to_make]
-        await settle_moves(self._work, [*passes, *leaving, *coming], self._facts, blind)
-        for this in [*passes, *leaving, *coming]:
-            await this.plan()
-            this.rest()
+        alone: list[MailboxPass] = []  # those that only one side has
+        try:
+            self._crew.add(*(partial(self._scan_one, visit, 1, passes, blind) for visit in visits))
+            await self._crew.work_off()
+            if blind:
+                await self._work.remote.listing()  # one mailbox may be broken; if nothing gets through, nothing is done
+            leaving = [
+                this async for this in self._without_server([RemoteMailbox(row.name, ()) for row in gone], alone)
+            ]
+            coming = [this async for this in self._without_server(to_make, alone)]
+            await self._settle([*passes, *leaving, *coming], blind)
+            await self._carry_out(*(self._still(some) for some in (passes, leaving, coming)))
+        finally:
+            with anyio.CancelScope(shield=True):
+                for this in (*passes, *blind, *alone):
+                    await this.close()
+
+    async def _settle(self, passes: Sequence[MailboxPass], blind: Sequence[MailboxPass]) -> None:
+        """What moved, and what is to be done about the rest. Who fails on the way is left out, and changes no other."""
+        await settle_moves(self._work, passes, self._facts, blind)
+        await leave_what_lies_elsewhere(self._work, self._still(passes), self._separator)
+        for this in self._still(passes):
+            try:
+                await this.plan()
+            except MaildError as exc:
+                await self._leave_out(this, exc)
+            finally:
+                this.rest()
             this.report.state = "refused" if this.is_stopped else this.report.state
+        self._relocations = [(this.found.epoch, m) for this in self._still(passes) for m in this.relocations]
+        for failed in self._left_out:
+            for this in passes:
+                if moves := this.moves_there.pop(failed.name, None):
+                    this.awaited.update(move.pair.key for move in moves)
+                    this.is_missed = True  # their flags
+
+    async def _carry_out(
+        self, passes: Sequence[MailboxPass], leaving: Sequence[MailboxPass], coming: Sequence[MailboxPass]
+    ) -> None:
         self._moving = bool(self._work.doomed) or any(this.awaited or this.relocations for this in passes)
         self._crew.add(*(partial(self._propagate_one, this) for this in passes if not this.is_stopped))
         await self._crew.work_off()
@@ -145,6 +183,16 @@ class AccountPass:
             await foretell(this)
             await this.close()
             this.report.state = "ok"
+
+    def _still(self, passes: Sequence[MailboxPass]) -> list[MailboxPass]:
+        return [this for this in passes if this not in self._left_out]
+
+    async def _leave_out(self, this: MailboxPass, exc: MaildError) -> None:
+        """This mailbox has failed for this pass, unless it is not its fault alone."""
+        self._left_out.append(this)
+        await self._crew.note_failure(this.name, exc)
+        if isinstance(exc, ConnectionLost):
+            await self._work.remote.listing()  # as long as that gets through, the others go on
 
     async def _scan_one(
         self,
@@ -161,10 +209,11 @@ class AccountPass:
             try:
                 async with work.remote.visit(visit.remote.name, read_only=work.dry_run) as box:
                     await this.scan(box)
-            except MaildError:
-                if attempt >= TRIES:
-                    await work.state.run(this.look_without_server)
+            except MaildError as exc:
+                if not is_tried_again(exc, attempt):
                     blind.append(this)
+                    with suppress(MaildError):  # what is here then stays unknown; the first failure is told
+                        await work.state.run(this.look_without_server)
                 raise
             finally:
                 this.rest()
@@ -173,14 +222,34 @@ class AccountPass:
         again = partial(self._scan_one, visit, attempt + 1, passes, blind)
         await self._crew.guarded(visit.remote.name, attempt, scan, again)
 
-    async def _begin_without_server(self, mailbox: RemoteMailbox) -> MailboxPass:
-        this = await begin(self._work, mailbox, None)
-        await this.compare(scan_of_nothing(this.mailbox))
-        return this
+    async def _without_server(
+        self, mailboxes: Sequence[RemoteMailbox], begun: list[MailboxPass]
+    ) -> AsyncIterator[MailboxPass]:
+        """Those that can be looked at; all that have something open are in `begun`."""
+        for mailbox in mailboxes:
+            try:
+                this = await begin(self._work, mailbox, None)
+                begun.append(this)
+                await this.compare(scan_of_nothing(this.mailbox))
+            except MaildError as exc:
+                await self._crew.note_failure(mailbox.name, exc)
+            else:
+                yield this
 
     async def _facts(self, this: MailboxPass, uids: Sequence[Uid]) -> Mapping[Uid, Facts]:
-        async with self._work.remote.visit(this.name, this.found.epoch, read_only=self._work.dry_run) as box:
-            return await box.facts(uids)
+        """Nothing, of a mailbox that cannot tell them; it is left out from then on."""
+        work, attempt = self._work, 1
+        while this not in self._left_out:
+            try:
+                async with work.remote.visit(this.name, this.found.epoch, read_only=work.dry_run) as box:
+                    return await box.facts(uids)
+            except MaildError as exc:
+                if is_tried_again(exc, attempt):
+                    await self._crew.pause(this.name, attempt, exc)
+                    attempt += 1
+                else:
+                    await self._leave_out(this, exc)
+        return {}
 
     async def _propagate_one(self, this: MailboxPass, finishers: TaskGroup) -> None:
         async def go() -> None:
@@ -234,7 +303,9 @@ class AccountPass:
             try:
                 async with work.remote.visit(visit.remote.name, read_only=work.dry_run) as box:
                     await this.scan(box)
+                    _resume_moves(this, self._relocations)
                     await settle_moves(work, [this], lambda _, uids: box.facts(uids))
+                    await leave_what_lies_elsewhere(work, [this], self._separator)
                     await this.plan()
                     if this.is_stopped:
                         this.report.state = "refused"
@@ -263,3 +334,16 @@ async def _abandon(this: MailboxPass) -> None:
     with anyio.CancelScope(shield=True):
         await this.close()
     withdraw(this)
+
+
+def _resume_moves(this: MailboxPass, relocations: Sequence[tuple[Epoch, Relocation]]) -> None:
+    """Once more after an attempt together with others that failed: who moved what is not found out again."""
+    for key in this.awaited & this.unpaired.entries.keys():
+        this.unpaired.take(key)  # another mailbox's pass gives it a pair
+    for _, move in relocations:
+        if move.pair_mailbox.id == this.mailbox.id:
+            this.remote.gone.pop(move.pair.uid, None)
+    mine = [m for epoch, m in relocations if m.target.id == this.mailbox.id and epoch == this.found.epoch]
+    flags = this.remote_flags({move.uid for move in mine})
+    this.relocations += [replace(move, flags=flags[move.uid]) for move in mine if move.uid in flags]
+    this.remote.fresh = this.remote.fresh.without(flags) if flags else this.remote.fresh

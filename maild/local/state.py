@@ -179,7 +179,13 @@ class State:
 
     def set_stamp(self, mailbox_id: int, stamp: str | None) -> None:
         """What the directory looked like when everything in it was known; None: look at it again."""
-        self._write("UPDATE mailboxes SET stamp = ? WHERE id = ?", (stamp, mailbox_id))
+        self.set_stamps({mailbox_id: stamp})
+
+    def set_stamps(self, stamps: Mapping[int, str | None]) -> None:
+        """The same of several mailboxes, by id."""
+        with self.transaction() as database:
+            values = [(stamp, mailbox_id) for mailbox_id, stamp in stamps.items()]
+            database.executemany("UPDATE mailboxes SET stamp = ? WHERE id = ?", values)
 
     def rename_mailbox(self, mailbox_id: int, name: MailboxName, directory: str) -> None:
         """The mailbox has another name and directory on both sides. No other row may have either."""

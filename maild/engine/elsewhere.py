@@ -1,0 +1,156 @@
+"""Before anything is deleted on the server: is the file somewhere else on this disk, where this pass has not looked?
+
+A mailbox may be left out of a pass: it failed, it was not asked for, it cannot be made on the server, or a reader put
+a file there after the look. What lies there has moved, for all that is known: its message stays where it is, and the
+next pass that sees both mailboxes moves it. Nothing is looked at unless a file is gone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from maild.core.errors import LocalError
+from maild.core.identity import identify
+from maild.core.mailboxes import name_of
+from maild.core.model import Key, Pair
+from maild.core.moves import Content
+from maild.core.names import levels_from, matches
+from maild.engine.pull import Work
+from maild.engine.sync import MailboxPass
+from maild.local.directory import MailboxDirectory, translated
+from maild.local.outgoing import open_message, pieces_of
+from maild.local.scan import Entry, scan
+from maild.local.state import MailboxState
+from maild.local.survey import LocalMailbox, survey
+
+MARK_OCTETS = 64  # more than a line that is in a file and no part of its content, as mbsync's
+
+
+class _Place(NamedTuple):
+    """A directory to be looked at, with the keys in it that are accounted for and the pass that looked at it before."""
+
+    directory: str
+    known: Collection[Key]
+    this: MailboxPass | None
+
+
+async def leave_what_lies_elsewhere(work: Work, passes: Sequence[MailboxPass], separator: str) -> None:
+    """Take out of the news what may have moved to where these passes did not look; `settle_moves` comes before.
+
+    `separator` is the server's, for the names of directories that are no mailbox there yet. Nothing is written.
+    """
+    if work.is_asked or work.failed & work.listed:
+        _keep_changed(passes)
+    gone = [p for p in passes if any(_gone_for_good(p))]
+    if gone and work.account.maildir.exists():
+        await work.state.run(_leave, work, passes, gone, separator)
+
+
+def _gone_for_good(this: MailboxPass) -> Iterator[Pair]:
+    """Pairs whose file is gone, and whose message is to go too."""
+    if this.rules.deletes_there and this.rules.permitted is not None:
+        yield from (pair for pair in this.local.gone.values() if not pair.only)
+
+
+def _keep_changed(passes: Sequence[MailboxPass]) -> None:
+    """Gone on the server, perhaps to a mailbox that was not looked at: flags changed here are to go there with it."""
+    for p in (p for p in passes if not p.is_leaving):
+        for uid in p.remote.gone.keys() & p.local.changed.keys():
+            p.awaited.add(p.remote.gone.pop(uid).key)
+            del p.local.changed[uid]
+
+
+def _leave(work: Work, passes: Sequence[MailboxPass], gone: Sequence[MailboxPass], separator: str) -> None:
+    sizes = {pair.size_octets for p in gone for pair in _gone_for_good(p)}
+    found: set[Content] = set()
+    for place in _places(work, passes, separator):
+        try:
+            entries, contents = _look(work.account.maildir, place, sizes)
+        except LocalError as exc:
+            _wait(work, gone, exc)
+            return
+        found |= contents
+        if place.this is not None:
+            _take_out(work, place.this, [pair for pair in _gone_for_good(place.this) if pair.key in entries])
+    for p in gone:
+        _take_out(work, p, [pair for pair in _gone_for_good(p) if (pair.size_octets, pair.digest) in found])
+
+
+def _take_out(work: Work, this: MailboxPass, pairs: Sequence[Pair]) -> None:
+    for pair in pairs:
+        del this.local.gone[pair.uid]
+        if this.remote.gone.pop(pair.uid, None) is not None and this.name in work.doomed[pair.size_octets, pair.digest]:
+            work.doomed[pair.size_octets, pair.digest].remove(this.name)
+        this.awaited.add(pair.key)
+
+
+def _wait(work: Work, gone: Sequence[MailboxPass], exc: LocalError) -> None:
+    """Something changed where nobody can look: it may be any of them."""
+    for p in gone:
+        pairs = list(_gone_for_good(p))
+        _take_out(work, p, pairs)
+        p.report.error = f"{len(pairs)} messages that are gone here stay on the server, for they may have moved: {exc}"
+
+
+def _places(work: Work, passes: Sequence[MailboxPass], separator: str) -> list[_Place]:
+    """Where there may be files that nobody knows: what is not as it was when it was looked at, or has some for sure."""
+    state = work.state.state
+    looked = {p.mailbox.directory: p for p in passes}
+    rows = {row.directory: row for row in work.rows().values()}
+    leftovers = state.with_leftovers()
+    places: list[_Place] = []
+    for where, here in survey(work.account.maildir, work.account.layout).mailboxes.items():
+        this, row = looked.get(where), rows.get(where)
+        if this is not None:
+            if here.stamp.text() != this.look.stamp:
+                places.append(_Place(where, state.keys(this.mailbox.id) | this.look.unpaired.keys(), this))
+        elif row is None:
+            if _is_wanted(work, where, separator):
+                places.append(_Place(where, (), None))
+        elif matches(row.name, work.imap.mailboxes) and (row.id in leftovers or _has_changed(row, here)):
+            places.append(_Place(where, state.keys(row.id), None))
+    return places
+
+
+def _has_changed(row: MailboxState, here: LocalMailbox) -> bool:
+    return row.epoch is None or here.stamp.text() != row.stamp
+
+
+def _is_wanted(work: Work, where: str, separator: str) -> bool:
+    """What the user left out is no mailbox of the account: what is moved there is to go from the server."""
+    name = name_of(levels_from(PurePosixPath(where), work.account.layout), separator)
+    return name is None or matches(name, work.imap.mailboxes)
+
+
+def _look(root: Path, place: _Place, sizes: Collection[int]) -> tuple[Mapping[Key, Entry], set[Content]]:
+    """All files of a mailbox, and the contents of those that nobody knows and that have about one of these sizes."""
+    directory = MailboxDirectory.open(root, PurePosixPath(place.directory))
+    if directory is None:
+        return {}, set()
+    contents: set[Content] = set()
+    with closing(directory):
+        with translated("read", directory.path):
+            entries = scan(directory).entries
+        for entry in entries.values() if sizes else ():
+            if entry.key not in place.known:
+                with translated(f"read {entry.name} in", directory.path):
+                    contents |= _content(directory, entry, sizes)
+    return entries, contents
+
+
+def _content(directory: MailboxDirectory, entry: Entry, sizes: Collection[int]) -> set[Content]:
+    descriptor = open_message(directory, entry)
+    if descriptor is None:
+        return set()
+    try:
+        octets = os.fstat(descriptor).st_size  # of which each line may have an octet that does not count
+        if not any(size <= octets <= 2 * size + MARK_OCTETS for size in sizes):
+            return set()
+        identity = identify(pieces_of(descriptor))
+    finally:
+        os.close(descriptor)
+    return {(identity.size_octets, identity.digest)}

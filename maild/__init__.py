@@ -34,6 +34,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         carry_out.py   doing it, here and on the server; finish.py: noting where we are; foretell.py: a dry run instead
         look.py        what changed on this disk; mailboxes.py: mailboxes made, renamed, deleted, on either side
         moves.py       messages that moved between mailboxes, found before anything else is decided
+        proof.py       what messages on the server contain, before one is removed because of an equal one
         adopt.py       what is on both sides without a pair gets one: the one recovery
         apply.py       changes to local files; push.py: changes on the server, new messages included
         pull.py        messages on their way here, over as many sessions as lend a hand

@@ -11,6 +11,7 @@ from functools import partial
 
 from maild.core.errors import Rejected
 from maild.core.flags import same_flags
+from maild.core.identity import LocalIdentity
 from maild.core.model import (
     DeleteRemote,
     Flags,
@@ -34,6 +35,8 @@ from maild.local.delivery import Delivered
 from maild.local.maildir import Maildir
 from maild.local.state import Changes
 
+SLACK_OCTETS = 64
+
 
 async def propagate(this: MailboxPass, box: RemoteBox | None) -> None:
     """Carry it out; without a box only what this disk needs. Quick things first, then messages both ways."""
@@ -41,7 +44,7 @@ async def propagate(this: MailboxPass, box: RemoteBox | None) -> None:
     if (
         this.needs_server
         or any(map(partial(_has_effect_here, this), this.operations))
-        or this.doomed_files
+        or this.unpaired.unsure
         or this.rekeyed
     ):
         await work.announce_change()
@@ -51,11 +54,13 @@ async def propagate(this: MailboxPass, box: RemoteBox | None) -> None:
     adopted = await work.state.run(_change_files, this)
     if box is None:
         await _merge_flags(this, None, [])
+        await _settle_unsure(this)
         return
     await _merge_flags(this, box, adopted.merges)
     await _move_there(this, box)
     await _delete_there(this, box)
     await _pull_messages(this, box)
+    await _settle_unsure(this)
     await _append(this, box)
 
 
@@ -74,14 +79,12 @@ def _change_files(this: MailboxPass) -> Adopted:
     elif not this.same_epoch:
         state.rebuild(mailbox.id, scan.epoch)
         this.log.info("mailbox.rebuilt")
-        this.unpaired.orphans = state.orphans(mailbox.id)
+        this.unpaired.orphans = state.orphans(mailbox.id) | this.unpaired.orphans
     _change_names(this)
     maildir, report = this.maildir, this.report
     removed = remove_files(state, mailbox, maildir, this.operations)
     this.is_undone |= bool(removed.left)
     report.deleted += removed.count
-    if maildir is not None and this.doomed_files:
-        report.deleted += len(maildir.remove(this.doomed_files))
     adopted = Adopted()
     if this.matched and maildir is not None:
         flags = this.remote_flags(this.matched)
@@ -260,6 +263,46 @@ async def _delete_doomed(this: MailboxPass, box: RemoteBox, uids: Sequence[Uid])
         trash = this.work.trash_for(this.name)
         gone = set(await box.move(uids, trash)) if trash is not None else await box.expunge(uids)
         _note_deleted(this, gone, uids, trash)
+
+
+async def _settle_unsure(this: MailboxPass) -> None:
+    """Everything has come: files that were not adopted had been deleted on the server, which beats their move here."""
+    if not this.unpaired.unsure:
+        return
+    if this.delivery is not None:
+        await this.delivery.settled()
+    await this.work.state.run(_delete_unsure, this)
+
+
+def _delete_unsure(this: MailboxPass) -> None:
+    state, unpaired, maildir = this.work.state.state, this.unpaired, this.opened(make=False)
+    missing = _sizes_missing(this)
+    left = [key for key in unpaired.unsure if key in unpaired.entries]
+    sure = [key for key in left if not _is_likely(unpaired.identities[key], missing)]
+    if maildir is not None and sure and this.found.complete and this.may_delete(sure):
+        gone = maildir.remove([unpaired.entries[key] for key in sure])
+        this.report.deleted += len(gone)
+        drops = []
+        for key in gone:
+            unpaired.take(key)
+            was = unpaired.unsure.pop(key)
+            drops.append(Changes(was.mailbox_id, drop=[was.uid]))
+        state.apply(drops)
+    this.is_undone |= bool(unpaired.unsure)
+
+
+def _is_likely(identity: LocalIdentity, sizes: Sequence[int]) -> bool:
+    """Whether one of these sizes may be what the server tells of it; some are wrong, as Exchange's are."""
+    wire = identity.facts.size_octets
+    return any(abs(size - wire) <= SLACK_OCTETS + wire // 8 for size in sizes)
+
+
+def _sizes_missing(this: MailboxPass) -> list[int]:
+    """How big the messages are that are on the server and did not come."""
+    state, mailbox = this.work.state.state, this.mailbox
+    have = state.uids(mailbox.id).union(this.pull.doomed if this.pull is not None else ())
+    sizes = [size for uid, _, size in this.remote.fresh if uid not in have]
+    return sizes + [m.size_octets for m in state.skipped(mailbox.id).values() if m.uid not in have]
 
 
 async def _append(this: MailboxPass, box: RemoteBox) -> None:

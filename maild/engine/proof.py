@@ -1,0 +1,66 @@
+"""What messages on the server contain: the proof that is needed before anything is removed because of an equal one.
+
+Cheap facts (size, Message-ID, Date) nominate; different messages may share them, and some servers tell wrong sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection
+from contextlib import aclosing
+from typing import cast
+
+import anyio.to_thread
+
+from maild.core.identity import Digester
+from maild.core.model import Fetched, ScanTable, Uid
+from maild.core.moves import Content
+from maild.engine.adopt import fetched_content
+from maild.engine.pull import FETCH_MESSAGES, FETCH_OCTETS, Work
+from maild.engine.sync import MailboxPass
+
+
+class Measured:
+    """A big message that is only to be compared: nothing of it is kept. A `BodyWriter` of `core.ports`."""
+
+    def __init__(self) -> None:
+        self.size_octets = 0
+        self._digester = Digester()
+
+    def write(self, chunk: memoryview) -> None:
+        """Take the next octets of the wire form."""
+        self.size_octets += len(chunk)
+        self._digester.update(bytes(chunk))
+
+    @property
+    def content(self) -> Content:
+        return self._digester.size_octets, self._digester.digest()
+
+    def discard(self) -> None:
+        """There is nothing to be removed."""
+
+
+async def contents_of(work: Work, this: MailboxPass, uids: Collection[Uid]) -> dict[Uid, Content]:
+    """Fetch these new messages and say what they contain; one that does not come is missing. Keeps nothing.
+
+    Raises what a visit raises. Not to be called while a session is held.
+    """
+    table = ScanTable()
+    for uid, flags, size in this.remote.fresh:
+        if uid in uids:
+            table.add(uid, flags, size)
+    found: dict[Uid, Content] = {}
+    if not len(table):
+        return found
+    async with work.remote.visit(this.name, this.found.epoch, read_only=work.dry_run) as box:
+        batches = table.batches(FETCH_MESSAGES, FETCH_OCTETS)
+        stream = cast("AsyncGenerator[list[Fetched]]", box.fetch(batches, lambda _: Measured()))
+        async with aclosing(stream):
+            async for several in stream:
+                for fetched in several:
+                    if fetched.uid in uids:
+                        found[fetched.uid] = await anyio.to_thread.run_sync(_content, fetched)
+    return found
+
+
+def _content(fetched: Fetched) -> Content:
+    return fetched.raw.content if isinstance(fetched.raw, Measured) else fetched_content(fetched)

@@ -41,12 +41,7 @@ SLACK_OCTETS = 64
 async def propagate(this: MailboxPass, box: RemoteBox | None) -> None:
     """Carry it out; without a box only what this disk needs. Quick things first, then messages both ways."""
     work = this.work
-    if (
-        this.needs_server
-        or any(map(partial(_has_effect_here, this), this.operations))
-        or this.unpaired.unsure
-        or this.rekeyed
-    ):
+    if this.needs_server or any(map(partial(_has_effect_here, this), this.operations)) or this.rekeyed:
         await work.announce_change()
     maildir = await work.state.run(this.opened, not this.is_removed)
     if maildir is not None:
@@ -271,24 +266,32 @@ async def _settle_unsure(this: MailboxPass) -> None:
         return
     if this.delivery is not None:
         await this.delivery.settled()
-    await this.work.state.run(_delete_unsure, this)
+    sure = await this.work.state.run(_surely_deleted, this)
+    if sure:
+        await this.work.announce_change()
+        await this.work.state.run(_delete_files, this, sure)
+    this.is_undone |= bool(this.unpaired.unsure)
 
 
-def _delete_unsure(this: MailboxPass) -> None:
-    state, unpaired, maildir = this.work.state.state, this.unpaired, this.opened(make=False)
-    missing = _sizes_missing(this)
-    left = [key for key in unpaired.unsure if key in unpaired.entries]
+def _surely_deleted(this: MailboxPass) -> list[Key]:
+    """Those that are not among messages which have yet to come, as far as the guard lets them go."""
+    unpaired, missing = this.unpaired, _sizes_missing(this)
+    left = [key for key in unpaired.unsure if key in unpaired.entries and this.found.complete]
     sure = [key for key in left if not _is_likely(unpaired.identities[key], missing)]
-    if maildir is not None and sure and this.found.complete and this.may_delete(sure):
-        gone = maildir.remove([unpaired.entries[key] for key in sure])
-        this.report.deleted += len(gone)
-        drops = []
-        for key in gone:
-            unpaired.take(key)
-            was = unpaired.unsure.pop(key)
-            drops.append(Changes(was.mailbox_id, drop=[was.uid]))
-        state.apply(drops)
-    this.is_undone |= bool(unpaired.unsure)
+    return sure if sure and this.may_delete(sure) else []
+
+
+def _delete_files(this: MailboxPass, keys: Sequence[Key]) -> None:
+    """They go, durably, then the pairs that they had."""
+    unpaired, maildir = this.unpaired, this.opened(make=False)
+    gone = maildir.remove([unpaired.entries[key] for key in keys]) if maildir is not None else set()
+    this.report.deleted += len(gone)
+    drops: list[Changes] = []
+    for key in gone:
+        unpaired.take(key)
+        was = unpaired.unsure.pop(key)
+        drops.append(Changes(was.mailbox_id, drop=[was.uid]))
+    this.work.state.state.apply(drops)
 
 
 def _is_likely(identity: LocalIdentity, sizes: Sequence[int]) -> bool:

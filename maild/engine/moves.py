@@ -21,9 +21,6 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
-import structlog
-
-from maild.core.errors import ConnectionLost, ProtocolViolation, Rejected
 from maild.core.model import NO_FLAGS, Facts, Key, MailboxName, Pair, Uid
 from maild.core.moves import Content, File, Gone, NewMessage, local_moves, remote_moves
 from maild.engine.adopt import Unsure
@@ -35,8 +32,6 @@ from maild.engine.sync import MailboxPass, Move
 SLACK_OCTETS = 64  # by which a server's sizes may be wrong, as Exchange's are
 
 FactsOf = Callable[[MailboxPass, Sequence[Uid]], Awaitable[Mapping[Uid, Facts]]]
-
-log = structlog.get_logger()
 
 
 async def settle_moves(
@@ -116,7 +111,7 @@ async def _moved_there(
 
 
 async def _copied_already(
-    work: Work, by_name: Mapping[MailboxName, MailboxPass], moved_here: dict[Gone, File], facts_of: FactsOf
+    work: Work, by_name: Mapping[MailboxName, MailboxPass], moved_here: Mapping[Gone, File], facts_of: FactsOf
 ) -> set[Gone]:
     """Those that the server has in their new mailbox too: where it has no MOVE, a cut after the COPY leaves that."""
     wanted: dict[tuple[MailboxName, MailboxName], list[Gone]] = defaultdict(list)
@@ -129,14 +124,8 @@ async def _copied_already(
     copied: set[Gone] = set()
     for (source, name), several in sorted(wanted.items()):
         was, target = by_name[source], by_name[name]
-        pairs = [one.pair for one in several]
-        proven, unknown = await _copies(work, was, target, pairs, facts_of, used)
+        proven = await _copies(work, was, target, [one.pair for one in several], facts_of, used)
         copied.update(one for one in several if one.pair.uid in proven)
-        for one in several:
-            if one.pair.uid in unknown:
-                key = moved_here.pop(one).key
-                target.unpaired.take(key)
-                target.awaited.add(key)
     return copied
 
 
@@ -150,36 +139,23 @@ async def _note_trashed(work: Work, passes: Sequence[MailboxPass], facts_of: Fac
         if p.rules.permitted is None or not p.rules.deletes_there or work.trash_for(p.name) is None:
             continue
         pairs = [pair for uid, pair in p.local.gone.items() if uid not in p.remote.gone and not pair.only]
-        p.trashed, _ = await _copies(work, p, trash, pairs, facts_of, used)
+        p.trashed = await _copies(work, p, trash, pairs, facts_of, used)
 
 
 async def _copies(
     work: Work, was: MailboxPass, target: MailboxPass, pairs: Sequence[Pair], facts_of: FactsOf, used: set[Uid]
-) -> tuple[set[Uid], set[Uid]]:
-    """Those of messages of `was` that are new in `target` as well, with the very same content; each copy counts once.
-
-    And those of which that cannot be found out just now; they are left alone in this pass.
-    """
+) -> set[Uid]:
+    """Those of messages of `was` that are new in `target` as well, of the same content; each copy counts once."""
     fresh = [(uid, size) for uid, _, size in target.remote.fresh if uid not in target.retried and uid not in used]
     likely = _likely([pair.size_octets for pair in pairs], fresh)
     if not likely:
-        return set(), set()
+        return set()
     by_facts: dict[Facts, list[Uid]] = defaultdict(list)
     for uid, facts in (await facts_of(target, likely)).items():
         by_facts[facts].append(uid)
     there = await facts_of(was, [pair.uid for pair in pairs]) if by_facts else {}
     nominated = {pair.uid: by_facts[there[pair.uid]] for pair in pairs if there.get(pair.uid) in by_facts}
-    try:
-        contents = await contents_of(work, target, {uid for uids in nominated.values() for uid in uids})
-    except Rejected:
-        contents = {}
-    except (ConnectionLost, ProtocolViolation) as exc:
-        log.debug("session.lost", account=work.account.name, mailbox=target.name, reason=exc.text)
-        for pair in pairs:
-            if pair.uid in nominated:
-                del was.local.gone[pair.uid]
-                was.awaited.add(pair.key)
-        return set(), set(nominated)
+    contents = await contents_of(work, target, {uid for uids in nominated.values() for uid in uids})
     by_content: dict[tuple[Facts, Content], list[Uid]] = defaultdict(list)
     for facts, uids in by_facts.items():
         for uid in uids:
@@ -190,7 +166,7 @@ async def _copies(
         if pair.uid in nominated and (same := by_content[there[pair.uid], (pair.size_octets, pair.digest)]):
             used.add(same.pop())
             proven.add(pair.uid)
-    return proven, set()
+    return proven
 
 
 def _likely(sizes: Sequence[int], fresh: Sequence[tuple[Uid, int]]) -> list[Uid]:

@@ -24,7 +24,7 @@ from maild.core.model import (
 )
 from maild.core.ports import RemoteBox
 from maild.core.reconcile import merge_flags
-from maild.engine.adopt import Adopted, adopt
+from maild.engine.adopt import Adopted, Unsure, adopt, kept_uid
 from maild.engine.apply import merge_files, reflag, relocate, remove_files
 from maild.engine.look import flags_here, open_mailbox
 from maild.engine.propagate import Delivery
@@ -79,6 +79,7 @@ def _change_files(this: MailboxPass) -> Adopted:
     maildir, report = this.maildir, this.report
     removed = remove_files(state, mailbox, maildir, this.operations)
     this.is_undone |= bool(removed.left)
+    this.unpaired.unsure.update((key, Unsure(mailbox.id, kept_uid(key))) for key in removed.left)
     report.deleted += removed.count
     adopted = Adopted()
     if this.matched and maildir is not None:
@@ -282,16 +283,17 @@ def _surely_deleted(this: MailboxPass) -> list[Key]:
 
 
 def _delete_files(this: MailboxPass, keys: Sequence[Key]) -> None:
-    """They go, durably, then the pairs that they had."""
-    unpaired, maildir = this.unpaired, this.opened(make=False)
-    gone = maildir.remove([unpaired.entries[key] for key in keys]) if maildir is not None else set()
+    """First their pairs, with a note that they go, then they themselves, durably: so a kill leaves no doubt."""
+    unpaired, maildir, state = this.unpaired, this.opened(make=False), this.work.state.state
+    if maildir is None:
+        return
+    noted = [replace(unpaired.orphans[key], only="unsure") for key in keys]
+    state.make_unsure(this.mailbox.id, noted, [unpaired.unsure[key] for key in keys])
+    gone = maildir.remove([unpaired.entries[key] for key in keys])
     this.report.deleted += len(gone)
-    drops: list[Changes] = []
     for key in gone:
         unpaired.take(key)
-        was = unpaired.unsure.pop(key)
-        drops.append(Changes(was.mailbox_id, drop=[was.uid]))
-    this.work.state.state.apply(drops)
+        del unpaired.unsure[key]
 
 
 def _is_likely(identity: LocalIdentity, sizes: Sequence[int]) -> bool:

@@ -50,7 +50,9 @@ def _conclude(this: MailboxPass) -> None:
     if kept := this.unpaired.kept_here:
         pairs = [Pair(kept_uid(o.key), o.key, o.flags, o.size_octets, o.digest, "local") for o in kept.values()]
         state.apply([Changes(mailbox.id, add=pairs)])
-    state.drop_orphans(mailbox.id, state.orphans(mailbox.id).keys() - _still_kept_there(this))
+    state.drop_orphans(
+        mailbox.id, state.orphans(mailbox.id).keys() - _still_kept_there(this) - this.unpaired.unsure.keys()
+    )
     messages = scan.messages + this.work.remote_delta[mailbox.id]
     is_counted = state.count_there(mailbox.id) + len(state.skipped(mailbox.id)) == messages
     is_unsure = any(was.mailbox_id == mailbox.id for some in this.work.unsure.values() for was in some.values())

@@ -45,7 +45,7 @@ from maild.core.model import (
 )
 from maild.core.ports import RemoteBox
 from maild.core.reconcile import RemoteNews, Rules, proven_gone, reconcile
-from maild.engine.adopt import Alike, Unpaired, match_facts, read_unpaired
+from maild.engine.adopt import Alike, Unpaired, Unsure, kept_uid, match_facts, read_unpaired
 from maild.engine.apply import Relocation
 from maild.engine.look import Look, flags_here, open_mailbox
 from maild.engine.propagate import Delivery
@@ -166,7 +166,11 @@ class MailboxPass:
         if self.same_epoch and (scan.full or scan.vanished):
             news.gone = state.pairs_of(mailbox.id, self.gone_among(state.uids(mailbox.id)))
         self._look_closer()
-        self.unpaired.unsure = self.work.unsure[self.name]
+        unsure = self.work.unsure[self.name]
+        for key, orphan in self.unpaired.orphans.items():
+            if orphan.only == "unsure" and key in self.unpaired.entries:
+                unsure.setdefault(key, Unsure(mailbox.id, kept_uid(key)))
+        self.unpaired.unsure = unsure
 
     def gone_among(self, known: set[Uid]) -> set[Uid]:
         """Which of these the scan proves to be gone."""
@@ -312,7 +316,8 @@ class MailboxPass:
         What came in while a plan stands refused must not make it look smaller.
         """
         forgotten = sum(isinstance(operation, Forget) for operation in self.operations)
-        total = self.work.state.state.count(self.mailbox.id) - forgotten
+        going = sum(was.uid == kept_uid(key) for key, was in self.unpaired.unsure.items())  # their pairs went first
+        total = self.work.state.state.count(self.mailbox.id) - forgotten + going
         if self.mailbox.messages is not None:
             total = min(total, self.mailbox.messages)
         return total

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from maild.core.errors import ConnectionLost, Rejected
-from maild.core.model import Cursor, Facts, Fetched, MailboxName, Scan, ScanTable, Uid
+from maild.core.errors import ConnectionLost, LocalError, Rejected
+from maild.core.model import Fetched, Key, MailboxName, Uid
 from maild.engine import crew
+from maild.local.maildir import Maildir
+from maild.local.scan import Entry
 from maild.testing.faults import Cut
 from maild.testing.imap import ALL, ImapServer
 from maild.testing.memory import MemoryBox
@@ -47,24 +48,6 @@ async def settled(twin: Twin, **wanted: Sequence[bytes]) -> None:
         name: sorted(wanted.get(name, ())) for name in twin.store.names
     }
     await twin.quiet()
-
-
-@pytest.fixture
-def wrong_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server whose RFC822.SIZE is wrong by three octets, as Exchange's may be."""
-    scan, facts = MemoryBox.scan, MemoryBox.facts
-
-    async def scanned(box: MemoryBox, cursor: Cursor | None) -> Scan:
-        found, table = await scan(box, cursor), ScanTable()
-        for uid, flags, size in found.items:
-            table.add(uid, flags, size + 3)
-        return replace(found, items=table)
-
-    async def told(box: MemoryBox, uids: Sequence[Uid]) -> dict[Uid, Facts]:
-        return {uid: replace(fact, size_octets=fact.size_octets + 3) for uid, fact in (await facts(box, uids)).items()}
-
-    monkeypatch.setattr(MemoryBox, "scan", scanned)
-    monkeypatch.setattr(MemoryBox, "facts", told)
 
 
 # -- moved here, and there as well
@@ -341,3 +324,45 @@ async def test_a_deletion_that_did_not_travel_outlasts_a_body_that_does_not_come
     twin.deliver(1)  # another one with this content is another message
     await twin.synced()
     assert len(twin.files()) == 2
+
+
+# -- killed while files are deleted
+
+
+async def killed_at(twin: Twin, monkeypatch: pytest.MonkeyPatch, *, is_removed: bool) -> None:
+    """A pass that is killed before or after it removes a file, for the process is gone."""
+    remove = Maildir.remove
+
+    def removed(maildir: Maildir, entries: Sequence[Entry]) -> set[Key]:
+        if is_removed:
+            remove(maildir, entries)
+        raise LocalError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Maildir, "remove", removed)
+        assert not (await twin.sync()).ok
+
+
+@pytest.mark.parametrize("is_removed", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("way", ["trash", "expunge"])
+async def test_killed_while_a_message_that_moved_there_is_deleted_here(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch, way: str, is_removed: bool
+) -> None:
+    """What the killed pass removed is not taken for what a reader deleted, and deleted where it is now."""
+    twin.configure(remote_delete=way, connections=1)
+    twin.store.create("Trash", "\\Trash")
+    await begin(twin, NO_ID)
+    twin.store.move("INBOX", twin.uid(1), "Archive")
+    await killed_at(twin, monkeypatch, is_removed=is_removed)
+    await settled(twin, INBOX=[body(2)], Archive=[NO_ID])
+
+
+async def test_killed_before_many_files_are_deleted(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next pass does it, and the guard measures it against what there was."""
+    for n in range(1, 101):
+        twin.deliver(n)
+    await twin.synced()
+    twin.store.expunge("INBOX", range(1, 46))
+    await killed_at(twin, monkeypatch, is_removed=False)
+    assert len(twin.files()) == 100
+    await settled(twin, INBOX=[body(n) for n in range(46, 101)])

@@ -46,8 +46,10 @@ class Unpaired:
     orphans: dict[Key, Orphan] = field(default_factory=dict)
     unsure: dict[Key, Unsure] = field(default_factory=dict)
     by_content: dict[Content, list[Key]] = field(init=False)
+    _kept_there: dict[Content, list[Key]] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.know(self.orphans)
         self.by_content = defaultdict(list)
         for key, identity in self.identities.items():
             self.by_content[identity.size_octets, identity.digest].append(key)
@@ -84,15 +86,23 @@ class Unpaired:
         """Files whose deletion on the server did not travel: they are not to be sent."""
         return {key: orphan for key, orphan in self.orphans.items() if orphan.only == "local" and key in self.entries}
 
+    def know(self, orphans: dict[Key, Orphan]) -> None:
+        """Take these for its orphans."""
+        self.orphans, self._kept_there = orphans, defaultdict(list)
+        for key, orphan in orphans.items():
+            if orphan.only == "remote":
+                self._kept_there[orphan.size_octets, orphan.digest].append(key)
+
     @property
     def has_kept_there(self) -> bool:
-        return any(orphan.only == "remote" for orphan in self.orphans.values())
+        return bool(self._kept_there)
 
     def take_kept_there(self, content: Content) -> Orphan | None:
         """One with this content whose deletion here did not travel: it is not to come back."""
-        for key, orphan in self.orphans.items():
-            if orphan.only == "remote" and (orphan.size_octets, orphan.digest) == content:
-                return self.orphans.pop(key)
+        while keys := self._kept_there.get(content):
+            if (orphan := self.orphans.pop(keys.pop(0), None)) is not None:
+                return orphan
+        self._kept_there.pop(content, None)
         return None
 
     def add(self, entry: Entry, identity: LocalIdentity) -> None:

@@ -74,7 +74,7 @@ def _change_files(this: MailboxPass) -> Adopted:
     elif not this.same_epoch:
         state.rebuild(mailbox.id, scan.epoch)
         this.log.info("mailbox.rebuilt")
-        this.unpaired.orphans = state.orphans(mailbox.id) | this.unpaired.orphans
+        this.unpaired.know(state.orphans(mailbox.id) | this.unpaired.orphans)
     _change_names(this)
     maildir, report = this.maildir, this.report
     removed = remove_files(state, mailbox, maildir, this.operations)

@@ -125,6 +125,7 @@ class Pull:
         self._wanted = wanted
         self._suspects: list[Uid] = []
         self._in_flight: dict[Uid, None] = {}
+        self._sizes: dict[Uid, int] | None = None  # as the server told them, once anything came empty
         self._one_by_one = False
         self._delivery = delivery
         self._unpaired = unpaired
@@ -243,7 +244,9 @@ class Pull:
         spools.difference_update([i.raw for i in incoming if isinstance(i.raw, Spool)])
 
     def _size_told(self, uid: Uid) -> int:
-        return next((size for other, _, size in self._wanted if other == uid), 0)
+        if self._sizes is None:
+            self._sizes = {other: size for other, _, size in self._wanted}
+        return self._sizes.get(uid, 0)
 
     async def _is_settled(self, work: Work, fetched: Fetched) -> bool:
         """Whether no file is needed: one without a pair holds just this message, or it is to be deleted."""

@@ -7,8 +7,8 @@ Each appearance is used once, and where there are several the nearest wins: the 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from maild.core.model import Facts, Key, MailboxName, Pair, Uid
@@ -55,22 +55,24 @@ def local_moves(gone: Iterable[Gone], files: Mapping[Content, Sequence[File]]) -
 
 
 def _nearest(gone: list[Gone], files: list[File]) -> dict[Gone, File]:
-    by_nearness = sorted(
-        ((_distance(one, file), n, m) for n, one in enumerate(gone) for m, file in enumerate(files[: 4 * len(gone)])),
-    )
+    """Each file once: to whom it is nearest first, and then in the order given. In linear time."""
     moved: dict[Gone, File] = {}
-    used: set[int] = set()
-    for _, n, m in by_nearness:
-        if gone[n] not in moved and m not in used:
-            moved[gone[n]] = files[m]
-            used.add(m)
+    left = dict.fromkeys(range(len(files)))
+    kinds: tuple[tuple[Callable[[Gone], str], Callable[[File], str]], ...] = (
+        (lambda one: one.pair.key, lambda file: file.key),
+        (lambda one: one.mailbox, lambda file: file.mailbox),
+        (lambda _: "", lambda _: ""),
+    )
+    for of_gone, of_file in kinds:
+        alike: dict[str, deque[int]] = defaultdict(deque)
+        for n in left:
+            alike[of_file(files[n])].append(n)
+        for one in gone:
+            if one not in moved and (some := alike.get(of_gone(one))):
+                n = some.popleft()
+                moved[one] = files[n]
+                del left[n]
     return moved
-
-
-def _distance(one: Gone, file: File) -> int:
-    if one.pair.key == file.key:
-        return 0
-    return 1 if one.mailbox == file.mailbox else 2
 
 
 def remote_moves(
@@ -89,14 +91,17 @@ def remote_moves(
         found = fresh.get(facts)
         if not found or not facts.message_id or len({one.pair.digest for one in several}) > 1:
             continue
-        left, far = list(found), list[Gone]()
+        left, far = dict.fromkeys(range(len(found))), list[Gone]()
+        near: dict[MailboxName, deque[int]] = defaultdict(deque)
+        for n, new in enumerate(found):
+            near[new.mailbox].append(n)
         for one in sorted(several, key=lambda one: (one.mailbox, one.pair.uid)):
             where = moved_here[one].mailbox if one in moved_here else one.mailbox
-            nearest = next((new for new in left if new.mailbox == where), None)
-            if nearest is None:
-                far.append(one)
+            if near[where]:
+                n = near[where].popleft()
+                del left[n]
+                moved[one] = found[n]
             else:
-                left.remove(nearest)
-                moved[one] = nearest
-        moved.update(zip(far, left, strict=False))
+                far.append(one)
+        moved.update(zip(far, (found[n] for n in left), strict=False))
     return moved

@@ -11,7 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 from maild.core.flags import same_flags
 from maild.core.identity import TUID_WIRE_OCTETS, LocalIdentity, disk_and_content, fingerprint
@@ -27,16 +27,29 @@ from maild.local.state import Changes, MailboxState, Orphan, State
 MOST_COMPARED = 100  # equal messages, each with each
 
 
+class Unsure(NamedTuple):
+    """The pair that a file had, whose message is gone from where it was: deleted, or moved to where the file is."""
+
+    mailbox_id: int
+    uid: Uid
+
+
 @dataclass(slots=True)
 class Unpaired:
-    """Files of one mailbox that no pair knows, by what they are. `orphans` keep what lost pairs knew."""
+    """Files of one mailbox that no pair knows, by what they are. `orphans` keep what lost pairs knew.
+
+    Files that are `unsure` are adopted by their content only; those that nothing equal came for are deleted.
+    """
 
     entries: dict[Key, Entry] = field(default_factory=dict)
     identities: dict[Key, LocalIdentity] = field(default_factory=dict)
     orphans: dict[Key, Orphan] = field(default_factory=dict)
+    unsure: dict[Key, Unsure] = field(default_factory=dict)
     by_content: dict[Content, list[Key]] = field(init=False)
+    _kept_there: dict[Content, list[Key]] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.know(self.orphans)
         self.by_content = defaultdict(list)
         for key, identity in self.identities.items():
             self.by_content[identity.size_octets, identity.digest].append(key)
@@ -73,16 +86,28 @@ class Unpaired:
         """Files whose deletion on the server did not travel: they are not to be sent."""
         return {key: orphan for key, orphan in self.orphans.items() if orphan.only == "local" and key in self.entries}
 
+    def know(self, orphans: dict[Key, Orphan]) -> None:
+        """Take these for its orphans."""
+        self.orphans, self._kept_there = orphans, defaultdict(list)
+        for key, orphan in orphans.items():
+            if orphan.only == "remote":
+                self._kept_there[orphan.size_octets, orphan.digest].append(key)
+
     @property
     def has_kept_there(self) -> bool:
-        return any(orphan.only == "remote" for orphan in self.orphans.values())
+        return bool(self._kept_there)
 
     def take_kept_there(self, content: Content) -> Orphan | None:
         """One with this content whose deletion here did not travel: it is not to come back."""
-        for key, orphan in self.orphans.items():
-            if orphan.only == "remote" and (orphan.size_octets, orphan.digest) == content:
-                return self.orphans.pop(key)
+        while keys := self._kept_there.get(content):
+            if (orphan := self.orphans.pop(keys.pop(0), None)) is not None:
+                return orphan
+        self._kept_there.pop(content, None)
         return None
+
+    def add(self, entry: Entry, identity: LocalIdentity) -> None:
+        self.entries[entry.key], self.identities[entry.key] = entry, identity
+        self.by_content[identity.size_octets, identity.digest].append(entry.key)
 
     def remember(self, key: Key, pair: Pair) -> None:
         """What was its pair elsewhere: the base of its flags."""
@@ -174,12 +199,15 @@ def adopt(
     """
     adopted = Adopted()
     pairs: dict[Key, Pair] = {}
+    moved: list[Changes] = []
     changes: dict[Key, tuple[Entry, Flags]] = {}
     agreed: dict[Key, Flags] = {}
     entries: dict[Key, Entry] = {}
     for uid, key in matched.items():
         entry, identity, base = unpaired.take(key)
         entries[key] = entry
+        if (was := unpaired.unsure.pop(key, None)) is not None:
+            moved.append(Changes(was.mailbox_id, drop=[was.uid]))
         here, there = flags_here(maildir, entry, base), remote[uid]
         pairs[key] = Pair(uid, key, there, identity.size_octets, identity.digest)
         operation = merge_flags(replace(pairs[key], flags=base), here, there, permitted)
@@ -199,7 +227,7 @@ def adopt(
     escaped = {pairs[key].uid for key in changes.keys() - done.keys()}
     adopted.merges = [operation for operation in adopted.merges if operation.uid not in escaped]
     adopted.flags = len(done)
-    state.apply([Changes(mailbox.id, add=list(pairs.values()))])
+    state.apply([*moved, Changes(mailbox.id, add=list(pairs.values()))])
     return adopted
 
 

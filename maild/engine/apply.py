@@ -24,36 +24,42 @@ from maild.core.reconcile import merge_flags
 from maild.engine.look import flags_here
 from maild.local.maildir import Maildir
 from maild.local.scan import Entry
-from maild.local.state import Changes, MailboxState, State
+from maild.local.state import Changes, MailboxState, Orphan, State
 
 TRIES = 3  # of a rename that a mail reader beats us to
 
 
 @dataclass(slots=True)
 class Removed:
-    """How many files were removed, and which messages are still there though they should not be."""
+    """How many files were removed, and which are still there though they should not be."""
 
     count: int = 0
-    left: set[Uid] = field(default_factory=set)
+    left: set[Key] = field(default_factory=set)
 
 
 def remove_files(
     state: State, mailbox: MailboxState, maildir: Maildir | None, operations: Sequence[Operation]
 ) -> Removed:
-    """DeleteLocal and Keep of one mailbox: the files go, durably, then their pairs."""
+    """DeleteLocal and Keep of one mailbox: first the pairs, with a note that their files go, then the files, durably.
+
+    A file that is gone while its pair is there was removed by a reader; a kill must not look like that.
+    """
     delete = {operation.key: operation.uid for operation in operations if isinstance(operation, DeleteLocal)}
-    drop: list[Uid] = []
     only = [(operation.uid, operation.only) for operation in operations if isinstance(operation, Keep)]
     removed = Removed()
     if delete and maildir is not None:
         pairs = state.pairs_of(mailbox.id, list(delete.values()))
         entries = maildir.locate({key: pairs[uid].flags for key, uid in delete.items() if uid in pairs})
+        going = [pairs[delete[key]] for key in entries]
+        if going:
+            orphans = [Orphan(pair.key, pair.flags, pair.size_octets, pair.digest, "unsure") for pair in going]
+            state.make_unsure(mailbox.id, orphans, [(mailbox.id, pair.uid) for pair in going])
         gone = maildir.remove(entries.values()) if entries else set()
         removed.count = len(gone)
-        removed.left = {delete[key] for key in entries if key not in gone}
-    drop.extend(uid for uid in delete.values() if uid not in removed.left)
-    if drop or only:
-        state.apply([Changes(mailbox.id, drop=drop, only=only)])
+        removed.left = entries.keys() - gone
+        delete = {key: uid for key, uid in delete.items() if key not in entries}
+    if delete or only:
+        state.apply([Changes(mailbox.id, drop=list(delete.values()), only=only)])
     return removed
 
 

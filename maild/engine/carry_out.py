@@ -11,6 +11,7 @@ from functools import partial
 
 from maild.core.errors import Rejected
 from maild.core.flags import same_flags
+from maild.core.identity import LocalIdentity
 from maild.core.model import (
     DeleteRemote,
     Flags,
@@ -23,7 +24,7 @@ from maild.core.model import (
 )
 from maild.core.ports import RemoteBox
 from maild.core.reconcile import merge_flags
-from maild.engine.adopt import Adopted, adopt
+from maild.engine.adopt import Adopted, Unsure, adopt, kept_uid
 from maild.engine.apply import merge_files, reflag, relocate, remove_files
 from maild.engine.look import flags_here, open_mailbox
 from maild.engine.propagate import Delivery
@@ -34,16 +35,13 @@ from maild.local.delivery import Delivered
 from maild.local.maildir import Maildir
 from maild.local.state import Changes
 
+SLACK_OCTETS = 64
+
 
 async def propagate(this: MailboxPass, box: RemoteBox | None) -> None:
     """Carry it out; without a box only what this disk needs. Quick things first, then messages both ways."""
     work = this.work
-    if (
-        this.needs_server
-        or any(map(partial(_has_effect_here, this), this.operations))
-        or this.doomed_files
-        or this.rekeyed
-    ):
+    if this.needs_server or any(map(partial(_has_effect_here, this), this.operations)) or this.rekeyed:
         await work.announce_change()
     maildir = await work.state.run(this.opened, not this.is_removed)
     if maildir is not None:
@@ -51,11 +49,13 @@ async def propagate(this: MailboxPass, box: RemoteBox | None) -> None:
     adopted = await work.state.run(_change_files, this)
     if box is None:
         await _merge_flags(this, None, [])
+        await _settle_unsure(this)
         return
     await _merge_flags(this, box, adopted.merges)
     await _move_there(this, box)
     await _delete_there(this, box)
     await _pull_messages(this, box)
+    await _settle_unsure(this)
     await _append(this, box)
 
 
@@ -74,14 +74,13 @@ def _change_files(this: MailboxPass) -> Adopted:
     elif not this.same_epoch:
         state.rebuild(mailbox.id, scan.epoch)
         this.log.info("mailbox.rebuilt")
-        this.unpaired.orphans = state.orphans(mailbox.id)
+        this.unpaired.know(state.orphans(mailbox.id) | this.unpaired.orphans)
     _change_names(this)
     maildir, report = this.maildir, this.report
     removed = remove_files(state, mailbox, maildir, this.operations)
     this.is_undone |= bool(removed.left)
+    this.unpaired.unsure.update((key, Unsure(mailbox.id, kept_uid(key))) for key in removed.left)
     report.deleted += removed.count
-    if maildir is not None and this.doomed_files:
-        report.deleted += len(maildir.remove(this.doomed_files))
     adopted = Adopted()
     if this.matched and maildir is not None:
         flags = this.remote_flags(this.matched)
@@ -260,6 +259,55 @@ async def _delete_doomed(this: MailboxPass, box: RemoteBox, uids: Sequence[Uid])
         trash = this.work.trash_for(this.name)
         gone = set(await box.move(uids, trash)) if trash is not None else await box.expunge(uids)
         _note_deleted(this, gone, uids, trash)
+
+
+async def _settle_unsure(this: MailboxPass) -> None:
+    """Everything has come: files that were not adopted had been deleted on the server, which beats their move here."""
+    if not this.unpaired.unsure:
+        return
+    if this.delivery is not None:
+        await this.delivery.settled()
+    sure = await this.work.state.run(_surely_deleted, this)
+    if sure:
+        await this.work.announce_change()
+        await this.work.state.run(_delete_files, this, sure)
+    this.is_undone |= bool(this.unpaired.unsure)
+
+
+def _surely_deleted(this: MailboxPass) -> list[Key]:
+    """Those that are not among messages which have yet to come, as far as the guard lets them go."""
+    unpaired, missing = this.unpaired, _sizes_missing(this)
+    left = [key for key in unpaired.unsure if key in unpaired.entries and this.found.complete]
+    sure = [key for key in left if not _is_likely(unpaired.identities[key], missing)]
+    return sure if sure and this.may_delete(sure) else []
+
+
+def _delete_files(this: MailboxPass, keys: Sequence[Key]) -> None:
+    """First their pairs, with a note that they go, then they themselves, durably: so a kill leaves no doubt."""
+    unpaired, maildir, state = this.unpaired, this.opened(make=False), this.work.state.state
+    if maildir is None:
+        return
+    noted = [replace(unpaired.orphans[key], only="unsure") for key in keys]
+    state.make_unsure(this.mailbox.id, noted, [unpaired.unsure[key] for key in keys])
+    gone = maildir.remove([unpaired.entries[key] for key in keys])
+    this.report.deleted += len(gone)
+    for key in gone:
+        unpaired.take(key)
+        del unpaired.unsure[key]
+
+
+def _is_likely(identity: LocalIdentity, sizes: Sequence[int]) -> bool:
+    """Whether one of these sizes may be what the server tells of it; some are wrong, as Exchange's are."""
+    wire = identity.facts.size_octets
+    return any(abs(size - wire) <= SLACK_OCTETS + wire // 8 for size in sizes)
+
+
+def _sizes_missing(this: MailboxPass) -> list[int]:
+    """How big the messages are that are on the server and did not come."""
+    state, mailbox = this.work.state.state, this.mailbox
+    have = state.uids(mailbox.id).union(this.pull.doomed if this.pull is not None else ())
+    sizes = [size for uid, _, size in this.remote.fresh if uid not in have]
+    return sizes + [m.size_octets for m in state.skipped(mailbox.id).values() if m.uid not in have]
 
 
 async def _append(this: MailboxPass, box: RemoteBox) -> None:

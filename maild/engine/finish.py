@@ -9,6 +9,7 @@ import anyio
 
 from maild.core.model import (
     Forget,
+    Key,
     Pair,
     Skipped,
 )
@@ -49,11 +50,14 @@ def _conclude(this: MailboxPass) -> None:
     if kept := this.unpaired.kept_here:
         pairs = [Pair(kept_uid(o.key), o.key, o.flags, o.size_octets, o.digest, "local") for o in kept.values()]
         state.apply([Changes(mailbox.id, add=pairs)])
-    state.drop_orphans(mailbox.id, list(state.orphans(mailbox.id)))
+    state.drop_orphans(
+        mailbox.id, state.orphans(mailbox.id).keys() - _still_kept_there(this) - this.unpaired.unsure.keys()
+    )
     messages = scan.messages + this.work.remote_delta[mailbox.id]
     is_counted = state.count_there(mailbox.id) + len(state.skipped(mailbox.id)) == messages
-    is_right = is_counted and not this.is_missed
-    is_undone = this.is_undone or bool(this.awaited)
+    is_unsure = any(was.mailbox_id == mailbox.id for some in this.work.unsure.values() for was in some.values())
+    is_right = is_counted and not this.is_missed and not is_unsure
+    is_undone = this.is_undone or is_unsure or bool(this.awaited)
     state.finish(
         mailbox.id,
         scan.cursor if is_right else None,  # something was missed, whoever's fault it is: compare everything
@@ -68,6 +72,13 @@ def _conclude(this: MailboxPass) -> None:
     )
     if this.report.error:
         state.set_error(mailbox.id, this.report.error)
+
+
+def _still_kept_there(this: MailboxPass) -> set[Key]:
+    """Messages whose deletion here did not travel, and that may be among those that have not come yet."""
+    if not this.work.state.state.skipped(this.mailbox.id):
+        return set()
+    return {key for key, orphan in this.unpaired.orphans.items() if orphan.only == "remote"}
 
 
 def _identity(this: MailboxPass) -> str:

@@ -94,7 +94,7 @@ def _foretell(this: MailboxPass) -> None:
     report.moved_there = sum(len(moves) for moves in this.moves_there.values()) + len(this.left_behind)
     for operation in this.operations:
         _foretell_one(this, operation)
-    report.deleted += len(this.doomed_files)
+    report.deleted += len(this.unpaired.unsure.keys() - set(this.matched.values()))
     _foretell_flags(this)
 
 

@@ -5,22 +5,31 @@ What moves where is decided in `core.moves`; here is who asks for the facts and 
 - gone here, an equal file elsewhere, still on the server: the server moves it too (`MailboxPass.moves_there`); unless
   it has an equal new message there already, the copy of a move that was cut off: that one is adopted, and the old one
   expunged (`MailboxPass.left_behind`);
+- gone here, an equal file elsewhere, gone on the server: where facts do not tell its new message there, the file waits
+  for what comes (`Unpaired.unsure`): adopted by an equal message it had moved there too, else it is deleted;
 - gone there, an equal message elsewhere, still here: the file moves too (`MailboxPass.relocations` of the target);
 - gone here, and on the server in the trash as well: expunged, not moved there once more (`MailboxPass.trashed`);
+- gone there, a new message of equal facts in the same mailbox: it is fetched, and its content decides;
 - moved on both sides: the server's place wins; moved on one side and deleted on the other: it is deleted.
+
+Facts pair; only an equal content removes anything.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
-from maild.core.model import NO_FLAGS, Facts, MailboxName, Uid
+from maild.core.model import NO_FLAGS, Facts, Key, MailboxName, Pair, Uid
 from maild.core.moves import Content, File, Gone, NewMessage, local_moves, remote_moves
+from maild.engine.adopt import Unsure
 from maild.engine.apply import Relocation
+from maild.engine.proof import contents_of
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass, Move
+
+SLACK_OCTETS = 64  # by which a server's sizes may be wrong, as Exchange's are
 
 FactsOf = Callable[[MailboxPass, Sequence[Uid]], Awaitable[Mapping[Uid, Facts]]]
 
@@ -39,14 +48,16 @@ async def settle_moves(
     gone_here = [Gone(p.name, pair) for p in passes for pair in p.local.gone.values() if not pair.only]
     files = _files(passes)
     moved_here = local_moves(gone_here, files) if files else {}
+    found_here = set(moved_here)
     moved_there = await _moved_there(work, passes, moved_here, facts_of)
-    for one, new in moved_there.items():
-        _follow_server(by_name, one, moved_here.pop(one, None), new)
-    copied = await _copied_already(by_name, moved_here, facts_of)
+    _follow_server(by_name, moved_here, {one: new for one, new in moved_there.items() if new.mailbox != one.mailbox})
+    for one in [one for one, new in moved_there.items() if new.mailbox == one.mailbox and one not in moved_here]:
+        await work.state.run(_await_content, by_name[one.mailbox], one.pair)
+    copied = await _copied_already(work, by_name, moved_here, facts_of)
     for one, file in moved_here.items():
         _follow_file(by_name, one, file, is_copied=one in copied)
     await _note_trashed(work, passes, facts_of)
-    _doom(work, passes)
+    _note_doomable(work, passes, found_here)
 
 
 def _leave_alone(passes: Sequence[MailboxPass], blind: Sequence[MailboxPass]) -> None:
@@ -100,44 +111,62 @@ async def _moved_there(
 
 
 async def _copied_already(
-    by_name: Mapping[MailboxName, MailboxPass], moved_here: Mapping[Gone, File], facts_of: FactsOf
+    work: Work, by_name: Mapping[MailboxName, MailboxPass], moved_here: Mapping[Gone, File], facts_of: FactsOf
 ) -> set[Gone]:
     """Those that the server has in their new mailbox too: where it has no MOVE, a cut after the COPY leaves that."""
-    wanted: dict[MailboxName, dict[Facts, list[Gone]]] = defaultdict(lambda: defaultdict(list))
+    wanted: dict[tuple[MailboxName, MailboxName], list[Gone]] = defaultdict(list)
     for one, file in moved_here.items():
-        is_there = one.pair.uid not in by_name[one.mailbox].remote.gone
-        facts = by_name[file.mailbox].unpaired.identities[file.key].facts
-        if is_there and one.mailbox != file.mailbox and facts.message_id:
-            wanted[file.mailbox][facts].append(one)
+        was, target = by_name[one.mailbox], by_name[file.mailbox]
+        is_moved = was is not target and one.pair.uid not in was.remote.gone and was.rules.deletes_there
+        if is_moved and was.rules.permitted is not None and target.rules.permitted is not None:
+            wanted[was.name, target.name].append(one)
+    used: set[Uid] = set()
     copied: set[Gone] = set()
-    for name, groups in wanted.items():
-        target, sizes = by_name[name], {facts.size_octets for facts in groups}
-        likely = [uid for uid, _, size in target.remote.fresh if size in sizes and uid not in target.retried]
-        for facts in (await facts_of(target, likely)).values() if likely else ():
-            if groups.get(facts):
-                copied.add(groups[facts].pop(0))
+    for (source, name), several in sorted(wanted.items()):
+        was, target = by_name[source], by_name[name]
+        proven = await _copies(work, was, target, [one.pair for one in several], facts_of, used)
+        copied.update(one for one in several if one.pair.uid in proven)
     return copied
 
 
 async def _note_trashed(work: Work, passes: Sequence[MailboxPass], facts_of: FactsOf) -> None:
     """Messages to be deleted that are new in the trash already: without MOVE, a deletion that was cut off."""
     trash = next((p for p in passes if p.name == work.trash), None)
-    if trash is None or not len(trash.remote.fresh):
+    if trash is None:
         return
-    fresh = [(uid, size) for uid, _, size in trash.remote.fresh if uid not in trash.retried]
+    used: set[Uid] = set()
     for p in passes:
         if p.rules.permitted is None or not p.rules.deletes_there or work.trash_for(p.name) is None:
             continue
-        gone = [pair for uid, pair in p.local.gone.items() if uid not in p.remote.gone and not pair.only]
-        likely = _likely([pair.size_octets for pair in gone], fresh)
-        if not likely:
-            continue
-        there = await facts_of(p, [pair.uid for pair in gone])
-        copies = list((await facts_of(trash, likely)).values())
-        for uid, facts in there.items():
-            if facts.message_id and facts in copies:
-                copies.remove(facts)
-                p.trashed.add(uid)
+        pairs = [pair for uid, pair in p.local.gone.items() if uid not in p.remote.gone and not pair.only]
+        p.trashed = await _copies(work, p, trash, pairs, facts_of, used)
+
+
+async def _copies(
+    work: Work, was: MailboxPass, target: MailboxPass, pairs: Sequence[Pair], facts_of: FactsOf, used: set[Uid]
+) -> set[Uid]:
+    """Those of messages of `was` that are new in `target` as well, of the same content; each copy counts once."""
+    fresh = [(uid, size) for uid, _, size in target.remote.fresh if uid not in target.retried and uid not in used]
+    likely = _likely([pair.size_octets for pair in pairs], fresh)
+    if not likely:
+        return set()
+    by_facts: dict[Facts, list[Uid]] = defaultdict(list)
+    for uid, facts in (await facts_of(target, likely)).items():
+        by_facts[facts].append(uid)
+    there = await facts_of(was, [pair.uid for pair in pairs]) if by_facts else {}
+    nominated = {pair.uid: by_facts[there[pair.uid]] for pair in pairs if there.get(pair.uid) in by_facts}
+    contents = await contents_of(work, target, {uid for uids in nominated.values() for uid in uids})
+    by_content: dict[tuple[Facts, Content], list[Uid]] = defaultdict(list)
+    for facts, uids in by_facts.items():
+        for uid in uids:
+            if uid in contents:
+                by_content[facts, contents[uid]].append(uid)
+    proven: set[Uid] = set()
+    for pair in pairs:
+        if pair.uid in nominated and (same := by_content[there[pair.uid], (pair.size_octets, pair.digest)]):
+            used.add(same.pop())
+            proven.add(pair.uid)
+    return proven
 
 
 def _likely(sizes: Sequence[int], fresh: Sequence[tuple[Uid, int]]) -> list[Uid]:
@@ -145,32 +174,61 @@ def _likely(sizes: Sequence[int], fresh: Sequence[tuple[Uid, int]]) -> list[Uid]
     ordered = sorted(sizes)
     likely: list[Uid] = []
     for uid, size in fresh:
-        at = bisect_right(ordered, size) - 1
-        if at >= 0 and ordered[at] * 2 >= size:
+        at = bisect_right(ordered, size + SLACK_OCTETS) - 1
+        if at >= 0 and ordered[at] * 2 + SLACK_OCTETS >= size:
             likely.append(uid)
     return likely
 
 
-def _follow_server(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: File | None, new: NewMessage) -> None:
-    """The server's move: the file, wherever it is by now, goes to the new mailbox."""
-    was, target = by_name[one.mailbox], by_name[new.mailbox]
-    source, key = (was, one.pair.key) if file is None else (by_name[file.mailbox], file.key)
-    flags = target.remote_flags({new.uid}).get(new.uid, NO_FLAGS)
-    if file is not None:
-        source.unpaired.take(file.key)
-        del was.local.gone[one.pair.uid]
-        source.awaited.add(file.key)
-    del was.remote.gone[one.pair.uid]
-    target.remote.fresh = target.remote.fresh.without({new.uid})
-    target.relocations.append(Relocation(was.mailbox, one.pair, source.mailbox, key, target.mailbox, new.uid, flags))
+def _follow_server(
+    by_name: Mapping[MailboxName, MailboxPass], moved_here: dict[Gone, File], moved_there: Mapping[Gone, NewMessage]
+) -> None:
+    """The server's moves: the file, wherever it is by now, goes to the new mailbox."""
+    uids: dict[MailboxName, set[Uid]] = defaultdict(set)
+    for new in moved_there.values():
+        uids[new.mailbox].add(new.uid)
+    flags = {name: by_name[name].remote_flags(some) for name, some in uids.items()}
+    for one, new in moved_there.items():
+        was, target, file = by_name[one.mailbox], by_name[new.mailbox], moved_here.pop(one, None)
+        source, key = (was, one.pair.key) if file is None else (by_name[file.mailbox], file.key)
+        if file is not None:
+            source.unpaired.take(file.key)
+            del was.local.gone[one.pair.uid]
+            source.awaited.add(file.key)
+        del was.remote.gone[one.pair.uid]
+        there = flags[new.mailbox].get(new.uid, NO_FLAGS)
+        move = Relocation(was.mailbox, one.pair, source.mailbox, key, target.mailbox, new.uid, there)
+        target.relocations.append(move)
+    for name, some in uids.items():
+        by_name[name].remote.fresh = by_name[name].remote.fresh.without(some)
+
+
+def _await_content(this: MailboxPass, pair: Pair) -> None:
+    """A new message where the one that is gone was, equal facts: that one again, or a corrected draft."""
+    maildir = this.opened(make=False)
+    entry = maildir.locate({pair.key: pair.flags}).get(pair.key) if maildir is not None else None
+    identity = maildir.identity(entry) if maildir is not None and entry is not None else None
+    if entry is None or identity is None:
+        return
+    this.local.changed.pop(pair.uid, None)
+    this.unpaired.add(entry, identity)
+    _leave_unsure(this, pair, this, pair.key)
+
+
+def _leave_unsure(was: MailboxPass, pair: Pair, target: MailboxPass, key: Key) -> None:
+    """Whether the message is gone or moved is told by what comes; until then the pair stays."""
+    was.local.gone.pop(pair.uid, None)
+    del was.remote.gone[pair.uid]
+    target.unpaired.remember(key, pair)
+    target.unpaired.unsure[key] = Unsure(was.mailbox.id, pair.uid)
 
 
 def _follow_file(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: File, *, is_copied: bool = False) -> None:
-    """The reader's move: the server moves its message too; unless it deleted it, which beats the move."""
+    """The reader's move: the server moves its message too; unless it is gone, for a deletion beats the move."""
     was, target = by_name[one.mailbox], by_name[file.mailbox]
     if one.pair.uid in was.remote.gone:
         if target.rules.deletes_here:
-            target.doomed_files.append(target.unpaired.take(file.key)[0])
+            _leave_unsure(was, one.pair, target, file.key)
         return
     if was is not target and (was.rules.permitted is None or not was.rules.deletes_there):
         return  # it is added there, and stays where it was
@@ -194,9 +252,17 @@ def _follow_file(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: Fi
         was.moves_there[target.name].append(Move(one.pair, file.key, flags))
 
 
-def _doom(work: Work, passes: Sequence[MailboxPass]) -> None:
-    """What both sides no longer have where it was may come back elsewhere, moved by the server: it stays deleted."""
+def _note_doomable(work: Work, passes: Sequence[MailboxPass], found_here: Collection[Gone]) -> None:
+    """What both sides no longer have where it was may come back elsewhere, moved by the server: it stays deleted.
+
+    Not that of which a file was found: a reader, or a pass that was killed, moved it as well.
+    """
+    if len(passes) < 2:
+        return  # nothing is known of the other mailboxes
     for p in passes:
-        for uid, pair in p.local.gone.items():
-            if uid in p.remote.gone and p.rules.deletes_there and not pair.only:
-                work.doomed[pair.size_octets, pair.digest].append(p.name)
+        gone = [pair for uid, pair in p.local.gone.items() if uid in p.remote.gone and not pair.only]
+        gone = [pair for pair in gone if Gone(p.name, pair) not in found_here] if p.rules.deletes_there else []
+        others = [q for q in passes if q is not p and q.name != work.trash and q.rules.permitted is not None]
+        fresh = [(uid, size) for q in others for uid, _, size in q.remote.fresh] if gone else []
+        p.may_come_back = min(len(gone), len(_likely([pair.size_octets for pair in gone], fresh)))
+        p.doomable = gone if p.may_come_back else []

@@ -19,7 +19,7 @@ from maild.core.errors import MaildError
 from maild.core.model import Epoch, Fetched, Key, MailboxName, MergeFlags, Pair, Permitted, ScanTable, Uid
 from maild.core.moves import Content
 from maild.core.ports import BodyWriter, Remote, RemoteBox
-from maild.engine.adopt import Adopted, Unpaired, adopt, fetched_content
+from maild.engine.adopt import Adopted, Unpaired, Unsure, adopt, fetched_content
 from maild.engine.propagate import Deliverer, Delivery, StateThread
 from maild.engine.report import AccountReport
 from maild.local.delivery import Incoming
@@ -52,8 +52,9 @@ class Work:
     """What the mailboxes of one account's pass share.
 
     `remote_delta`: by mailbox id, by how many messages with a pair the server has more than it had when it was looked
-    at. `awaited`: files that a move is to give a pair. `doomed`: contents that are gone on both sides from a mailbox,
-    so that the server's having moved one elsewhere does not bring it back. `foreseen`: mailboxes that a
+    at. `awaited`: files that a move is to give a pair. `unsure`: see `Unpaired`, by mailbox. `doomed`: contents that
+    are gone on both sides from a mailbox, so that the server's having moved one elsewhere does not bring it back.
+    `foreseen`: mailboxes that a
     dry run takes for made or renamed. `is_asked`: somebody named the mailboxes, so
     that messages which did not travel before are tried at once; else when their time has come, as of `now_s`.
     """
@@ -77,6 +78,7 @@ class Work:
     failed: set[MailboxName] = field(default_factory=set)  # mailboxes
     remote_delta: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
     awaited: defaultdict[MailboxName, set[Key]] = field(default_factory=lambda: defaultdict(set))
+    unsure: defaultdict[MailboxName, dict[Key, Unsure]] = field(default_factory=lambda: defaultdict(dict))
     doomed: defaultdict[Content, list[MailboxName]] = field(default_factory=lambda: defaultdict(list))
 
     def rows(self) -> dict[MailboxName, MailboxState]:
@@ -123,6 +125,7 @@ class Pull:
         self._wanted = wanted
         self._suspects: list[Uid] = []
         self._in_flight: dict[Uid, None] = {}
+        self._sizes: dict[Uid, int] | None = None  # as the server told them, once anything came empty
         self._one_by_one = False
         self._delivery = delivery
         self._unpaired = unpaired
@@ -241,7 +244,9 @@ class Pull:
         spools.difference_update([i.raw for i in incoming if isinstance(i.raw, Spool)])
 
     def _size_told(self, uid: Uid) -> int:
-        return next((size for other, _, size in self._wanted if other == uid), 0)
+        if self._sizes is None:
+            self._sizes = {other: size for other, _, size in self._wanted}
+        return self._sizes.get(uid, 0)
 
     async def _is_settled(self, work: Work, fetched: Fetched) -> bool:
         """Whether no file is needed: one without a pair holds just this message, or it is to be deleted."""

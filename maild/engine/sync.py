@@ -46,7 +46,7 @@ from maild.core.model import (
 )
 from maild.core.ports import RemoteBox
 from maild.core.reconcile import RemoteNews, Rules, proven_gone, reconcile
-from maild.engine.adopt import Alike, Unpaired, match_facts, read_unpaired
+from maild.engine.adopt import Alike, Unpaired, Unsure, kept_uid, match_facts, read_unpaired
 from maild.engine.apply import Relocation
 from maild.engine.look import Look, flags_here, open_mailbox
 from maild.engine.propagate import Delivery
@@ -76,9 +76,9 @@ class MailboxPass:
     `local` and `remote` are the news about pairs, `unpaired` files without one. `engine.moves` takes from these what
     has only moved, and leaves `relocations` (files to come here), `moves_there` (messages to go to another mailbox),
     `left_behind` (messages to be expunged here, for they were copied there already), `trashed`
-    (messages to be deleted that are in the trash already), `rekeyed` (files with another
-    unique name) and `doomed_files`. `awaited` are keys that somebody has to deal with
-    before the directory may count as looked at.
+    (messages to be deleted that are in the trash already) and `rekeyed` (files with another unique name). Files of
+    which only the pull tells whether they moved or are to be deleted are `unpaired.unsure`. `awaited` are keys that
+    somebody has to deal with before the directory may count as looked at.
     """
 
     def __init__(self, work: Work, remote: RemoteMailbox, mailbox: MailboxState, look: Look) -> None:
@@ -95,7 +95,8 @@ class MailboxPass:
         self.left_behind: list[Uid] = []
         self.trashed: set[Uid] = set()
         self.rekeyed: list[tuple[Pair, Entry]] = []
-        self.doomed_files: list[Entry] = []
+        self.doomable: list[Pair] = []  # pairs gone on both sides that may come back elsewhere …
+        self.may_come_back = 0  # … at most so many
         self.awaited = work.awaited[remote.name]
         self.is_leaving = not remote.levels  # the server has it no longer
         self.operations: list[Operation] = []
@@ -109,6 +110,8 @@ class MailboxPass:
         self.left_out: list[Skipped] = []
         self.waiting: set[Key] = set()  # files that the server did not take, until their time has come
         self.matched: dict[Uid, Key] = {}
+        self._planned: tuple[list[Key], list[Uid]] = [], []  # deletions here and there, as the guard saw them
+        self._counted = 0  # messages that they were measured against
         self.refusal: PlanRefused | None = None
         self.maildir: Maildir | None = None
         self.delivery: Delivery | None = None
@@ -164,6 +167,11 @@ class MailboxPass:
         if self.same_epoch and (scan.full or scan.vanished):
             news.gone = state.pairs_of(mailbox.id, self.gone_among(state.uids(mailbox.id)))
         self._look_closer()
+        unsure = self.work.unsure[self.name]
+        for key, orphan in self.unpaired.orphans.items():
+            if orphan.only == "unsure" and key in self.unpaired.entries:
+                unsure.setdefault(key, Unsure(mailbox.id, kept_uid(key)))
+        self.unpaired.unsure = unsure
 
     def gone_among(self, known: set[Uid]) -> set[Uid]:
         """Which of these the scan proves to be gone."""
@@ -242,10 +250,22 @@ class MailboxPass:
         self.operations = reconcile(self.remote, self.local, self._here_of_changed(), self.rules)
         delete_here = [o for o in self.operations if isinstance(o, DeleteLocal)]
         delete_there = [o for o in self.operations if isinstance(o, DeleteRemote)]
-        self._guard([o.key for o in delete_here] + [e.key for e in self.doomed_files], [o.uid for o in delete_there])
+        coming_back = [pair.uid for pair in self.doomable[: self.may_come_back]]
+        self._planned = [o.key for o in delete_here], [*(o.uid for o in delete_there), *coming_back]
+        self._counted = self._guarded_total()
+        self._guard(*self._planned)
         if self.refusal is not None:
             self.operations = [o for o in self.operations if not isinstance(o, DeleteLocal | DeleteRemote)]
-            self.doomed_files.clear()
+            self.doomable.clear()
+        for pair in self.doomable:
+            self.work.doomed[pair.size_octets, pair.digest].append(self.name)
+
+    def may_delete(self, keys: Collection[Key]) -> bool:
+        """Whether the guard lets these files go as well, beside what was planned."""
+        here, there = self._planned
+        self._planned = [*here, *keys], there
+        self._guard(*self._planned)
+        return self.refusal is None
 
     def _take_new_names(self) -> None:
         """Files with another unique name: their pairs count with that name, and may have other flags too."""
@@ -273,7 +293,7 @@ class MailboxPass:
         stored = state.refusal(mailbox.id)
         if stored is not None and stored.approved and _is_part_of(stored, delete_here, delete_there):
             return
-        total = self._guarded_total(max(len(delete_here), len(delete_there)))
+        total = max(self._counted, len(delete_here), len(delete_there))
         allowed = account.max_deletions.of(total)
         if not self.look.is_here and delete_there:
             self.refusal = PlanRefused(
@@ -292,16 +312,17 @@ class MailboxPass:
             if not self.work.dry_run:
                 state.refuse(mailbox.id, self.refusal.text, remote=delete_there, local=delete_here)
 
-    def _guarded_total(self, deletions: int) -> int:
+    def _guarded_total(self) -> int:
         """How many messages the deletions are measured against: those that were here when the last pass was complete.
 
         What came in while a plan stands refused must not make it look smaller.
         """
         forgotten = sum(isinstance(operation, Forget) for operation in self.operations)
-        total = self.work.state.state.count(self.mailbox.id) - forgotten
+        going = sum(was.uid == kept_uid(key) for key, was in self.unpaired.unsure.items())  # their pairs went first
+        total = self.work.state.state.count(self.mailbox.id) - forgotten + going
         if self.mailbox.messages is not None:
             total = min(total, self.mailbox.messages)
-        return max(total, deletions)
+        return total
 
     async def match(self, box: RemoteBox) -> None:
         """Find out which new messages are on this disk already, without fetching them."""
@@ -310,7 +331,8 @@ class MailboxPass:
             # Of those asked for once more the flags are not known; they are matched when they have come.
             likely = [uid for uid, _, size in self.remote.fresh if size in sizes and uid not in self.retried]
             facts = await box.facts(likely) if likely else {}
-            self.matched = match_facts(self.unpaired, facts, await self.work.state.run(self._alike, likely))
+            matched = match_facts(self.unpaired, facts, await self.work.state.run(self._alike, likely))
+            self.matched = {uid: key for uid, key in matched.items() if key not in self.unpaired.unsure}
         self.report.wanted = len(self.remote.fresh) - len(self.matched)
 
     def _alike(self, uids: Collection[Uid]) -> Alike:
@@ -363,7 +385,8 @@ class MailboxPass:
     @property
     def to_send(self) -> set[Key]:
         """Files that are new here, unless they turn out to be on the server."""
-        return self.unpaired.entries.keys() - self.waiting - self.unpaired.kept_here.keys()
+        unpaired = self.unpaired
+        return unpaired.entries.keys() - self.waiting - unpaired.kept_here.keys() - unpaired.unsure.keys()
 
     def flags_before(self, operation: MergeFlags) -> Flags:
         if operation.uid in self.local.changed:

@@ -171,7 +171,7 @@ class AccountPass:
     async def _carry_out(
         self, passes: Sequence[MailboxPass], leaving: Sequence[MailboxPass], coming: Sequence[MailboxPass]
     ) -> None:
-        self._moving = bool(self._work.doomed) or any(this.awaited or this.relocations for this in passes)
+        self._moving = bool(self._work.doomed) or any(p.awaited or p.relocations or p.unpaired.unsure for p in passes)
         self._crew.add(*(partial(self._propagate_one, this) for this in passes if not this.is_stopped))
         await self._crew.work_off()
         async with anyio.create_task_group() as finishers:

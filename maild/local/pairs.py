@@ -73,6 +73,15 @@ def make_orphans(database: sqlite3.Connection, mailbox_id: int) -> None:
     database.execute("DELETE FROM pairs WHERE mailbox = ?", (mailbox_id,))
 
 
+def add_unsure(database: sqlite3.Connection, mailbox_id: int, rows: Iterable[tuple[Key, Flags, int, bytes]]) -> None:
+    """Key, base flags, size and digest of files that are about to be deleted."""
+    database.executemany(
+        "INSERT OR REPLACE INTO orphans (mailbox, key, flags, size_octets, digest, only)"
+        " VALUES (?, ?, ?, ?, ?, 'unsure')",
+        [(mailbox_id, to_row(key), flags_text(flags), size, digest) for key, flags, size, digest in rows],
+    )
+
+
 def drop_orphans(database: sqlite3.Connection, mailbox_id: int, keys: Iterable[Key]) -> None:
     database.executemany(
         "DELETE FROM orphans WHERE mailbox = ? AND key = ?", [(mailbox_id, to_row(key)) for key in keys]

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from maild.core.model import Cursor, Epoch, Flags, Key, MailboxName, Only, Pair, Skipped, Uid
 from maild.local import pairs as pair_rows
@@ -78,14 +78,15 @@ class Changes:
 class Orphan:
     """A message whose pair ended with the mailbox's epoch: known by content, with the flags of its last base.
 
-    `only` as in `Pair`: where it is not "", its deletion on the other side is not to come undone.
+    `only` as in `Pair`: where it is not "", its deletion on the other side is not to come undone. One that is "unsure"
+    is a file that is being deleted, unless its message comes after all.
     """
 
     key: Key
     flags: Flags
     size_octets: int
     digest: bytes
-    only: Only = ""
+    only: Only | Literal["unsure"] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +321,16 @@ class State:
         rows = self.rows("SELECT key, flags, size_octets, digest, only FROM orphans WHERE mailbox = ?", (mailbox_id,))
         found = (Orphan(pair_rows.key_from(key), pair_rows.flags_from(flags), *rest) for key, flags, *rest in rows)
         return {orphan.key: orphan for orphan in found}
+
+    def make_unsure(self, mailbox_id: int, orphans: Iterable[Orphan], drop: Iterable[tuple[int, Uid]]) -> None:
+        """Note files that are about to be deleted, in place of the pairs that they had in whichever mailbox.
+
+        So that a deletion that is cut off is known from one that a reader made.
+        """
+        with self.transaction() as database:
+            for was_id, uid in drop:
+                pair_rows.drop(database, was_id, [uid])
+            pair_rows.add_unsure(database, mailbox_id, [(o.key, o.flags, o.size_octets, o.digest) for o in orphans])
 
     def drop_orphans(self, mailbox_id: int, keys: Iterable[Key]) -> None:
         with self.transaction() as database:

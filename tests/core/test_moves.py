@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
@@ -95,6 +96,21 @@ def test_very_many_equal_files_are_not_all_compared() -> None:
     """Whoever copied one message ten thousand times waits no longer for that."""
     files = [file("Archive", f"x{n}") for n in range(10_000)]
     assert len(local_moves([gone("INBOX", "1", "k1")], {of("a"): files})) == 1
+
+
+def test_very_many_equal_messages_take_linear_time() -> None:
+    """Four times as many take about four times as long, on either side; each with each would be sixteen times."""
+
+    def seconds(count: int) -> float:
+        went = [gone("INBOX", f"{n}", f"k{n}") for n in range(count)]
+        files = [file("Archive" if n % 2 else "INBOX", f"x{n}") for n in range(count)]
+        came = [new("Archive" if n % 2 else "INBOX", f"{n}") for n in range(count)]
+        begun = time.process_time()
+        assert len(local_moves(went, {of("a"): files})) == count
+        assert len(remote_moves({FACTS: went}, {FACTS: came})) == count
+        return time.process_time() - begun
+
+    assert min(seconds(1600) for _ in range(3)) < 9 * min(seconds(400) for _ in range(5))
 
 
 # -- messages on the server

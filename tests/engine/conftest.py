@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,8 +13,10 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
+from maild.core.model import Cursor, Facts, Scan, ScanTable, Uid
 from maild.engine import crew
 from maild.testing.imap import ALL, ImapServer
+from maild.testing.memory import MemoryBox
 from maild.testing.store import Store
 from tests.engine.world import CAPABILITIES, PASSWORD, USER, World
 
@@ -67,3 +70,21 @@ async def any_world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIter
     """The same on four servers, from QRESYNC down to nothing: each must give the same result."""
     async with ImapServer(Store(), {USER: PASSWORD}, capabilities=CAPABILITIES[request.param]) as server:
         yield World(tmp_path, server)
+
+
+@pytest.fixture
+def wrong_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose RFC822.SIZE is wrong by three octets, as Exchange's may be."""
+    scan, facts = MemoryBox.scan, MemoryBox.facts
+
+    async def scanned(box: MemoryBox, cursor: Cursor | None) -> Scan:
+        found, table = await scan(box, cursor), ScanTable()
+        for uid, flags, size in found.items:
+            table.add(uid, flags, size + 3)
+        return replace(found, items=table)
+
+    async def told(box: MemoryBox, uids: Sequence[Uid]) -> dict[Uid, Facts]:
+        return {uid: replace(fact, size_octets=fact.size_octets + 3) for uid, fact in (await facts(box, uids)).items()}
+
+    monkeypatch.setattr(MemoryBox, "scan", scanned)
+    monkeypatch.setattr(MemoryBox, "facts", told)

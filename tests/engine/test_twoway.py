@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,16 @@ SCENARIOS: list[Step] = [
     delete_empty_mailbox_here,
     delete_mailbox_there_add_here,
 ]
+MOVES: list[Step] = [
+    delete_here,
+    move_here,
+    move_there,
+    move_both_differently,
+    move_both_alike,
+    move_here_delete_there,
+    move_there_delete_here,
+    move_here_flag_both,
+]
 TWO_PASSES = [delete_mailbox_there_add_here]  # the first ends a mailbox, the second begins it again
 
 
@@ -316,17 +327,27 @@ async def test_a_flag_removed_there_while_the_message_moves_here(quick_path: Pat
     await twin.quiet()
 
 
+CASES = [pytest.param(step, "proof", id=step.__name__) for step in SCENARIOS] + [
+    pytest.param(step, lack, id=f"{step.__name__}-{lack}")
+    for step in MOVES
+    for lack in ("no_message_id", "wrong_sizes")
+]
+
+
 @pytest.mark.usefixtures("no_threads")
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda step: step.__name__)
-async def test_scenario_cut_at_every_step(quick_path: Path, scenario: Step) -> None:
+@pytest.mark.parametrize(("scenario", "facts"), CASES)
+async def test_scenario_cut_at_every_step(
+    quick_path: Path, scenario: Step, facts: str, request: pytest.FixtureRequest
+) -> None:
     """Cut before and after each effect on the server, for good; a new pass then ends where an undisturbed one ends."""
-    undisturbed = await _prepared(quick_path / "undisturbed", scenario)
+    prepared = _preparation(facts, request)
+    undisturbed = await prepared(quick_path / "undisturbed", scenario)
     await undisturbed.synced()
     steps = undisturbed.remote.steps
     await undisturbed.synced()
     wanted = _contents(undisturbed)
     for step in range(steps):
-        twin = await _prepared(quick_path / str(step), scenario)
+        twin = await prepared(quick_path / str(step), scenario)
         report = await twin.sync(lose_at=step)
         assert not report.ok, f"cut at step {step}, and nobody noticed"
         for _ in range(2):
@@ -368,23 +389,24 @@ async def test_scenario_cut_at_every_command(quick_path: Path, scenario: Step, l
 
 
 @pytest.mark.usefixtures("no_threads")
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda step: step.__name__)
+@pytest.mark.parametrize(("scenario", "facts"), CASES)
 async def test_scenario_killed_at_every_commit(
-    quick_path: Path, scenario: Step, monkeypatch: pytest.MonkeyPatch
+    quick_path: Path, scenario: Step, facts: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """Killed before and after each commit to the state.
 
     No stamp is ever stored: whether one is, and so how many commits there are, would depend on the clock.
     """
     monkeypatch.setattr(look, "is_settled", lambda *_: False)
-    undisturbed = await _prepared(quick_path / "undisturbed", scenario)
+    prepared = _preparation(facts, request)
+    undisturbed = await prepared(quick_path / "undisturbed", scenario)
     commits = Commits(monkeypatch)
     await undisturbed.synced()
     most = commits.count
     await undisturbed.synced()
     wanted = _contents(undisturbed)
     for moment in range(2 * most):
-        twin = await _prepared(quick_path / str(moment), scenario)
+        twin = await prepared(quick_path / str(moment), scenario)
         commits.kill_at(moment)
         with pytest.raises(BaseException, match=r"killed|unhandled errors"):
             await twin.sync()
@@ -427,9 +449,16 @@ class Commits:
         self.count, self._moment, self._is_dead = 0, moment, False
 
 
-async def _prepared(directory: Path, scenario: Step) -> Twin:
+def _preparation(facts: str, request: pytest.FixtureRequest) -> Callable[[Path, Step], Awaitable[Twin]]:
+    """How to begin where facts prove what they should, or for want of them, or because they are wrong, do not."""
+    if facts == "wrong_sizes":
+        request.getfixturevalue("wrong_sizes")
+    return partial(_prepared, message_ids=facts != "no_message_id")
+
+
+async def _prepared(directory: Path, scenario: Step, *, message_ids: bool) -> Twin:
     directory.mkdir()
-    twin = Twin(directory)
+    twin = Twin(directory, message_ids=message_ids)
     start(twin)
     await twin.synced()
     scenario(twin)

@@ -53,11 +53,15 @@ class Shown:
 
 @dataclass
 class Twin:
-    """See the module. `remote` holds the settings of the server's side for the passes to come."""
+    """See the module. `remote` holds the settings of the server's side for the passes to come.
+
+    Without `message_ids` the numbered messages have no Message-ID.
+    """
 
     directory: Path
     store: Store = field(default_factory=Store)
     settings: dict[str, Any] = field(default_factory=dict)
+    message_ids: bool = True
     account: Account = field(init=False)
     remote: MemoryRemote = field(init=False)
     _numbers: int = 0
@@ -82,6 +86,9 @@ class Twin:
 
     def limit_deletions(self, percent: int) -> None:
         self.account = replace(self.account, max_deletions=DeletionLimit(percent, is_percent=True))
+
+    def body(self, n: int) -> bytes:
+        return body(n) if self.message_ids else body(n, message_id="")
 
     # -- passes
 
@@ -139,7 +146,7 @@ class Twin:
         key = f"1600{self._numbers:06d}.R{n}.elsewhere"
         path = self.where(mailbox) / ("cur" if letters else "new") / (key + (f":2,{letters}" if letters else ""))
         temporary = self.where(mailbox) / "tmp" / key
-        temporary.write_bytes(body(n) if raw is None else raw)
+        temporary.write_bytes(self.body(n) if raw is None else raw)
         os.utime(temporary, (START_S + n, START_S + n))
         temporary.rename(path)
         return path
@@ -186,7 +193,7 @@ class Twin:
     # -- the server
 
     def deliver(self, n: int, mailbox: str = "INBOX", flags: Iterable[str] = (), *, raw: bytes | None = None) -> int:
-        octets = (body(n) if raw is None else raw).replace(b"\n", b"\r\n")
+        octets = (self.body(n) if raw is None else raw).replace(b"\n", b"\r\n")
         return self.store.deliver(mailbox, octets, flags, START_S + n)
 
     def uid(self, n: int, mailbox: str = "INBOX") -> int:

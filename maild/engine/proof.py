@@ -1,0 +1,84 @@
+"""What messages on the server contain: the proof that is needed before anything is removed because of an equal one.
+
+Cheap facts (size, Message-ID, Date) nominate; different messages may share them, and some servers tell wrong sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection
+from contextlib import aclosing
+from typing import cast
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from maild.core.errors import ConnectionLost, ProtocolViolation, Rejected
+from maild.core.identity import Digester
+from maild.core.model import Fetched, ScanTable, Uid
+from maild.core.moves import Content
+from maild.engine.adopt import fetched_content
+from maild.engine.crew import RETRY_DELAY_S, TRIES
+from maild.engine.pull import FETCH_MESSAGES, FETCH_OCTETS, Work
+from maild.engine.sync import MailboxPass
+
+log = structlog.get_logger()
+
+
+class Measured:
+    """A big message that is only to be compared: nothing of it is kept. A `BodyWriter` of `core.ports`."""
+
+    def __init__(self) -> None:
+        self.size_octets = 0
+        self._digester = Digester()
+
+    def write(self, chunk: memoryview) -> None:
+        """Take the next octets of the wire form."""
+        self.size_octets += len(chunk)
+        self._digester.update(bytes(chunk))
+
+    @property
+    def content(self) -> Content:
+        return self._digester.size_octets, self._digester.digest()
+
+    def discard(self) -> None:
+        """There is nothing to be removed."""
+
+
+async def contents_of(work: Work, this: MailboxPass, uids: set[Uid]) -> dict[Uid, Content]:
+    """Fetch these new messages and say what they contain; one that does not come is missing. Keeps nothing.
+
+    Of what the server refuses, or loses the connection about again and again, nothing is proven. Not to be called while
+    a session is held.
+    """
+    found: dict[Uid, Content] = {}
+    for attempt in range(1, TRIES + 1 if uids else 1):
+        try:
+            await _fetch(work, this, uids - found.keys(), found)
+        except Rejected:
+            break
+        except (ConnectionLost, ProtocolViolation) as exc:
+            log.warning("session.retried", account=work.account.name, mailbox=this.name, reason=exc.text)
+            await anyio.sleep(RETRY_DELAY_S * attempt)
+        else:
+            break
+    return found
+
+
+async def _fetch(work: Work, this: MailboxPass, uids: Collection[Uid], found: dict[Uid, Content]) -> None:
+    table = ScanTable()
+    for uid, flags, size in this.remote.fresh:
+        if uid in uids:
+            table.add(uid, flags, size)
+    async with work.remote.visit(this.name, this.found.epoch, read_only=work.dry_run) as box:
+        batches = table.batches(FETCH_MESSAGES, FETCH_OCTETS)
+        stream = cast("AsyncGenerator[list[Fetched]]", box.fetch(batches, lambda _: Measured()))
+        async with aclosing(stream):
+            async for several in stream:
+                for fetched in several:
+                    if fetched.uid in uids:
+                        found[fetched.uid] = await anyio.to_thread.run_sync(_content, fetched)
+
+
+def _content(fetched: Fetched) -> Content:
+    return fetched.raw.content if isinstance(fetched.raw, Measured) else fetched_content(fetched)

@@ -631,7 +631,7 @@ async def test_a_dry_run_on_an_existing_maildir_goes_through_the_messages_once(
 
     monkeypatch.setattr(MailboxPass, "remote_flags", remote_flags)
     foretold = await twin.sync(dry_run=True)
-    assert asked == [11]
+    assert [count for count in asked if count] == [11]
     report = await twin.synced()
     assert {name: foretold.total(name) for name in CHANGES} == {name: report.total(name) for name in CHANGES}
     assert (foretold.total("adopted"), foretold.total("flags"), foretold.total("flags_there")) == (11, 4, 8)

@@ -74,12 +74,20 @@ class Unpaired:
         return found
 
     def with_content(self, content: Content, flags: Flags = NO_FLAGS, maildir: Maildir | None = None) -> Key | None:
-        """A file with exactly this content; with a `maildir` rather one that has these flags as well."""
+        """A file with this very content, first an unsure one; with a `maildir` rather one with these flags as well."""
         found = [key for key in self.by_content.get(content, ()) if key in self.entries]
+        found = [key for key in found if key in self.unsure] or found
         if maildir is None or len(found) > MOST_COMPARED:
             return found[0] if found else None
         alike = (key for key in found if same_flags(maildir.flags(self.entries[key]), flags))
         return next(alike, found[0] if found else None)
+
+    def content_of(self, key: Key) -> Content:
+        return self.identities[key].size_octets, self.identities[key].digest
+
+    def unsure_contents(self) -> set[Content]:
+        """Contents of which facts are not to pair any file: the one that waits for its message has the first claim."""
+        return {self.content_of(key) for key in self.unsure if key in self.entries}
 
     @property
     def kept_here(self) -> dict[Key, Orphan]:

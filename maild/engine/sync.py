@@ -330,7 +330,8 @@ class MailboxPass:
             likely = [uid for uid, _, size in self.remote.fresh if size in sizes and uid not in self.retried]
             facts = await box.facts(likely) if likely else {}
             matched = match_facts(self.unpaired, facts, await self.work.state.run(self._alike, likely))
-            self.matched = {uid: key for uid, key in matched.items() if key not in self.unpaired.unsure}
+            unsure = self.unpaired.unsure_contents()
+            self.matched = {uid: key for uid, key in matched.items() if self.unpaired.content_of(key) not in unsure}
         self.report.wanted = len(self.remote.fresh) - len(self.matched)
 
     def _alike(self, uids: Collection[Uid]) -> Alike:

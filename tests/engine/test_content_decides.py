@@ -90,6 +90,18 @@ async def test_moved_elsewhere_there(twin: Twin, raw: bytes) -> None:
     await settled(twin, INBOX=[body(2)], Work=[raw])
 
 
+@pytest.mark.parametrize("flagged", [0, 1])
+@pytest.mark.usefixtures("wrong_sizes")
+async def test_a_copy_beside_a_file_that_waits_is_a_message_of_its_own(twin: Twin, flagged: int) -> None:
+    await begin(twin)
+    twin.copy(twin.move(twin.one(1), "Archive", new_name=True), "Archive")
+    twin.relabel(twin.files("Archive")[flagged], "F")  # the other one looks more like what comes
+    twin.relabel(twin.files("Archive")[1 - flagged], "T")
+    twin.store.set_flags("INBOX", twin.uid(1), add=["\\Deleted"])
+    twin.store.move("INBOX", twin.uid(1), "Archive")
+    await settled(twin, INBOX=[body(2)], Archive=[body(1), body(1)])
+
+
 @pytest.mark.parametrize("raw", [body(1), NO_ID], ids=["message_id", "no_message_id"])
 async def test_moved_here_and_deleted_there(twin: Twin, raw: bytes) -> None:
     await begin(twin, raw)

@@ -31,7 +31,7 @@ class Unsure(NamedTuple):
     """The pair that a file had, whose message is gone from where it was: deleted, or moved to where the file is."""
 
     mailbox_id: int
-    uid: Uid
+    pair: Pair
 
 
 @dataclass(slots=True)
@@ -127,6 +127,12 @@ class Unpaired:
         return self.entries.pop(key), self.identities.pop(key), NO_FLAGS if orphan is None else orphan.flags
 
 
+def unsure_of(mailbox_id: int, orphan: Orphan) -> Unsure:
+    """A file that was being deleted, in the mailbox where it is: its pair has gone already."""
+    pair = Pair(kept_uid(orphan.key), orphan.key, orphan.flags, orphan.size_octets, orphan.digest)
+    return Unsure(mailbox_id, pair)
+
+
 def kept_uid(key: Key) -> Uid:
     """Instead of a Uid, for a message that the server has not: no adapter gives or reads such a one."""
     return Uid("-" + hashlib.sha256(os.fsencode(key)).hexdigest()[:16])
@@ -215,7 +221,7 @@ def adopt(
         entry, identity, base = unpaired.take(key)
         entries[key] = entry
         if (was := unpaired.unsure.pop(key, None)) is not None:
-            moved.append(Changes(was.mailbox_id, drop=[was.uid]))
+            moved.append(Changes(was.mailbox_id, drop=[was.pair.uid]))
         here, there = flags_here(maildir, entry, base), remote[uid]
         pairs[key] = Pair(uid, key, there, identity.size_octets, identity.digest)
         operation = merge_flags(replace(pairs[key], flags=base), here, there, permitted)

@@ -31,7 +31,7 @@ class Unsure(NamedTuple):
     """The pair that a file had, whose message is gone from where it was: deleted, or moved to where the file is."""
 
     mailbox_id: int
-    uid: Uid
+    pair: Pair
 
 
 @dataclass(slots=True)
@@ -74,12 +74,20 @@ class Unpaired:
         return found
 
     def with_content(self, content: Content, flags: Flags = NO_FLAGS, maildir: Maildir | None = None) -> Key | None:
-        """A file with exactly this content; with a `maildir` rather one that has these flags as well."""
+        """A file with this very content, first an unsure one; with a `maildir` rather one with these flags as well."""
         found = [key for key in self.by_content.get(content, ()) if key in self.entries]
+        found = [key for key in found if key in self.unsure] or found
         if maildir is None or len(found) > MOST_COMPARED:
             return found[0] if found else None
         alike = (key for key in found if same_flags(maildir.flags(self.entries[key]), flags))
         return next(alike, found[0] if found else None)
+
+    def content_of(self, key: Key) -> Content:
+        return self.identities[key].size_octets, self.identities[key].digest
+
+    def unsure_contents(self) -> set[Content]:
+        """Contents of which facts are not to pair any file: the one that waits for its message has the first claim."""
+        return {self.content_of(key) for key in self.unsure if key in self.entries}
 
     @property
     def kept_here(self) -> dict[Key, Orphan]:
@@ -117,6 +125,12 @@ class Unpaired:
         """Its entry, identity and base flags; it is no longer unpaired."""
         orphan = self.orphans.pop(key, None)
         return self.entries.pop(key), self.identities.pop(key), NO_FLAGS if orphan is None else orphan.flags
+
+
+def unsure_of(mailbox_id: int, orphan: Orphan) -> Unsure:
+    """A file that was being deleted, in the mailbox where it is: its pair has gone already."""
+    pair = Pair(kept_uid(orphan.key), orphan.key, orphan.flags, orphan.size_octets, orphan.digest)
+    return Unsure(mailbox_id, pair)
 
 
 def kept_uid(key: Key) -> Uid:
@@ -207,7 +221,7 @@ def adopt(
         entry, identity, base = unpaired.take(key)
         entries[key] = entry
         if (was := unpaired.unsure.pop(key, None)) is not None:
-            moved.append(Changes(was.mailbox_id, drop=[was.uid]))
+            moved.append(Changes(was.mailbox_id, drop=[was.pair.uid]))
         here, there = flags_here(maildir, entry, base), remote[uid]
         pairs[key] = Pair(uid, key, there, identity.size_octets, identity.digest)
         operation = merge_flags(replace(pairs[key], flags=base), here, there, permitted)

@@ -34,7 +34,7 @@ class Removed:
     """How many files were removed, and which are still there though they should not be."""
 
     count: int = 0
-    left: set[Key] = field(default_factory=set)
+    left: list[Orphan] = field(default_factory=list)
 
 
 def remove_files(
@@ -51,12 +51,12 @@ def remove_files(
         pairs = state.pairs_of(mailbox.id, list(delete.values()))
         entries = maildir.locate({key: pairs[uid].flags for key, uid in delete.items() if uid in pairs})
         going = [pairs[delete[key]] for key in entries]
+        orphans = [Orphan(pair.key, pair.flags, pair.size_octets, pair.digest, "unsure") for pair in going]
         if going:
-            orphans = [Orphan(pair.key, pair.flags, pair.size_octets, pair.digest, "unsure") for pair in going]
             state.make_unsure(mailbox.id, orphans, [(mailbox.id, pair.uid) for pair in going])
         gone = maildir.remove(entries.values()) if entries else set()
         removed.count = len(gone)
-        removed.left = entries.keys() - gone
+        removed.left = [orphan for orphan in orphans if orphan.key not in gone]
         delete = {key: uid for key, uid in delete.items() if key not in entries}
     if delete or only:
         state.apply([Changes(mailbox.id, drop=list(delete.values()), only=only)])

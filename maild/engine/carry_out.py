@@ -24,7 +24,7 @@ from maild.core.model import (
 )
 from maild.core.ports import RemoteBox
 from maild.core.reconcile import merge_flags
-from maild.engine.adopt import Adopted, Unsure, adopt, kept_uid
+from maild.engine.adopt import Adopted, adopt, unsure_of
 from maild.engine.apply import merge_files, reflag, relocate, remove_files
 from maild.engine.look import flags_here, open_mailbox
 from maild.engine.propagate import Delivery
@@ -79,7 +79,7 @@ def _change_files(this: MailboxPass) -> Adopted:
     maildir, report = this.maildir, this.report
     removed = remove_files(state, mailbox, maildir, this.operations)
     this.is_undone |= bool(removed.left)
-    this.unpaired.unsure.update((key, Unsure(mailbox.id, kept_uid(key))) for key in removed.left)
+    this.unpaired.unsure.update((orphan.key, unsure_of(mailbox.id, orphan)) for orphan in removed.left)
     report.deleted += removed.count
     adopted = Adopted()
     if this.matched and maildir is not None:
@@ -288,7 +288,8 @@ def _delete_files(this: MailboxPass, keys: Sequence[Key]) -> None:
     if maildir is None:
         return
     noted = [replace(unpaired.orphans[key], only="unsure") for key in keys]
-    state.make_unsure(this.mailbox.id, noted, [unpaired.unsure[key] for key in keys])
+    went = [unpaired.unsure[key] for key in keys]
+    state.make_unsure(this.mailbox.id, noted, [(was.mailbox_id, was.pair.uid) for was in went])
     gone = maildir.remove([unpaired.entries[key] for key in keys])
     this.report.deleted += len(gone)
     for key in gone:

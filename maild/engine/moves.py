@@ -220,7 +220,7 @@ def _leave_unsure(was: MailboxPass, pair: Pair, target: MailboxPass, key: Key) -
     was.local.gone.pop(pair.uid, None)
     del was.remote.gone[pair.uid]
     target.unpaired.remember(key, pair)
-    target.unpaired.unsure[key] = Unsure(was.mailbox.id, pair.uid)
+    target.unpaired.unsure[key] = Unsure(was.mailbox.id, pair)
 
 
 def _follow_file(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: File, *, is_copied: bool = False) -> None:

@@ -46,7 +46,7 @@ from maild.core.model import (
 )
 from maild.core.ports import RemoteBox
 from maild.core.reconcile import RemoteNews, Rules, proven_gone, reconcile
-from maild.engine.adopt import Alike, Unpaired, Unsure, kept_uid, match_facts, read_unpaired
+from maild.engine.adopt import Alike, Unpaired, kept_uid, match_facts, read_unpaired, unsure_of
 from maild.engine.apply import Relocation
 from maild.engine.look import Look, flags_here, open_mailbox
 from maild.engine.propagate import Delivery
@@ -170,7 +170,10 @@ class MailboxPass:
         unsure = self.work.unsure[self.name]
         for key, orphan in self.unpaired.orphans.items():
             if orphan.only == "unsure" and key in self.unpaired.entries:
-                unsure.setdefault(key, Unsure(mailbox.id, kept_uid(key)))
+                unsure.setdefault(key, unsure_of(mailbox.id, orphan))
+        for key, was in unsure.items():  # of an attempt before this one
+            if key in self.unpaired.entries and key not in self.unpaired.orphans:
+                self.unpaired.remember(key, was.pair)
         self.unpaired.unsure = unsure
 
     def gone_among(self, known: set[Uid]) -> set[Uid]:
@@ -318,7 +321,9 @@ class MailboxPass:
         What came in while a plan stands refused must not make it look smaller.
         """
         forgotten = sum(isinstance(operation, Forget) for operation in self.operations)
-        going = sum(was.uid == kept_uid(key) for key, was in self.unpaired.unsure.items())  # their pairs went first
+        going = sum(
+            was.pair.uid == kept_uid(key) for key, was in self.unpaired.unsure.items()
+        )  # their pairs went first
         total = self.work.state.state.count(self.mailbox.id) - forgotten + going
         if self.mailbox.messages is not None:
             total = min(total, self.mailbox.messages)
@@ -332,7 +337,8 @@ class MailboxPass:
             likely = [uid for uid, _, size in self.remote.fresh if size in sizes and uid not in self.retried]
             facts = await box.facts(likely) if likely else {}
             matched = match_facts(self.unpaired, facts, await self.work.state.run(self._alike, likely))
-            self.matched = {uid: key for uid, key in matched.items() if key not in self.unpaired.unsure}
+            unsure = self.unpaired.unsure_contents()
+            self.matched = {uid: key for uid, key in matched.items() if self.unpaired.content_of(key) not in unsure}
         self.report.wanted = len(self.remote.fresh) - len(self.matched)
 
     def _alike(self, uids: Collection[Uid]) -> Alike:

@@ -317,7 +317,7 @@ class State:
         )
 
     def orphans(self, mailbox_id: int) -> dict[Key, Orphan]:
-        """What `rebuild` left and no pair has taken up since."""
+        """What `rebuild` left and no pair has taken up since, and files that are being deleted."""
         rows = self.rows("SELECT key, flags, size_octets, digest, only FROM orphans WHERE mailbox = ?", (mailbox_id,))
         found = (Orphan(pair_rows.key_from(key), pair_rows.flags_from(flags), *rest) for key, flags, *rest in rows)
         return {orphan.key: orphan for orphan in found}

@@ -90,6 +90,18 @@ async def test_moved_elsewhere_there(twin: Twin, raw: bytes) -> None:
     await settled(twin, INBOX=[body(2)], Work=[raw])
 
 
+@pytest.mark.parametrize("flagged", [0, 1])
+@pytest.mark.usefixtures("wrong_sizes")
+async def test_a_copy_beside_a_file_that_waits_is_a_message_of_its_own(twin: Twin, flagged: int) -> None:
+    await begin(twin)
+    twin.copy(twin.move(twin.one(1), "Archive", new_name=True), "Archive")
+    twin.relabel(twin.files("Archive")[flagged], "F")  # the other one looks more like what comes
+    twin.relabel(twin.files("Archive")[1 - flagged], "T")
+    twin.store.set_flags("INBOX", twin.uid(1), add=["\\Deleted"])
+    twin.store.move("INBOX", twin.uid(1), "Archive")
+    await settled(twin, INBOX=[body(2)], Archive=[body(1), body(1)])
+
+
 @pytest.mark.parametrize("raw", [body(1), NO_ID], ids=["message_id", "no_message_id"])
 async def test_moved_here_and_deleted_there(twin: Twin, raw: bytes) -> None:
     await begin(twin, raw)
@@ -118,6 +130,39 @@ async def test_what_may_be_among_messages_that_did_not_come_is_not_deleted(
     assert twin.remote.journal == []
     assert [path.read_bytes() for path in twin.files("Archive")] == [NO_ID]
     await settled(twin, INBOX=[body(2)], Archive=[NO_ID])
+
+
+@pytest.mark.parametrize("is_moved", [True, False], ids=["moved", "deleted"])
+async def test_the_connection_is_lost_once_while_a_file_waits(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch, is_moved: bool
+) -> None:
+    """The next attempt within the pass knows of it, and the base of its flags."""
+    twin.deliver(1, raw=NO_ID, flags=["\\Seen"])
+    twin.deliver(2)
+    await twin.synced()
+    twin.move(twin.one(1), "Archive")
+    twin.store.set_flags("INBOX", twin.uid(1), remove=["\\Seen"])
+    if is_moved:
+        twin.store.move("INBOX", twin.uid(1), "Archive")
+    else:
+        twin.store.expunge("INBOX", twin.uid(1))
+    twin.deliver(3, "Archive")
+    fetch, lost = MemoryBox.fetch, []
+
+    async def lose_once(box: MemoryBox, *args: object):  # type: ignore[no-untyped-def]
+        if not lost:
+            lost.append(box.mailbox.name)
+            raise ConnectionLost("cut")
+        async for some in fetch(box, *args):  # type: ignore[arg-type]
+            yield some
+
+    monkeypatch.setattr(MemoryBox, "fetch", lose_once)
+    await twin.synced()
+    assert lost == ["Archive"]
+    assert twin.remote.journal == []
+    assert sorted(m.raw for m in twin.here("Archive")) == sorted([NO_ID, body(3)] if is_moved else [body(3)])
+    assert [m.flags for m in twin.here("Archive")] == [()] * (2 if is_moved else 1)
+    await settled(twin, INBOX=[body(2)], Archive=[NO_ID, body(3)] if is_moved else [body(3)])
 
 
 async def test_the_guard_looks_at_files_that_nothing_came_for(twin: Twin) -> None:

@@ -174,14 +174,21 @@ async def test_a_first_pass(tmp_path: Path, steps: Steps, is_kill: bool) -> None
         await at_every_step(steps, begin, is_kill=is_kill, then=then)
 
 
-@pytest.mark.parametrize("is_kill", [True, False], ids=["killed", "refused"])
-async def test_a_pass_with_changes(tmp_path: Path, steps: Steps, is_kill: bool) -> None:
+@pytest.mark.parametrize(
+    ("is_kill", "message_id"),
+    [
+        pytest.param(True, None, id="killed"),
+        pytest.param(False, None, id="refused"),
+        pytest.param(True, "", id="killed-no_message_id", marks=pytest.mark.long),
+    ],
+)
+async def test_a_pass_with_changes(tmp_path: Path, steps: Steps, is_kill: bool, message_id: str | None) -> None:
     """Both sides change: messages, flags, deletions, a move on either side, a mailbox with a new UIDVALIDITY."""
     async with ImapServer(Store(), {USER: PASSWORD}) as server:
         fill(server.store)
         server.store.create("Archiv")
         for n, mailbox in ((9, "INBOX"), (10, "INBOX"), (11, "Archiv")):
-            server.store.deliver(mailbox, message(n), (), START_S + n)
+            server.store.deliver(mailbox, message(n, message_id=message_id), (), START_S + n)
         first = World(tmp_path / "first", server)
         await first.synced()
         server.store.set_flags("INBOX", 1, add=["\\Flagged", "Neu"], remove=["\\Seen"])

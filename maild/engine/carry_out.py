@@ -191,11 +191,13 @@ def _note_moves(
     add: list[Pair] = []
     merges: list[MergeFlags] = []
     unpaired: dict[Key, tuple[Flags, Flags]] = {}
+    # What the server says may be wrong: a UID that has a pair is no new one, and the next pass finds the message itself.
+    taken = state.pairs_of(row.id, [uid for uid in done.values() if uid is not None])
     for pair, key, _ in moves:
         if pair.uid not in done:
             continue
         drop.append(pair.uid)
-        if (new := done[pair.uid]) is not None:
+        if (new := done[pair.uid]) is not None and new not in taken:
             add.append(replace(pair, uid=new, key=key, info=None))
             this.work.awaited[target].discard(key)
             if pair.uid in merged:

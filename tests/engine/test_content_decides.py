@@ -454,3 +454,23 @@ async def test_killed_before_many_files_are_deleted(twin: Twin, monkeypatch: pyt
     await killed_at(twin, monkeypatch, is_removed=False)
     assert len(twin.files()) == 100
     await settled(twin, INBOX=[body(n) for n in range(46, 101)])
+
+
+# -- what the server says of its UIDs
+
+
+async def test_a_new_uid_that_has_a_pair_is_not_believed(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A false COPYUID would take the other message's pair."""
+    other = twin.deliver(3, "Archive")
+    await begin(twin)
+    move = MemoryBox.move
+
+    async def lying(box: MemoryBox, uids: Sequence[Uid], target: MailboxName) -> dict[Uid, Uid | None]:
+        return dict.fromkeys(await move(box, uids, target), Uid(str(other)))
+
+    monkeypatch.setattr(MemoryBox, "move", lying)
+    twin.move(twin.one(1), "Archive")
+    await twin.synced()
+    monkeypatch.undo()
+    await settled(twin, INBOX=[body(2)], Archive=[body(1), body(3)])
+    assert twin.remote.fetched == []

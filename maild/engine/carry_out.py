@@ -191,7 +191,7 @@ def _note_moves(
     add: list[Pair] = []
     merges: list[MergeFlags] = []
     unpaired: dict[Key, tuple[Flags, Flags]] = {}
-    # What the server says may be wrong: a UID that has a pair is no new one, and the next pass finds the message itself.
+    # What the server says may be wrong: a UID that has a pair is no new one; the next pass finds the message itself.
     taken = state.pairs_of(row.id, [uid for uid in done.values() if uid is not None])
     for pair, key, _ in moves:
         if pair.uid not in done:

@@ -49,7 +49,7 @@ EVENTS = {
     "maildrop.limited": "a POP3 server deletes mail by itself, sooner than `leave_on_server` says",
     "maildrop.renumbered": "all messages of a POP3 server have other unique-ids than before; it may be another server",
     "maildrop.unconfirmed": "a POP3 server did not say that it carried out the deletions; the next poll looks",
-    "mailbox.kept": "a mailbox that was to be deleted on the server stays: something came in",
+    "mailbox.retained": "a mailbox that was to be deleted on the server stays: something came in",
     "mailbox.skipped": "a mailbox that cannot be used",
     "message.pulled": "one message is durable in the Maildir",
     "message.refused": "the server did not take one message; it stays here and is tried again",

@@ -278,7 +278,7 @@ async def delete_there(work: Work, row: MailboxState, seen: Cursor) -> None:
     One that has got a new message since it was scanned stays: the next pass sees it.
     """
     if not await work.remote.delete(row.name, seen):
-        log.info("mailbox.kept", account=work.account.name, mailbox=row.name)
+        log.info("mailbox.retained", account=work.account.name, mailbox=row.name)
         return
     await work.state.run(work.state.state.drop_mailbox, row.id)
     log.info("mailbox.deleted", account=work.account.name, mailbox=row.name)

@@ -92,6 +92,7 @@ def _context(
     with _usable("ca_file", ca_file.path if ca_file else None, _CA_HINT):
         context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file.path))
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # of TLS 1.2: who was verified stays who it is
     context.hostname_checks_common_name = False
     if is_pinned and ca_file is None:
         context.check_hostname = False

@@ -287,7 +287,7 @@ async def test_bad_certificates(fault: str, mode: Mode, kind: Kind, authority: A
 
 @EVERY
 @MODES
-def test_no_server_may_renegotiate(mode: Mode, kind: Kind, authority: Authority) -> None:
+async def test_no_server_may_renegotiate(mode: Mode, kind: Kind, authority: Authority) -> None:
     """Python's own server cannot try it: what OpenSSL was told is looked at."""
     context = tls_context(endpoint(kind, 1, mode, host="localhost", ca_file=authority.ca_file))
     assert context.options & ssl.OP_NO_RENEGOTIATION

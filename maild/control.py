@@ -18,12 +18,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from maild.config.places import SOCKET
 from maild.core.errors import MaildError
 from maild.engine.report import AccountReport, MailboxReport
 from maild.local.durable import disk_error
 
 VERSION = 1
-SOCKET = "control.sock"
 MOST_CLIENTS = 64
 REQUEST_S = 5.0
 REQUEST_OCTETS = 256 * 1024

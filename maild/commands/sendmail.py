@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maild.commands import printable
+from maild.config.places import SOCKET
 from maild.config.senders import read_senders
 from maild.core.errors import ConfigError, LocalError
 from maild.core.outgoing import Notices
 from maild.engine.accept import NoAccount, Order, Refused, prepared
 from maild.local.outbox import Outbox
 
-SOCKET = "control.sock"
 OK, USAGE, DATA_ERROR, TRY_LATER, DENIED, BAD_CONFIG = 0, 64, 65, 75, 77, 78  # sysexits.h
 
 HELP = """\

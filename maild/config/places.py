@@ -9,6 +9,7 @@ from pathlib import Path
 from maild.config import units
 
 SYSTEM_CONFIG = Path("/etc/maild/maild.toml")
+SOCKET = "control.sock"  # in the state directory: how a daemon is asked
 
 
 def standard_places(environ: Mapping[str, str]) -> list[Path]:

@@ -327,15 +327,21 @@ async def test_reload_under_load_restarts_only_what_changed(line: Line, monkeypa
         assert [numbers(daemon).count(n) for n in range(1, line.delivered + 1)] == [1] * line.delivered
 
 
-async def test_a_refused_login_goes_on_as_soon_as_somebody_logs_in(
-    line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    shorten(monkeypatch)
+def with_wrong_password(line: Line, tmp_path: Path) -> tuple[DaemonInside, Path]:
+    """A daemon whose account reads its password from a file, which holds another one."""
     secret = tmp_path / "password"
     secret.touch(mode=0o600)
     secret.write_text("wrong")
     daemon = line.daemon()
     daemon.accounts["work"] = daemon.accounts["work"].replace(f'password = "{PASSWORD}"', f'password_file = "{secret}"')
+    return daemon, secret
+
+
+async def test_a_refused_login_goes_on_as_soon_as_somebody_logs_in(
+    line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shorten(monkeypatch)
+    daemon, secret = with_wrong_password(line, tmp_path)
     async with daemon.running():
         await daemon.until_account(lambda a: a["state"] == "auth_rejected")
         logins = line.server.count("AUTHENTICATE")
@@ -350,11 +356,7 @@ async def test_a_refused_login_goes_on_as_soon_as_somebody_logs_in(
 
 async def test_passwd_tells_the_daemon(line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shorten(monkeypatch)
-    secret = tmp_path / "password"
-    secret.touch(mode=0o600)
-    secret.write_text("wrong")
-    daemon = line.daemon()
-    daemon.accounts["work"] = daemon.accounts["work"].replace(f'password = "{PASSWORD}"', f'password_file = "{secret}"')
+    daemon, _ = with_wrong_password(line, tmp_path)
     async with daemon.running():
         await daemon.until_account(lambda a: a["state"] == "auth_rejected")
         (typed := tmp_path / "typed").write_text(PASSWORD)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from email import message_from_bytes
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from maild.testing.smtp import SmtpServer
+from tests.live.sender import Sender
 from tests.servers.dovecot import Dovecot, DovecotMissing
 from tests.servers.postfix import Postfix, PostfixMissing, dovecot_auth
 from tests.servers.submission import serving, until_taken
@@ -27,20 +23,6 @@ SETTINGS = {
     "message_size_limit": "1000000",
     "smtpd_recipient_restrictions": f"check_recipient_access {REFUSED}, permit_sasl_authenticated, reject",
 }
-CONFIG = """\
-[maild]
-state_dir = "{root}/state"
-maildir = "{root}/Mail"
-[accounts.work]
-address = "me@example.org"
-[accounts.work.smtp]
-host = "localhost"
-port = {port}
-tls = "{tls}"
-ca_file = "{ca_file}"
-user = "jo"
-password = "{password}"
-"""
 
 
 @pytest.fixture
@@ -64,25 +46,9 @@ def postfix(relay: SmtpServer) -> Iterator[Postfix]:
             pytest.skip(str(missing))
 
 
-class Sender:
-    """One account, and the commands that a user would type."""
-
-    def __init__(self, root: Path, postfix: Postfix, tls: str, password: str = Dovecot.password) -> None:
-        port = postfix.implicit_port if tls == "implicit" else postfix.starttls_port
-        self._config = root / "maild.toml"
-        self._config.write_text(
-            CONFIG.format(root=root, port=port, tls=tls, ca_file=postfix.ca_file, password=password)
-        )
-        self._config.chmod(0o600)
-
-    def run(self, *words: str, raw: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-m", "maild", "-c", str(self._config), *words]
-        return subprocess.run(command, input=raw, capture_output=True, check=False, env=dict(os.environ))
-
-    def items(self) -> list[dict[str, Any]]:
-        found = json.loads(self.run("outbox", "--json").stdout)
-        assert isinstance(found, list)
-        return found
+def sender_to(root: Path, postfix: Postfix, tls: str, password: str = Dovecot.password) -> Sender:
+    port = postfix.implicit_port if tls == "implicit" else postfix.starttls_port
+    return Sender(root, port=port, tls=tls, ca_file=postfix.ca_file, password=password)
 
 
 def arrived(relay: SmtpServer, count: int) -> None:
@@ -92,7 +58,7 @@ def arrived(relay: SmtpServer, count: int) -> None:
 
 @pytest.mark.parametrize("tls", ["implicit", "starttls"])
 def test_sent_through_postfix(tmp_path: Path, postfix: Postfix, relay: SmtpServer, tls: str) -> None:
-    sender = Sender(tmp_path, postfix, tls)
+    sender = sender_to(tmp_path, postfix, tls)
     for number in range(20):
         raw = f"To: r{number}@x.example, s@x.example\nSubject: {number}\n\n.dot\nrest\n".encode()
         assert sender.run("sendmail", "-t", "-N", "never", "-V", "an id", raw=raw).returncode == 0
@@ -109,7 +75,7 @@ def test_sent_through_postfix(tmp_path: Path, postfix: Postfix, relay: SmtpServe
 
 def test_what_postfix_refuses(tmp_path: Path, postfix: Postfix, relay: SmtpServer) -> None:
     """Each recipient by itself, and the next message goes its way in the same session."""
-    sender = Sender(tmp_path, postfix, "implicit")
+    sender = sender_to(tmp_path, postfix, "implicit")
     sender.run("sendmail", "nobody@x.example", "later@x.example", "a@x.example", raw=b"Subject: x\n\n")
     sender.run("sendmail", "nobody@x.example", raw=b"Subject: y\n\n")
     sender.run("sendmail", "a@x.example", raw=b"Subject: big\n\n" + b"x" * 70 * 20_000)
@@ -126,7 +92,7 @@ def test_what_postfix_refuses(tmp_path: Path, postfix: Postfix, relay: SmtpServe
 
 
 def test_a_wrong_password_keeps_the_message(tmp_path: Path, postfix: Postfix, relay: SmtpServer) -> None:
-    sender = Sender(tmp_path, postfix, "starttls", password="not that one")
+    sender = sender_to(tmp_path, postfix, "starttls", password="not that one")
     sender.run("sendmail", "a@x.example", raw=b"Subject: x\n\n")
     flushed = sender.run("outbox", "flush")
     assert flushed.returncode == 1

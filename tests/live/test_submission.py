@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from email import message_from_bytes
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from maild.testing.smtp import SmtpServer
+from tests.live.sender import Sender
 from tests.servers.dovecot import DovecotMissing
 from tests.servers.submission import DovecotSubmission, serving
-
-CONFIG = """\
-[maild]
-state_dir = "{root}/state"
-maildir = "{root}/Mail"
-[accounts.work]
-address = "me@example.org"
-[accounts.work.smtp]
-host = "localhost"
-port = {port}
-tls = "{tls}"
-ca_file = "{ca_file}"
-user = "jo"
-password = "{password}"
-"""
 
 
 @pytest.fixture
@@ -49,31 +30,15 @@ def submission(relay: SmtpServer) -> Iterator[DovecotSubmission]:
         yield service
 
 
-class Sender:
-    """One account, and the commands a user would type."""
-
-    def __init__(self, root: Path, submission: DovecotSubmission, tls: str, password: str | None = None) -> None:
-        self.root = root
-        self._config = root / "maild.toml"
-        dovecot = submission.dovecot
-        port = submission.submissions_port if tls == "implicit" else submission.submission_port
-        values = {"root": root, "port": port, "tls": tls, "ca_file": dovecot.ca_file}
-        self._config.write_text(CONFIG.format(**values, password=password or dovecot.password))
-        self._config.chmod(0o600)
-
-    def run(self, *words: str, raw: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-m", "maild", "-c", str(self._config), *words]
-        return subprocess.run(command, input=raw, capture_output=True, check=False, env=dict(os.environ))
-
-    def items(self) -> list[dict[str, Any]]:
-        found = json.loads(self.run("outbox", "--json").stdout)
-        assert isinstance(found, list)
-        return found
+def sender_to(root: Path, submission: DovecotSubmission, tls: str, password: str | None = None) -> Sender:
+    dovecot = submission.dovecot
+    port = submission.submissions_port if tls == "implicit" else submission.submission_port
+    return Sender(root, port=port, tls=tls, ca_file=dovecot.ca_file, password=password or dovecot.password)
 
 
 @pytest.mark.parametrize("tls", ["implicit", "starttls"])
 def test_sent_through_dovecot(tmp_path: Path, submission: DovecotSubmission, relay: SmtpServer, tls: str) -> None:
-    sender = Sender(tmp_path, submission, tls)
+    sender = sender_to(tmp_path, submission, tls)
     for number in range(20):
         raw = f"To: r{number}@x.example, s@x.example\nSubject: {number}\n\n.dot\nrest\n".encode()
         assert sender.run("sendmail", "-t", raw=raw).returncode == 0
@@ -90,7 +55,7 @@ def test_sent_through_dovecot(tmp_path: Path, submission: DovecotSubmission, rel
 def test_what_dovecot_and_the_server_behind_it_refuse(
     tmp_path: Path, submission: DovecotSubmission, relay: SmtpServer
 ) -> None:
-    sender = Sender(tmp_path, submission, "implicit")
+    sender = sender_to(tmp_path, submission, "implicit")
     relay.react("rcpt", "550 5.1.1 nobody here", when="nobody@")
     relay.react("rcpt", "451 4.3.0 later", when="later@")
     sender.run("sendmail", "nobody@x.example", "later@x.example", "a@x.example", raw=b"Subject: x\n\n")
@@ -104,7 +69,7 @@ def test_what_dovecot_and_the_server_behind_it_refuse(
 
 
 def test_a_wrong_password_keeps_the_message(tmp_path: Path, submission: DovecotSubmission, relay: SmtpServer) -> None:
-    sender = Sender(tmp_path, submission, "implicit", password="not that one")
+    sender = sender_to(tmp_path, submission, "implicit", password="not that one")
     sender.run("sendmail", "a@x.example", raw=b"Subject: x\n\n")
     flushed = sender.run("outbox", "flush")
     assert flushed.returncode == 1

@@ -81,7 +81,7 @@ class Crew:
             self._lost_in_a_row = 0
         except MaildError as exc:
             if is_tried_again(exc, attempt):
-                await self.pause(name, attempt, exc)
+                await pause(self._work, name, attempt, exc)
                 self._left.appendleft(again)
                 return
             if isinstance(exc, ConnectionLost | ProtocolViolation):
@@ -89,11 +89,6 @@ class Crew:
                 if self._lost_in_a_row >= TRIES:
                     raise  # nothing gets through any more
             await self.note_failure(name, exc)
-
-    async def pause(self, name: MailboxName, attempt: int, exc: MaildError) -> None:
-        """Before the next attempt."""
-        log.warning("session.retried", account=self._work.account.name, mailbox=name, reason=exc.text)
-        await anyio.sleep(RETRY_DELAY_S * attempt)
 
     async def note_failure(self, name: str, exc: MaildError) -> None:
         """One mailbox's failure stays its own; what concerns the account ends the pass.
@@ -119,3 +114,9 @@ class Crew:
 def is_tried_again(exc: MaildError, attempt: int) -> bool:
     """Whether another session may get further than this one."""
     return isinstance(exc, ConnectionLost | ProtocolViolation) and attempt < TRIES
+
+
+async def pause(work: Work, name: MailboxName, attempt: int, exc: MaildError) -> None:
+    """Before the next attempt."""
+    log.warning("session.retried", account=work.account.name, mailbox=name, reason=exc.text)
+    await anyio.sleep(RETRY_DELAY_S * attempt)

@@ -9,20 +9,16 @@ from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from typing import cast
 
-import anyio
 import anyio.to_thread
-import structlog
 
 from maild.core.errors import ConnectionLost, ProtocolViolation, Rejected
 from maild.core.identity import Digester
 from maild.core.model import Fetched, ScanTable, Uid
 from maild.core.moves import Content
 from maild.engine.adopt import fetched_content
-from maild.engine.crew import RETRY_DELAY_S, TRIES
+from maild.engine.crew import TRIES, is_tried_again, pause
 from maild.engine.pull import FETCH_MESSAGES, FETCH_OCTETS, Work
 from maild.engine.sync import MailboxPass
-
-log = structlog.get_logger()
 
 
 class Measured:
@@ -55,11 +51,10 @@ async def contents_of(work: Work, this: MailboxPass, uids: set[Uid]) -> dict[Uid
     for attempt in range(1, TRIES + 1 if uids else 1):
         try:
             await _fetch(work, this, uids - found.keys(), found)
-        except Rejected:
-            break
-        except (ConnectionLost, ProtocolViolation) as exc:
-            log.warning("session.retried", account=work.account.name, mailbox=this.name, reason=exc.text)
-            await anyio.sleep(RETRY_DELAY_S * attempt)
+        except (ConnectionLost, ProtocolViolation, Rejected) as exc:
+            if not is_tried_again(exc, attempt):
+                break
+            await pause(work, this.name, attempt, exc)
         else:
             break
     return found

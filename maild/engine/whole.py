@@ -20,7 +20,7 @@ from maild.core.model import Epoch, Facts, Listing, MailboxName, RemoteMailbox, 
 from maild.core.names import MailboxUnusable, directory
 from maild.engine.apply import Relocation
 from maild.engine.carry_out import propagate, withdraw
-from maild.engine.crew import Crew, is_tried_again
+from maild.engine.crew import Crew, is_tried_again, pause
 from maild.engine.elsewhere import leave_what_lies_elsewhere
 from maild.engine.finish import finish
 from maild.engine.foretell import foretell
@@ -245,7 +245,7 @@ class AccountPass:
                     return await box.facts(uids)
             except MaildError as exc:
                 if is_tried_again(exc, attempt):
-                    await self._crew.pause(this.name, attempt, exc)
+                    await pause(self._work, this.name, attempt, exc)
                     attempt += 1
                 else:
                     await self._leave_out(this, exc)

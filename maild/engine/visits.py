@@ -6,8 +6,8 @@ opened at all, unless something did not travel then and may do so now.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from maild.core.errors import MaildError, NoSuchMailbox, Scope, did_you_mean
@@ -17,7 +17,6 @@ from maild.engine.look import Look, look_at, open_mailbox
 from maild.engine.mailboxes import Settled, foresee_mailbox
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass
-from maild.local.maildir import Maildir
 from maild.local.state import MailboxState
 from maild.local.survey import Survey
 
@@ -56,7 +55,7 @@ class Visits:
     def _look(self, row: MailboxState) -> Look | None:
         """None, and a note in `failed`, where that mailbox cannot be looked at. Raises what concerns the account."""
         try:
-            with self._opened_mailbox(row) as maildir:
+            with open_mailbox(self._work.account.maildir, row) or nullcontext() as maildir:
                 return look_at(self._work.state.state, row, maildir, may_note=not self._work.dry_run)
         except MaildError as exc:
             if exc.scope is not Scope.MAILBOX:
@@ -119,15 +118,6 @@ class Visits:
         if stamps and not self._work.dry_run:
             state.set_stamps(stamps)
         return visits
-
-    @contextmanager
-    def _opened_mailbox(self, row: MailboxState) -> Iterator[Maildir | None]:
-        maildir = open_mailbox(self._work.account.maildir, row)
-        if maildir is None:
-            yield None
-            return
-        with maildir:
-            yield maildir
 
     def _has_leftovers(self, row: MailboxState, look: Look | None) -> bool:
         """Whether messages did not travel that may do so now. What is known of files that are gone is dropped."""

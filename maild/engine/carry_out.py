@@ -156,11 +156,14 @@ async def _move_there(this: MailboxPass, box: RemoteBox) -> None:
         try:
             done = await box.move([move.pair.uid for move in moves], target)
         except Rejected as exc:
-            this.is_undone = True
+            done = {}
             this.report.error = f"cannot move messages to {target} on the server: {exc.text}"
-            continue
-        await this.work.state.run(_note_moves, this, target, moves, done, {m.uid: m for m in stored})
-        this.is_undone |= len(done) < len(moves)
+        else:
+            await this.work.state.run(_note_moves, this, target, moves, done, {m.uid: m for m in stored})
+        left = [move for move in moves if move.pair.uid not in done]
+        this.is_undone |= bool(left)
+        # Flags changed there that were to travel with them: nobody tells them again, wherever the file is by then.
+        this.is_missed |= any(not same_flags(move.flags, move.pair.flags) for move in left)
 
 
 def _flags_of_moved(this: MailboxPass, target: MailboxName, moves: Sequence[Move]) -> dict[Uid, MergeFlags]:
@@ -235,7 +238,9 @@ def _note_deleted(this: MailboxPass, gone: Collection[Uid], uids: Collection[Uid
     this.work.remote_delta[this.mailbox.id] -= len(gone)
     this.work.is_trash_filled |= trash is not None and bool(gone)
     this.report.deleted_there += len(gone)
-    this.is_undone |= len(gone) < len(uids)
+    left = [uid for uid in uids if uid not in gone]
+    this.is_undone |= bool(left)
+    this.is_missed |= any(uid in this.remote.changed for uid in left)  # the file may come back, with its old flags
 
 
 async def _pull_messages(this: MailboxPass, box: RemoteBox) -> None:

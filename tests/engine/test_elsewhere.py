@@ -204,6 +204,49 @@ async def test_its_new_mailbox_is_read_only(twin: Twin) -> None:
     await then_it_moves(twin)
 
 
+def refuse_moves(patch: pytest.MonkeyPatch) -> None:
+    """The server answers every MOVE and COPY with NO, and does not expunge."""
+
+    async def move(self: MemoryBox, uids: Sequence[Any], target: Any) -> Any:
+        raise Rejected("not now")
+
+    async def expunge(self: MemoryBox, uids: Sequence[Any]) -> Any:
+        raise Rejected("not now")
+
+    patch.setattr(MemoryBox, "move", move)
+    patch.setattr(MemoryBox, "expunge", expunge)
+
+
+async def test_the_server_refuses_the_move(twin: Twin) -> None:
+    """It is tried again at the next pass, with the flags that were changed there meanwhile."""
+    twin.move(twin.one(1), "Archive")
+    twin.store.mailbox("INBOX").set_flags([1], add={"\\Flagged"})
+    with pytest.MonkeyPatch.context() as patch:
+        refuse_moves(patch)
+        report = await twin.sync()
+        assert "not now" in str(report.mailboxes["INBOX"].error)
+    await then_it_moves(twin)
+    assert [shown.flags for shown in twin.there("Archive")] == [("\\Flagged",)]
+
+
+@pytest.mark.parametrize("is_deleted", [False, True], ids=["moved", "deleted"])
+async def test_a_file_comes_back_when_the_server_refused_what_became_of_it(twin: Twin, is_deleted: bool) -> None:
+    """Flags changed there were to go with it: they are not told again."""
+    path, aside = twin.one(1), twin.root / "aside"
+    moved = path.rename(aside) if is_deleted else twin.move(path, "Archive")
+    twin.store.mailbox("INBOX").set_flags([1], add={"\\Flagged"})
+    with pytest.MonkeyPatch.context() as patch:
+        refuse_moves(patch)
+        report = await twin.sync()
+        assert "not now" in str(report.mailboxes["INBOX"].error)
+        assert twin.remote.journal == []
+    moved.rename(path)
+    await twin.synced()
+    assert twin.remote.journal == []
+    twin.assert_equal()
+    await twin.quiet()
+
+
 async def test_a_reader_moves_it_after_its_new_mailbox_was_found_unchanged(
     twin: Twin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

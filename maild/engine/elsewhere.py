@@ -1,24 +1,26 @@
-"""Before anything is deleted on the server: is the file somewhere else on this disk, where this pass has not looked?
+"""Before anything is deleted on the server, or sent to it: does this pass see both ends of what may be a move?
 
 A mailbox may be left out of a pass: it failed, it was not asked for, it cannot be made on the server, or a reader put
-a file there after the look. What lies there has moved, for all that is known: its message stays where it is, and the
-next pass that sees both mailboxes moves it. Nothing is looked at unless a file is gone.
+a file there, or took one away, after the look. What lies there has moved, for all that is known: its message stays
+where it is, and the next pass that sees both mailboxes moves it; and a new file that equals one that is gone there
+came from there, and is not sent. Nothing is looked at unless a file is gone or new.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from maild.core.errors import LocalError
 from maild.core.identity import identify
 from maild.core.mailboxes import name_of
-from maild.core.model import Key, Pair
+from maild.core.model import Key, MailboxName, Pair
 from maild.core.moves import Content
 from maild.core.names import levels_from, matches
+from maild.engine.look import open_mailbox
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass
 from maild.local.directory import MailboxDirectory, translated
@@ -48,6 +50,13 @@ async def leave_what_lies_elsewhere(work: Work, passes: Sequence[MailboxPass], s
     gone = [p for p in passes if any(_gone_for_good(p))]
     if gone and work.account.maildir.exists():
         await work.state.run(_leave, work, passes, gone, separator)
+
+
+async def keep_what_came_from_elsewhere(work: Work, passes: Sequence[MailboxPass]) -> None:
+    """Do not send what lies here and has gone from where these passes did not look: it is on the server already."""
+    new = [p for p in passes if p.to_send and p.rules.permitted is not None and p.rules.deletes_there]
+    if new:
+        await work.state.run(_keep, work, {p.mailbox.id for p in passes}, new)
 
 
 def _gone_for_good(this: MailboxPass) -> Iterator[Pair]:
@@ -86,6 +95,40 @@ def _take_out(work: Work, this: MailboxPass, pairs: Sequence[Pair]) -> None:
         if this.remote.gone.pop(pair.uid, None) is not None and this.name in work.doomed[pair.size_octets, pair.digest]:
             work.doomed[pair.size_octets, pair.digest].remove(this.name)
         this.awaited.add(pair.key)
+
+
+def _keep(work: Work, looked: Collection[int], new: Sequence[MailboxPass]) -> None:
+    contents = {p.unpaired.content_of(key) for p in new for key in p.to_send}
+    came = _gone_unseen(work, looked, contents)
+    for p in new:
+        keys = {key for key in p.to_send if p.unpaired.content_of(key) in came}
+        p.waiting |= keys
+        p.awaited |= keys
+        p.report.held_back += len(keys)
+        if keys and work.is_asked:
+            names = ", ".join(sorted({came[p.unpaired.content_of(key)] for key in keys}))
+            p.report.error = (
+                f"messages that were moved here from {names}: {len(keys)}; they wait for a pass that looks there too:"
+                f" maild sync {work.account.name}"
+            )
+
+
+def _gone_unseen(work: Work, looked: Collection[int], contents: Collection[Content]) -> dict[Content, MailboxName]:
+    """Those of these contents that a mailbox has on the server, and had here, as far as this pass has not looked."""
+    state, root, found = work.state.state, work.account.maildir, dict[Content, MailboxName]()
+    here = survey(root, work.account.layout).mailboxes if root.exists() else {}
+    for row in work.rows().values():
+        is_synchronised = row.name in work.listed and matches(row.name, work.imap.mailboxes)
+        place = here.get(row.directory)
+        if row.id in looked or not is_synchronised or (place is not None and not _has_changed(row, place)):
+            continue
+        pairs = [pair for pair in state.pairs_with(row.id, contents) if not pair.only]
+        if not pairs:
+            continue
+        with open_mailbox(root, row) or nullcontext() as maildir:
+            there = {} if maildir is None else maildir.locate({pair.key: pair.flags for pair in pairs})
+        found.update(((pair.size_octets, pair.digest), row.name) for pair in pairs if pair.key not in there)
+    return found
 
 
 def _wait(work: Work, gone: Sequence[MailboxPass], exc: LocalError) -> None:

@@ -21,7 +21,7 @@ from maild.core.names import MailboxUnusable, directory
 from maild.engine.apply import Relocation
 from maild.engine.carry_out import propagate, withdraw
 from maild.engine.crew import Crew, is_tried_again, pause
-from maild.engine.elsewhere import leave_what_lies_elsewhere
+from maild.engine.elsewhere import keep_what_came_from_elsewhere, leave_what_lies_elsewhere
 from maild.engine.finish import finish
 from maild.engine.foretell import foretell
 from maild.engine.mailboxes import delete_there, remove_here, scan_of_nothing, settle_mailboxes
@@ -45,6 +45,7 @@ class AccountPass:
         self._crew = Crew(work)
         self._visits = Visits(work)
         self._moving = False
+        self._is_first = False  # nothing has been here before
         self._separator = ""
         self._propagated: list[MailboxPass] = []
         self._relocations: list[tuple[Epoch, Relocation]] = []  # of all, with their target's epoch
@@ -52,9 +53,9 @@ class AccountPass:
 
     async def run(self, only: Sequence[str]) -> None:
         work = self._work
-        is_first = not any(row.cursor for row in (await work.state.run(work.state.state.mailboxes)).values())
+        self._is_first = not any(row.cursor for row in (await work.state.run(work.state.state.mailboxes)).values())
         async with anyio.create_task_group() as openers:
-            for _ in range(work.imap.connections - 1 if is_first else 0):
+            for _ in range(work.imap.connections - 1 if self._is_first else 0):
                 openers.start_soon(work.remote.prepare)  # a first pass needs them all, and logging in takes its time
             await self._run(only)
             openers.cancel_scope.cancel()
@@ -153,6 +154,7 @@ class AccountPass:
         """What moved, and what is to be done about the rest. Who fails on the way is left out, and changes no other."""
         await settle_moves(self._work, passes, self._facts, blind)
         await leave_what_lies_elsewhere(self._work, self._still(passes), self._separator)
+        await keep_what_came_from_elsewhere(self._work, self._still(passes))
         for this in self._still(passes):
             try:
                 await this.plan()
@@ -306,6 +308,8 @@ class AccountPass:
                     _resume_moves(this, self._relocations)
                     await settle_moves(work, [this], lambda _, uids: box.facts(uids))
                     await leave_what_lies_elsewhere(work, [this], self._separator)
+                    if not self._is_first:
+                        await keep_what_came_from_elsewhere(work, [this])
                     await this.plan()
                     if this.is_stopped:
                         this.report.state = "refused"

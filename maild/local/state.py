@@ -290,6 +290,11 @@ class State:
         stored = [pair_rows.to_row(key) for key in keys]
         return {pair.key: pair for pair in self._pairs_where("key", mailbox_id, stored, _IN_KEYS)}
 
+    def pairs_with(self, mailbox_id: int, contents: Collection[tuple[int, bytes]]) -> list[Pair]:
+        """The pairs of messages with one of these sizes and digests. Reads the whole mailbox."""
+        found = self._pairs_where("digest", mailbox_id, [digest for _, digest in contents], _IN_VALUES)
+        return [pair for pair in found if (pair.size_octets, pair.digest) in contents]
+
     def uids(self, mailbox_id: int) -> set[Uid]:
         """Of all messages that are on the server, as far as is known."""
         return {

@@ -154,6 +154,74 @@ async def test_one_mailbox_is_asked_for(twin: Twin) -> None:
     await then_it_moves(twin)
 
 
+@pytest.mark.parametrize("new_name", [False, True])
+async def test_its_new_mailbox_is_asked_for(twin: Twin, new_name: bool) -> None:
+    """It is on the server already: it is not sent, and the report says what it waits for; what is new is sent."""
+    moved = twin.move(twin.one(1), "Archive", new_name=new_name)
+    twin.relabel(moved, "F")
+    twin.write(5, "Archive")
+    for _ in range(2):
+        report = await twin.sync(only=["Archive"])
+        assert "moved here from INBOX: 1;" in str(report.mailboxes["Archive"].error)
+        assert report.mailboxes["Archive"].held_back == 1
+        assert [shown.raw for shown in twin.there("Archive")] == [twin.body(5)]
+    await twin.synced()
+    assert [step.split()[0] for step in twin.remote.journal] == ["store", "move"]
+    twin.assert_equal()
+    await twin.quiet()
+
+
+async def test_a_dry_run_of_its_new_mailbox_sends_nothing(twin: Twin) -> None:
+    twin.move(twin.one(1), "Archive")
+    report = await twin.sync(only=["Archive"], dry_run=True)
+    assert (report.mailboxes["Archive"].pushed, report.mailboxes["Archive"].held_back) == (0, 1)
+    await then_it_moves(twin)
+
+
+async def test_a_copy_is_sent_when_its_new_mailbox_is_asked_for(twin: Twin) -> None:
+    """Its other file is where it was."""
+    twin.copy(twin.one(1), "Archive")
+    report = await twin.sync(only=["Archive"])
+    assert report.ok
+    assert [step.split()[0] for step in twin.remote.journal] == ["append"]
+    await twin.synced()
+    twin.assert_equal()
+
+
+async def test_what_the_server_moved_too_is_adopted_when_its_new_mailbox_is_asked_for(twin: Twin) -> None:
+    twin.move(twin.one(1), "Archive")
+    twin.store.move("INBOX", [1], "Archive")
+    await twin.sync(only=["Archive"])
+    assert (twin.remote.journal, twin.remote.fetched) == ([], [])
+    await twin.synced()
+    twin.assert_equal()
+    await twin.quiet()
+
+
+async def test_a_reader_moves_it_after_its_old_mailbox_was_found_unchanged(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the new mailbox is looked at after that."""
+    await twin.synced()
+    _settle(twin)
+    await twin.quiet()
+    twin.write(5, "Archive")
+    original = visits.look_at
+
+    def look_at(state: Any, row: Any, maildir: Any, **options: Any) -> Any:
+        if row.name == "Archive" and twin.find(1):
+            twin.move(twin.one(1), "Archive")
+        return original(state, row, maildir, **options)
+
+    monkeypatch.setattr(visits, "look_at", look_at)
+    await twin.synced()
+    monkeypatch.undo()
+    assert [step.split()[0] for step in twin.remote.journal] == ["append"]
+    await twin.synced()
+    assert twin.remote.journal == MOVED
+    twin.assert_equal()
+
+
 async def test_what_is_deleted_goes_all_the_same(twin: Twin) -> None:
     """Also where others were not looked at, and hold files that nobody knows."""
     twin.write(5, "Archive")

@@ -154,7 +154,8 @@ async def _move_there(this: MailboxPass, box: RemoteBox) -> None:
         merges = await this.work.state.run(_flags_of_moved, this, target, moves)
         stored = await store_flags(box, list(merges.values()))
         try:
-            done = await box.move([move.pair.uid for move in moves], target)
+            epoch = this.work.epochs.get(target)
+            done = await box.move([move.pair.uid for move in moves], target, epoch)
         except Rejected as exc:
             done = {}
             this.report.error = f"cannot move messages to {target} on the server: {exc.text}"

@@ -54,7 +54,7 @@ class Work:
     `remote_delta`: by mailbox id, by how many messages with a pair the server has more than it had when it was looked
     at. `awaited`: files that a move is to give a pair. `unsure`: see `Unpaired`, by mailbox. `doomed`: contents that
     are gone on both sides from a mailbox, so that the server's having moved one elsewhere does not bring it back.
-    `foreseen`: mailboxes that a
+    `epochs`: those in which mailboxes were looked at. `foreseen`: mailboxes that a
     dry run takes for made or renamed. `is_asked`: somebody named the mailboxes, so
     that messages which did not travel before are tried at once; else when their time has come, as of `now_s`.
     """
@@ -76,6 +76,7 @@ class Work:
     trash: MailboxName | None = None  # where deleted messages go on the server
     is_trash_filled: bool = False  # in this pass
     failed: set[MailboxName] = field(default_factory=set)  # mailboxes
+    epochs: dict[MailboxName, Epoch] = field(default_factory=dict)
     remote_delta: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
     awaited: defaultdict[MailboxName, set[Key]] = field(default_factory=lambda: defaultdict(set))
     unsure: defaultdict[MailboxName, dict[Key, Unsure]] = field(default_factory=lambda: defaultdict(dict))

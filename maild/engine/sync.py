@@ -137,6 +137,7 @@ class MailboxPass:
 
     async def compare(self, scan: Scan) -> None:
         self._scan = scan
+        self.work.epochs[self.name] = scan.epoch
         self.same_epoch = self.mailbox.epoch == scan.epoch
         deletions = self.work.imap.deletions
         # A dry run opens mailboxes for reading only, which says nothing about what may be written.

@@ -237,14 +237,15 @@ class MemoryBox:
             self.remote.step()
             yield Appended(message.key, _uid(uid) if self.remote.tells_uids else None)
 
-    async def move(self, uids: Sequence[Uid], target: MailboxName) -> dict[Uid, Uid | None]:
-        if self.remote.store.find(target) is None:
+    async def move(self, uids: Sequence[Uid], target: MailboxName, epoch: Epoch | None = None) -> dict[Uid, Uid | None]:
+        if (found := self.remote.store.find(target)) is None:
             raise Rejected(f"there is no mailbox {target}", code="TRYCREATE")
         here = [int(uid) for uid in uids if self.mailbox.find(int(uid)) is not None]
         self.remote.step(f"move {self.mailbox.name} {_joined(here)} {target}")
         moved = self.remote.store.move(self.mailbox.name, here, target)
         self.remote.step()
-        return {_uid(old): _uid(new) if self.remote.tells_uids else None for old, new in moved}
+        is_told = self.remote.tells_uids and epoch in {None, str(found.uidvalidity)}
+        return {_uid(old): _uid(new) if is_told else None for old, new in moved}
 
     async def expunge(self, uids: Sequence[Uid]) -> set[Uid]:
         self.remote.step(f"expunge {self.mailbox.name} {_joined(map(int, uids))}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -465,12 +466,35 @@ async def test_a_new_uid_that_has_a_pair_is_not_believed(twin: Twin, monkeypatch
     await begin(twin)
     move = MemoryBox.move
 
-    async def lying(box: MemoryBox, uids: Sequence[Uid], target: MailboxName) -> dict[Uid, Uid | None]:
+    async def lying(box: MemoryBox, uids: Sequence[Uid], target: MailboxName, _: Any) -> dict[Uid, Uid | None]:
         return dict.fromkeys(await move(box, uids, target), Uid(str(other)))
 
     monkeypatch.setattr(MemoryBox, "move", lying)
     twin.move(twin.one(1), "Archive")
     await twin.synced()
     monkeypatch.undo()
+    await settled(twin, INBOX=[body(2)], Archive=[body(1), body(3)])
+    assert twin.remote.fetched == []
+
+
+async def test_a_new_uid_of_another_epoch_is_not_believed(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """COPYUID tells the UIDVALIDITY for which its UIDs count: in the mailbox that was looked at they mean nothing."""
+    twin.deliver(3, "Archive")
+    await begin(twin)
+    move, target_box, told = MemoryBox.move, twin.store.mailbox("Archive"), list[Uid | None]()
+
+    async def elsewhere(box: MemoryBox, uids: Sequence[Uid], target: MailboxName, *epoch: Any) -> dict[Uid, Uid | None]:
+        known = target_box.uidvalidity
+        target_box.uidvalidity = known + 1
+        done = await move(box, uids, target, *epoch)
+        target_box.uidvalidity = known
+        told.extend(done.values())
+        return {uid: None if new is None else Uid("77") for uid, new in done.items()}
+
+    monkeypatch.setattr(MemoryBox, "move", elsewhere)
+    twin.move(twin.one(1), "Archive")
+    await twin.synced()
+    monkeypatch.undo()
+    assert told == [None]
     await settled(twin, INBOX=[body(2)], Archive=[body(1), body(3)])
     assert twin.remote.fetched == []

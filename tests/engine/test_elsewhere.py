@@ -77,7 +77,7 @@ async def test_the_connection_is_lost_once_at_the_move(twin: Twin, monkeypatch: 
     """The mailbox is done again by itself: then nobody has told it where its file went."""
     original, lost = MemoryBox.move, [True]
 
-    async def move(self: MemoryBox, uids: Sequence[Any], target: Any) -> Any:
+    async def move(self: MemoryBox, uids: Sequence[Any], target: Any, epoch: Any = None) -> Any:
         if lost:
             lost.pop()
             raise ConnectionLost("cut once")
@@ -275,7 +275,7 @@ async def test_its_new_mailbox_is_read_only(twin: Twin) -> None:
 def refuse_moves(patch: pytest.MonkeyPatch) -> None:
     """The server answers every MOVE and COPY with NO, and does not expunge."""
 
-    async def move(self: MemoryBox, uids: Sequence[Any], target: Any) -> Any:
+    async def move(self: MemoryBox, uids: Sequence[Any], target: Any, epoch: Any = None) -> Any:
         raise Rejected("not now")
 
     async def expunge(self: MemoryBox, uids: Sequence[Any]) -> Any:

@@ -15,6 +15,7 @@ from maild.core.model import (
     NO_FLAGS,
     Appended,
     Cursor,
+    Epoch,
     FlagChange,
     Key,
     MailboxName,
@@ -561,6 +562,18 @@ async def test_a_copyuid_that_cannot_be_is_not_believed(verb: str, told: bytes, 
         change = Rewrite(lambda r: re.sub(rb"(COPYUID \d+) [^\]]+", rb"\1 " + told, r))
         server.faults.add(f"UID {verb}", change)
         assert await box.move(uids_of(2, 4), OTHER) == known
+    assert {message.uid for message in store.mailbox("INBOX")} == {1, 3}
+
+
+@pytest.mark.parametrize("verb", ["MOVE", "COPY"])
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_copyuid_of_another_uidvalidity_tells_no_uids(verb: str, is_known: bool) -> None:
+    """What moved is known all the same (RFC 4315 §3: the first argument is that of the target)."""
+    store = store_of(4)
+    async with opened(store, ALL if verb == "MOVE" else ALL - {"MOVE"}) as (_, box):
+        validity = store.mailbox(OTHER).uidvalidity
+        moved = await box.move(uids_of(2, 4), OTHER, Epoch(str(validity if is_known else validity + 1)))
+    assert moved == ({"2": "1", "4": "2"} if is_known else {"2": None, "4": None})
     assert {message.uid for message in store.mailbox("INBOX")} == {1, 3}
 
 

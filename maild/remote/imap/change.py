@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import structlog
 
 from maild.core.errors import Rejected
-from maild.core.model import FlagChange, Flags, MailboxName, Permitted, Uid
+from maild.core.model import Epoch, FlagChange, Flags, MailboxName, Permitted, Uid
 from maild.remote.imap.answers import Reply
 from maild.remote.imap.parse import Numbered, Untagged, Vanished, uid_ranges
 from maild.remote.imap.session import ImapSession, quoted
@@ -152,13 +152,21 @@ async def _there(session: ImapSession, parts: Iterable[list[int]]) -> set[int]:
 
 
 async def move(
-    session: ImapSession, name: MailboxName, uids: Sequence[Uid], wire: str, target: MailboxName
+    session: ImapSession,
+    name: MailboxName,
+    uids: Sequence[Uid],
+    wire: str,
+    target: MailboxName,
+    epoch: Epoch | None = None,
 ) -> dict[Uid, Uid | None]:
-    """Those that are in the target now. Raises Rejected where none could be moved because the server refused it."""
+    """Those that are in the target now. Raises Rejected where none could be moved because the server refused it.
+
+    `epoch` is the target's UIDVALIDITY: new UIDs that belong to another one are not told.
+    """
     if session.has("MOVE"):
-        moved, refusal = await _moved_or_copied(session, "MOVE", sets(uids), wire)
+        moved, refusal = await _moved_or_copied(session, "MOVE", sets(uids), wire, epoch)
     elif session.has("UIDPLUS") or await _are_alone(session, name, uids):
-        copied, refusal = await _moved_or_copied(session, "COPY", sets(uids), wire)
+        copied, refusal = await _moved_or_copied(session, "COPY", sets(uids), wire, epoch)
         gone = await _expunge_copied(session, name, list(copied))
         moved = {uid: new for uid, new in copied.items() if uid in gone}
     else:
@@ -180,14 +188,14 @@ async def _expunge_copied(session: ImapSession, name: MailboxName, uids: Sequenc
 
 
 async def _moved_or_copied(
-    session: ImapSession, verb: str, parts: Sequence[list[int]], wire: str
+    session: ImapSession, verb: str, parts: Sequence[list[int]], wire: str, epoch: Epoch | None
 ) -> tuple[dict[Uid, Uid | None], Rejected | None]:
     """Old Uid → new Uid of what the server moved or copied, and the first refusal that stands."""
-    moved, refusals = await _transferred(session, verb, parts, wire)
+    moved, refusals = await _transferred(session, verb, parts, wire, epoch)
     standing = [refusal for _, refusal in refusals]
     singles = [[number] for numbers, _ in refusals if len(numbers) > 1 for number in numbers]
     if singles and await _takes_messages(session, wire, standing):
-        more, again = await _transferred(session, verb, singles, wire)
+        more, again = await _transferred(session, verb, singles, wire, epoch)
         moved |= more
         standing = [refusal for numbers, refusal in refusals if len(numbers) == 1] + [r for _, r in again]
     return moved, standing[0] if standing else None
@@ -205,7 +213,7 @@ async def _takes_messages(session: ImapSession, wire: str, refusals: Sequence[Re
 
 
 async def _transferred(
-    session: ImapSession, verb: str, parts: Sequence[list[int]], wire: str
+    session: ImapSession, verb: str, parts: Sequence[list[int]], wire: str, epoch: Epoch | None
 ) -> tuple[dict[Uid, Uid | None], list[tuple[list[int], Rejected]]]:
     """One try: what went, and the sets that were refused.
 
@@ -215,7 +223,7 @@ async def _transferred(
     told_uids = session.has("UIDPLUS")
     before = set[int]() if told_uids or verb == "COPY" else await _there(session, parts)
     answers = await pipelined(session, [Call(verb, part, (quoted(wire),)) for part in parts])
-    pairs = {old: new for _, answer in answers if isinstance(answer, Reply) for old, new in _pairs(answer)}
+    pairs = {old: new for _, answer in answers if isinstance(answer, Reply) for old, new in _pairs(answer, epoch)}
     refusals = [(call.numbers, answer) for call, answer in answers if isinstance(answer, Rejected)]
     accepted = [call.numbers for call, answer in answers if isinstance(answer, Reply)]
     asked = {number for numbers in accepted for number in numbers}
@@ -232,15 +240,16 @@ async def _transferred(
     return {Uid(str(number)): None for number in went}, refusals
 
 
-def _pairs(reply: Reply) -> Iterator[tuple[int, int]]:
-    """(old UID, new UID) as COPYUID tells, in the tagged answer or in an untagged one."""
+def _pairs(reply: Reply, epoch: Epoch | None) -> Iterator[tuple[int, int]]:
+    """(old UID, new UID) as COPYUID tells, in the tagged answer or in an untagged one; 0 where that is of no use."""
     untagged = ((event.code, event.argument) for event in reply.events if isinstance(event, Untagged))
     for code, argument in ((reply.tagged.code, reply.tagged.argument), *untagged):
         words = argument.split()
         if code == "COPYUID" and len(words) == 3:
             old, new = _listed(words[1]), _listed(words[2])
             if len(old) == len(new):
-                yield from zip(old, new, strict=True)
+                is_known = epoch is None or words[0] == epoch.encode()
+                yield from zip(old, new if is_known else [0] * len(new), strict=True)
 
 
 def _expunged(answers: Iterable[tuple[Call, Answer]]) -> int:

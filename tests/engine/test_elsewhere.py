@@ -275,10 +275,10 @@ async def test_where_it_may_be_cannot_be_looked_at(twin: Twin) -> None:
     twin.deliver(3)
     with pytest.MonkeyPatch.context() as patch:
 
-        def scan(_: Any) -> Any:
+        def differences(*_: Any) -> Any:
             raise PermissionError(13, "Permission denied")
 
-        patch.setattr(elsewhere, "scan", scan)
+        patch.setattr(elsewhere, "differences", differences)
         report = await twin.sync(only=["INBOX"])
         assert "stay on the server" in str(report.mailboxes["INBOX"].error)
         assert len(twin.files()) == 2

@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import NamedTuple
+
+import structlog
 
 from maild.core.errors import LocalError
 from maild.core.identity import identify
@@ -25,19 +27,38 @@ from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass
 from maild.local.directory import MailboxDirectory, translated
 from maild.local.outgoing import open_message, pieces_of
-from maild.local.scan import Entry, scan
-from maild.local.state import MailboxState
+from maild.local.scan import Entry, differences, scan
+from maild.local.state import MailboxState, State
 from maild.local.survey import LocalMailbox, survey
 
+log = structlog.get_logger()
 MARK_OCTETS = 64  # more than a line that is in a file and no part of its content, as mbsync's
 
 
 class _Place(NamedTuple):
-    """A directory to be looked at, with the keys in it that are accounted for and the pass that looked at it before."""
+    """A directory to be looked at, what the state has of it, and the pass that looked at it before."""
 
     directory: str
-    known: Collection[Key]
+    row: MailboxState | None
     this: MailboxPass | None
+
+
+class _Seen(NamedTuple):
+    """What is in a directory now: the files under names that the state does not expect, and which that it does are not.
+
+    `contents` are those of the files that nobody knows.
+    """
+
+    unexpected: Mapping[Key, Entry]
+    missing: Collection[Key]
+    contents: set[Content]
+
+    def has(self, pair: Pair) -> bool:
+        """Whether a pair of this mailbox has a file; the state may expect it under any name."""
+        return pair.key in self.unexpected or (pair.info is not None and pair.key not in self.missing)
+
+
+_NOTHING = _Seen({}, (), set())
 
 
 async def leave_what_lies_elsewhere(work: Work, passes: Sequence[MailboxPass], separator: str) -> None:
@@ -78,13 +99,13 @@ def _leave(work: Work, passes: Sequence[MailboxPass], gone: Sequence[MailboxPass
     found: set[Content] = set()
     for place in _places(work, passes, separator):
         try:
-            entries, contents = _look(work.account.maildir, place, sizes)
+            seen = _look(work, place, sizes)
         except LocalError as exc:
             _wait(work, gone, exc)
             return
-        found |= contents
-        if place.this is not None:
-            _take_out(work, place.this, [pair for pair in _gone_for_good(place.this) if pair.key in entries])
+        found |= seen.contents
+        if place.this is not None and seen is not _NOTHING:
+            _take_out(work, place.this, [pair for pair in _gone_for_good(place.this) if seen.has(pair)])
     for p in gone:
         _take_out(work, p, [pair for pair in _gone_for_good(p) if (pair.size_octets, pair.digest) in found])
 
@@ -125,8 +146,13 @@ def _gone_unseen(work: Work, looked: Collection[int], contents: Collection[Conte
         pairs = [pair for pair in state.pairs_with(row.id, contents) if not pair.only]
         if not pairs:
             continue
-        with open_mailbox(root, row) or nullcontext() as maildir:
-            there = {} if maildir is None else maildir.locate({pair.key: pair.flags for pair in pairs})
+        there: Mapping[Key, Entry] = {}
+        try:
+            with open_mailbox(root, row) or nullcontext() as maildir:
+                if maildir is not None:
+                    there = maildir.locate({pair.key: pair.flags for pair in pairs})
+        except LocalError as exc:  # they may have gone from there
+            log.warning("mailbox.failed", account=work.account.name, mailbox=row.name, error=str(exc))
         found.update(((pair.size_octets, pair.digest), row.name) for pair in pairs if pair.key not in there)
     return found
 
@@ -150,12 +176,12 @@ def _places(work: Work, passes: Sequence[MailboxPass], separator: str) -> list[_
         this, row = looked.get(where), rows.get(where)
         if this is not None:
             if here.stamp.text() != this.look.stamp:
-                places.append(_Place(where, state.keys(this.mailbox.id) | this.look.unpaired.keys(), this))
+                places.append(_Place(where, this.mailbox, this))
         elif row is None:
             if _is_wanted(work, where, separator):
-                places.append(_Place(where, (), None))
+                places.append(_Place(where, None, None))
         elif matches(row.name, work.imap.mailboxes) and (row.id in leftovers or _has_changed(row, here)):
-            places.append(_Place(where, state.keys(row.id), None))
+            places.append(_Place(where, row, None))
     return places
 
 
@@ -169,20 +195,32 @@ def _is_wanted(work: Work, where: str, separator: str) -> bool:
     return name is None or matches(name, work.imap.mailboxes)
 
 
-def _look(root: Path, place: _Place, sizes: Collection[int]) -> tuple[Mapping[Key, Entry], set[Content]]:
-    """All files of a mailbox, and the contents of those that nobody knows and that have about one of these sizes."""
-    directory = MailboxDirectory.open(root, PurePosixPath(place.directory))
+def _look(work: Work, place: _Place, sizes: Collection[int]) -> _Seen:
+    """What a mailbox has now, with the contents of those files that nobody knows and that have about these sizes."""
+    directory = MailboxDirectory.open(work.account.maildir, PurePosixPath(place.directory))
     if directory is None:
-        return {}, set()
+        return _NOTHING
     contents: set[Content] = set()
     with closing(directory):
         with translated("read", directory.path):
-            entries = scan(directory).entries
-        for entry in entries.values() if sizes else ():
-            if entry.key not in place.known:
+            unexpected, missing, known = _found(work.state.state, directory, place)
+        for entry in unexpected.values() if sizes else ():
+            if entry.key not in known:
                 with translated(f"read {entry.name} in", directory.path):
                     contents |= _content(directory, entry, sizes)
-    return entries, contents
+    return _Seen(unexpected, missing, contents)
+
+
+def _found(
+    state: State, directory: MailboxDirectory, place: _Place
+) -> tuple[Mapping[Key, Entry], Collection[Key], Collection[Key]]:
+    """Files under unexpected names, the keys of expected names without a file, and the keys that are accounted for."""
+    if place.row is None:
+        return scan(directory).entries, (), ()
+    expected, _ = state.names(place.row.id)
+    unexpected, missing = differences(directory, expected)
+    known = {key for key, pair in state.pairs_by_key(place.row.id, unexpected.keys()).items() if pair.only != "remote"}
+    return unexpected, missing, known | place.this.look.unpaired.keys() if place.this is not None else known
 
 
 def _content(directory: MailboxDirectory, entry: Entry, sizes: Collection[int]) -> set[Content]:

@@ -48,7 +48,7 @@ from maild.remote.pop3.remote import Maildrop, Retrieved
 
 PULLING_SINCE = "pop3_pulling_since"  # when a pull began that has not ended: its files may have no pairs yet
 NOT_PULLING = "-"
-QUEUE_OCTETS = 3 << 20  # for the disk: there is one session only, and what it does not read the line holds
+QUEUE_OCTETS = 2 << 20  # for the disk: there is one session only, and what it does not read the line holds
 FACTS_KEPT = 2000
 CLOCK_SLACK_S = 2.0  # file times are those of the kernel's tick
 

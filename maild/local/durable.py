@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 # the other (3,000 files of 8 KB median, batches of 200, ext4); sixteen cost more CPU and gain nothing.
 _FSYNC_THREADS = 8
 
+# From so many files on, their contents are brought to the disk before the first fsync: one commit of the journal then
+# covers them all. 5,000 files of 8 KB median in batches of 256: 0.45 s (0.41 to 0.52) against 0.61 s (0.53 to 0.66).
+_WRITTEN_BACK_FIRST = 8
+_WRITE, _WRITE_AND_WAIT = 2, 1 | 2 | 4  # SYNC_FILE_RANGE_*, linux/fs.h
+_LOST_DATA = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
+
 _TEMPORARY_NUMBERS = itertools.count()
 
 _RENAME_NOREPLACE = 1  # linux/fs.h
@@ -66,8 +72,8 @@ def fsync_many(descriptors: Sequence[int]) -> None:
     if len(descriptors) == 1:
         os.fsync(descriptors[0])
         return
+    errors = _written_back(descriptors) if len(descriptors) >= _WRITTEN_BACK_FIRST else []
     remaining = iter(descriptors)  # shared by the threads: next() on a list's iterator is one step under the GIL
-    errors: list[OSError] = []
 
     def drain() -> None:
         for descriptor in remaining:
@@ -82,6 +88,36 @@ def fsync_many(descriptors: Sequence[int]) -> None:
         thread.result()
     if errors:
         raise errors[0]
+
+
+def _written_back(descriptors: Sequence[int]) -> list[OSError]:
+    """Bring what the files hold to the disk, which makes nothing durable yet; the errors that lost some of it.
+
+    An error that is told here is not told by fsync again. Where the call is not to be had, fsync does all the work.
+    """
+    errors: list[OSError] = []
+    write_back = _sync_file_range()
+    for flags in (_WRITE, _WRITE_AND_WAIT):  # first all are on their way
+        for descriptor in descriptors:
+            if (code := write_back(descriptor, flags)) in _LOST_DATA:
+                errors.append(OSError(code, os.strerror(code)))
+    return errors
+
+
+@functools.cache
+def _sync_file_range() -> Callable[[int, int], int]:
+    """sync_file_range(2) of a whole file as a function that returns the errno; ENOSYS where the C library lacks it."""
+    import ctypes  # as in `_rename_noreplace`
+
+    sync_file_range = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
+    if sync_file_range is None:
+        return lambda *_: errno.ENOSYS
+    sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
+    def call(descriptor: int, flags: int) -> int:
+        return ctypes.get_errno() if sync_file_range(descriptor, 0, 0, flags) else 0
+
+    return call
 
 
 @functools.cache

@@ -171,6 +171,20 @@ async def test_its_new_mailbox_is_asked_for(twin: Twin, new_name: bool) -> None:
     await twin.quiet()
 
 
+async def test_its_old_mailbox_cannot_be_looked_at(twin: Twin) -> None:
+    """Nobody knows whether its file is there still: it is not sent; what is new goes."""
+    twin.move(twin.one(1), "Archive")
+    twin.write(5, "Archive")
+    keywords = twin.where("INBOX") / "dovecot-keywords"
+    keywords.mkdir()
+    for only, sent in ((["Archive"], ["append"]), ([], [])):
+        report = await twin.sync(only=only)
+        assert report.error is None
+        assert [step.split()[0] for step in twin.remote.journal] == sent
+    keywords.rmdir()
+    await then_it_moves(twin)
+
+
 async def test_a_dry_run_of_its_new_mailbox_sends_nothing(twin: Twin) -> None:
     twin.move(twin.one(1), "Archive")
     report = await twin.sync(only=["Archive"], dry_run=True)
@@ -386,10 +400,10 @@ async def test_where_it_may_be_cannot_be_looked_at(twin: Twin) -> None:
     twin.deliver(3)
     with pytest.MonkeyPatch.context() as patch:
 
-        def scan(_: Any) -> Any:
+        def differences(*_: Any) -> Any:
             raise PermissionError(13, "Permission denied")
 
-        patch.setattr(elsewhere, "scan", scan)
+        patch.setattr(elsewhere, "differences", differences)
         report = await twin.sync(only=["INBOX"])
         assert "stay on the server" in str(report.mailboxes["INBOX"].error)
         assert len(twin.files()) == 2

@@ -190,3 +190,43 @@ def test_a_directory_that_another_account_makes_meanwhile(tmp_path: Path, monkey
     monkeypatch.setattr(Path, "mkdir", late)
     make_directory(wanted)
     assert wanted.is_dir()
+
+
+# -- many at once
+
+
+def test_what_is_lost_on_its_way_to_the_disk_is_an_error_though_fsync_tells_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    synced: list[int] = []
+
+    def write_back(descriptor: int, _flags: int) -> int:
+        return errno.EIO if descriptor == 1003 else 0
+
+    monkeypatch.setattr(durable, "_sync_file_range", lambda: write_back)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        fsync_many(range(1000, 1020))
+    assert sorted(synced) == list(range(1000, 1020))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EINVAL, errno.ESPIPE, errno.EBADF])
+def test_fsync_alone_decides_where_nothing_can_be_written_back_first(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(durable, "_sync_file_range", lambda: lambda *_: code)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    fsync_many(range(1000, 1020))
+    assert sorted(synced) == list(range(1000, 1020))
+
+
+def test_files_are_written_back_as_a_whole(tmp_path: Path) -> None:
+    descriptors = [os.open(tmp_path / str(n), os.O_WRONLY | os.O_CREAT) for n in range(20)]
+    for descriptor in descriptors:
+        os.write(descriptor, b"x" * 10_000)
+    write_back = durable._sync_file_range()
+    assert [write_back(descriptor, durable._WRITE_AND_WAIT) for descriptor in descriptors] == [0] * 20
+    assert write_back(10_000, durable._WRITE) == errno.EBADF
+    for descriptor in descriptors:
+        os.close(descriptor)

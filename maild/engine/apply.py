@@ -31,9 +31,13 @@ TRIES = 3  # of a rename that a mail reader beats us to
 
 @dataclass(slots=True)
 class Removed:
-    """How many files were removed, and which are still there though they should not be."""
+    """How many files were removed, and which are still there though they should not be.
+
+    `is_missing`: some were not where they had been seen.
+    """
 
     count: int = 0
+    is_missing: bool = False
     left: list[Orphan] = field(default_factory=list)
 
 
@@ -42,7 +46,8 @@ def remove_files(
 ) -> Removed:
     """DeleteLocal and Keep of one mailbox: first the pairs, with a note that their files go, then the files, durably.
 
-    A file that is gone while its pair is there was removed by a reader; a kill must not look like that.
+    A file that is gone while its pair is there was removed by a reader; a kill must not look like that. One that is not
+    where the look saw it may have been moved since: its pair stays, and the next look tells.
     """
     delete = {operation.key: operation.uid for operation in operations if isinstance(operation, DeleteLocal)}
     only = [(operation.uid, operation.only) for operation in operations if isinstance(operation, Keep)]
@@ -57,7 +62,9 @@ def remove_files(
         gone = maildir.remove(entries.values()) if entries else set()
         removed.count = len(gone)
         removed.left = [orphan for orphan in orphans if orphan.key not in gone]
-        delete = {key: uid for key, uid in delete.items() if key not in entries}
+        left = {key: pairs[uid] for key, uid in delete.items() if key not in entries and uid in pairs}
+        removed.is_missing = any(pair.only != "remote" for pair in left.values())
+        delete = {key: pair.uid for key, pair in left.items() if pair.only == "remote"}
     if delete or only:
         state.apply([Changes(mailbox.id, drop=list(delete.values()), only=only)])
     return removed

@@ -78,7 +78,8 @@ def _change_files(this: MailboxPass) -> Adopted:
     _change_names(this)
     maildir, report = this.maildir, this.report
     removed = remove_files(state, mailbox, maildir, this.operations)
-    this.is_undone |= bool(removed.left)
+    this.is_undone |= bool(removed.left) or removed.is_missing
+    this.is_missed |= removed.is_missing
     this.unpaired.unsure.update((orphan.key, unsure_of(mailbox.id, orphan)) for orphan in removed.left)
     report.deleted += removed.count
     adopted = Adopted()

@@ -101,21 +101,24 @@ def _leave(work: Work, passes: Sequence[MailboxPass], gone: Sequence[MailboxPass
         try:
             seen = _look(work, place, sizes)
         except LocalError as exc:
-            _wait(work, gone, exc)
+            _wait(gone, exc)
             return
         found |= seen.contents
         if place.this is not None and seen is not _NOTHING:
-            _take_out(work, place.this, [pair for pair in _gone_for_good(place.this) if seen.has(pair)])
+            _take_out(place.this, [pair for pair in _gone_for_good(place.this) if seen.has(pair)])
     for p in gone:
-        _take_out(work, p, [pair for pair in _gone_for_good(p) if (pair.size_octets, pair.digest) in found])
+        _take_out(p, [pair for pair in _gone_for_good(p) if (pair.size_octets, pair.digest) in found])
 
 
-def _take_out(work: Work, this: MailboxPass, pairs: Sequence[Pair]) -> None:
+def _take_out(this: MailboxPass, pairs: Sequence[Pair]) -> None:
+    """Neither do they go from the server, nor does an equal message there count as one of them come back."""
     for pair in pairs:
         del this.local.gone[pair.uid]
-        if this.remote.gone.pop(pair.uid, None) is not None and this.name in work.doomed[pair.size_octets, pair.digest]:
-            work.doomed[pair.size_octets, pair.digest].remove(this.name)
+        this.remote.gone.pop(pair.uid, None)
         this.awaited.add(pair.key)
+    uids = {pair.uid for pair in pairs}
+    this.doomable = [pair for pair in this.doomable if pair.uid not in uids]
+    this.may_come_back = min(this.may_come_back, len(this.doomable))
 
 
 def _keep(work: Work, looked: Collection[int], new: Sequence[MailboxPass]) -> None:
@@ -157,11 +160,11 @@ def _gone_unseen(work: Work, looked: Collection[int], contents: Collection[Conte
     return found
 
 
-def _wait(work: Work, gone: Sequence[MailboxPass], exc: LocalError) -> None:
+def _wait(gone: Sequence[MailboxPass], exc: LocalError) -> None:
     """Something changed where nobody can look: it may be any of them."""
     for p in gone:
         pairs = list(_gone_for_good(p))
-        _take_out(work, p, pairs)
+        _take_out(p, pairs)
         p.report.error = f"{len(pairs)} messages that are gone here stay on the server, for they may have moved: {exc}"
 
 

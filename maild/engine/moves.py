@@ -120,11 +120,11 @@ async def _copied_already(
         is_moved = was is not target and one.pair.uid not in was.remote.gone and was.rules.deletes_there
         if is_moved and was.rules.permitted is not None and target.rules.permitted is not None:
             wanted[was.name, target.name].append(one)
-    used: set[Uid] = set()
+    used: defaultdict[MailboxName, set[Uid]] = defaultdict(set)
     copied: set[Gone] = set()
     for (source, name), several in sorted(wanted.items()):
         was, target = by_name[source], by_name[name]
-        proven = await _copies(work, was, target, [one.pair for one in several], facts_of, used)
+        proven = await _copies(work, was, target, [one.pair for one in several], facts_of, used[name])
         copied.update(one for one in several if one.pair.uid in proven)
     return copied
 

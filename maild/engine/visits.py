@@ -136,7 +136,7 @@ class Visits:
     def may_have_moves(self, visits: Sequence[Visit]) -> bool:
         """Whether a message may have gone from one of these to another: the first must have had it."""
         rows = self._work.rows()
-        return len(visits) > 1 and any(visit.remote.name in rows and rows[visit.remote.name].cursor for visit in visits)
+        return len(visits) > 1 and any(visit.remote.name in rows and rows[visit.remote.name].epoch for visit in visits)
 
 
 async def begin(work: Work, remote: RemoteMailbox, look: Look | None) -> MailboxPass:

@@ -285,6 +285,10 @@ class AccountPass:
                 work.report.plan.append(f"{this.name}: remove its directory")
                 this.report.state = "ok"
                 return
+            if await work.state.run(self._has_moves_left, this):
+                this.report.error = "its messages are on their way to other mailboxes; it goes when they are there"
+                this.report.state = "error"
+                return
             await propagate(this, None)
             await remove_here(work, this.mailbox)
             this.report.state = "ok"
@@ -293,6 +297,11 @@ class AccountPass:
         finally:
             with anyio.CancelScope(shield=True):
                 await this.close()
+
+    def _has_moves_left(self, this: MailboxPass) -> bool:
+        """Whether files of this mailbox still wait for the pass of where the server moved their messages. Blocks."""
+        here = [m for _, m in self._relocations if this.mailbox.id in (m.pair_mailbox.id, m.source.id)]
+        return any(self._work.state.state.pairs_of(m.pair_mailbox.id, [m.pair.uid]) for m in here)
 
     # -- one mailbox by itself
 

@@ -66,11 +66,17 @@ def _by_content(root: Path, wanted: Mapping[Key, Content], taken: set[Key]) -> d
 
 def _messages(root: Path) -> Iterator[os.DirEntry[str]]:
     """Every file in a `cur` or `new` below the Maildir."""
-    for directory, _, _ in os.walk(root):
+    for directory, _, _ in os.walk(root, onerror=_raise):
         if os.path.basename(directory) not in ("cur", "new"):
             continue
         with os.scandir(directory) as entries:
             yield from (entry for entry in entries if not entry.name.startswith("."))
+
+
+def _raise(exc: OSError) -> None:
+    """What cannot be read may hold any of them. But for what a reader removed meanwhile."""
+    if not isinstance(exc, FileNotFoundError):
+        raise exc
 
 
 def _size(entry: os.DirEntry[str]) -> int:

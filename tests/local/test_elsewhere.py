@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import pytest
+
+from maild.core.errors import LocalError
 from maild.core.identity import fingerprint
 from maild.core.model import Key
 from maild.local.elsewhere import changed_since, find_elsewhere
@@ -51,6 +55,23 @@ def test_only_what_is_a_message(tmp_path: Path) -> None:
     (tmp_path / "root/Z").symlink_to(tmp_path / "outside/Y")
     os.mkfifo(tmp_path / "root/X/cur/3.fifo")
     assert find_elsewhere(tmp_path / "root", {A: content}, ()) == {}
+
+
+@pytest.mark.parametrize("unreadable", ["Archive", "Archive/cur"])
+def test_what_cannot_be_read_may_have_any_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unreadable: str
+) -> None:
+    put(tmp_path, "Archive", "cur/1.a:2,S")
+    original = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path) == tmp_path / unreadable:
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(LocalError, match="Permission denied"):
+        find_elsewhere(tmp_path, {A: None}, ())
 
 
 def test_changed_since(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_what_cannot_be_read_may_have_any_of_them(
     original = os.scandir
 
     def scandir(path: Any) -> Any:
-        if Path(path) == tmp_path / unreadable:
+        if str(path) == str(tmp_path / unreadable):
             raise PermissionError(13, "Permission denied", str(path))
         return original(path)
 

@@ -10,7 +10,7 @@ import pytest
 
 from maild.config import Password
 from maild.testing.store import Store
-from tests.engine.test_twoway import SCENARIOS, start
+from tests.engine.test_twoway import SCENARIOS, Step, start
 from tests.engine.twin import Twin, WireTwin
 from tests.live.store import LiveStore
 from tests.servers.dovecot import Dovecot
@@ -58,18 +58,8 @@ def twin_of(directory: Path, store: LiveStore, lacking: str) -> Twin:
     return twin
 
 
-@pytest.mark.parametrize(
-    "lacking", ["nothing", *(pytest.param(n, marks=pytest.mark.long) for n in LACKING if n != "nothing")]
-)
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda step: step.__name__)
-async def test_scenario_on_a_real_server(
-    tmp_path: Path,
-    scenario: Callable[[Twin], object],
-    lacking: str,
-    users: Callable[[str], LiveStore],
-    request: pytest.FixtureRequest,
-) -> None:
-    twin = twin_of(tmp_path, users(f"{lacking}-{scenario.__name__}"), lacking)
+async def undergo(twin: Twin, scenario: Step) -> None:
+    """From the same mail on both sides through the scenario to the same mail on both sides."""
     start(twin)
     await twin.synced()
     await twin.quiet()
@@ -78,3 +68,13 @@ async def test_scenario_on_a_real_server(
         await twin.synced()
     twin.assert_equal()
     await twin.quiet()
+
+
+@pytest.mark.parametrize(
+    "lacking", ["nothing", *(pytest.param(n, marks=pytest.mark.long) for n in LACKING if n != "nothing")]
+)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda step: step.__name__)
+async def test_scenario_on_a_real_server(
+    tmp_path: Path, scenario: Step, lacking: str, users: Callable[[str], LiveStore]
+) -> None:
+    await undergo(twin_of(tmp_path, users(f"{lacking}-{scenario.__name__}"), lacking), scenario)

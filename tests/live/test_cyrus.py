@@ -1,0 +1,83 @@
+"""A second real server, Cyrus IMAP: the contract of the port and the two-way scenarios, as on Dovecot."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from maild.local.overview import read_overview
+from tests.engine.test_twoway import SCENARIOS, Step, add_here, start
+from tests.engine.twin import START_S, Twin
+from tests.live.store import LiveStore
+from tests.live.test_port_contract import LiveAccount
+from tests.live.test_twoway import LACKING, twin_of, undergo
+from tests.remote.contract import CAPABILITY_SETS, PortContract
+from tests.servers.cyrus import Cyrus, CyrusMissing
+
+pytestmark = [pytest.mark.live, pytest.mark.long]
+
+_USERS = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def cyrus() -> Iterator[Cyrus]:
+    try:
+        server = Cyrus()
+    except CyrusMissing as missing:
+        pytest.skip(str(missing))
+    with server:
+        yield server
+
+
+class TestCyrus(PortContract):
+    """See the module."""
+
+    @pytest.fixture(params=CAPABILITY_SETS)
+    async def account(self, request: pytest.FixtureRequest, cyrus: Cyrus) -> AsyncIterator[LiveAccount]:
+        made = LiveAccount(cyrus, f"contract-{next(_USERS)}", CAPABILITY_SETS[request.param])
+        async with asyncio.timeout(30):
+            yield made
+            for remote in made.remotes:
+                await remote.aclose()
+        made.close()
+
+
+def twin_on(cyrus: Cyrus, directory: Path, lacking: str) -> Twin:
+    user = f"two-{next(_USERS)}"
+    cyrus.connect(user).logout()  # the first login makes the mailboxes
+    return twin_of(directory, LiveStore(cyrus.host, cyrus.imap_port, user, cyrus.password), lacking)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("lacking", LACKING)
+@pytest.mark.parametrize("scenario", [one for one in SCENARIOS if one is not add_here], ids=lambda step: step.__name__)
+async def test_scenario(tmp_path: Path, scenario: Step, lacking: str, cyrus: Cyrus) -> None:
+    await undergo(twin_on(cyrus, tmp_path, lacking), scenario)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("lacking", LACKING)
+async def test_what_it_takes_for_no_message_stays_here(tmp_path: Path, lacking: str, cyrus: Cyrus) -> None:
+    """Cyrus refuses what has no header of RFC 5322, with or without MULTIAPPEND; what comes with it arrives."""
+    twin = twin_on(cyrus, tmp_path, lacking)
+    start(twin)
+    await twin.synced()
+    add_here(twin)
+    report = await twin.sync()
+    assert (report.total("pushed"), report.total("held_back")) == (2, 2), report
+    before = twin.snapshot()
+    again = await twin.sync()
+    assert (again.total("pushed"), again.ok) == (0, True), again
+    assert twin.snapshot() == before
+    known = read_overview(twin.state_dir / "work.sqlite").mailboxes[0].held_back
+    assert [withheld.reason for withheld in known] == ["the server refused APPEND: Message contains invalid header"] * 2
+    for n in (12, 13):
+        (path,) = [path for path in twin.files() if int(path.stat().st_mtime) == START_S + n]
+        path.unlink()
+    await twin.synced()
+    twin.assert_equal()
+    await twin.quiet()

@@ -10,11 +10,22 @@ from pathlib import Path
 import pytest
 
 from maild.local.overview import read_overview
-from tests.engine.test_twoway import SCENARIOS, Step, add_here, start
+from tests.conftest import INTERRUPTED
+from tests.engine.test_twoway import (
+    SCENARIOS,
+    Record,
+    Step,
+    add_here,
+    add_same_both,
+    delete_both,
+    move_there_flag_here,
+    rename_mailbox_here,
+    start,
+)
 from tests.engine.twin import START_S, Twin
 from tests.live.store import LiveStore
 from tests.live.test_port_contract import LiveAccount
-from tests.live.test_twoway import LACKING, twin_of, undergo
+from tests.live.test_twoway import LACKING, cut_at_every_command, twin_of, undergo
 from tests.remote.contract import CAPABILITY_SETS, PortContract
 from tests.servers.cyrus import Cyrus, CyrusMissing
 
@@ -46,10 +57,13 @@ class TestCyrus(PortContract):
         made.close()
 
 
+def user_of(cyrus: Cyrus, name: str) -> LiveStore:
+    cyrus.connect(name).logout()  # the first login makes the mailboxes
+    return LiveStore(cyrus.host, cyrus.imap_port, name, cyrus.password)
+
+
 def twin_on(cyrus: Cyrus, directory: Path, lacking: str) -> Twin:
-    user = f"two-{next(_USERS)}"
-    cyrus.connect(user).logout()  # the first login makes the mailboxes
-    return twin_of(directory, LiveStore(cyrus.host, cyrus.imap_port, user, cyrus.password), lacking)
+    return twin_of(directory, user_of(cyrus, f"two-{next(_USERS)}"), lacking)
 
 
 @pytest.mark.anyio
@@ -81,3 +95,15 @@ async def test_what_it_takes_for_no_message_stays_here(tmp_path: Path, lacking: 
     await twin.synced()
     twin.assert_equal()
     await twin.quiet()
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_pause")
+@pytest.mark.parametrize("scenario", [add_same_both, delete_both, move_there_flag_here, rename_mailbox_here])
+async def test_scenario_cut_at_every_command(
+    tmp_path: Path, scenario: Step, cyrus: Cyrus, record_property: Record
+) -> None:
+    def users(name: str) -> LiveStore:
+        return user_of(cyrus, f"cut-{name}")
+
+    record_property(f"{INTERRUPTED} on Cyrus", await cut_at_every_command(tmp_path, scenario, users))

@@ -15,8 +15,7 @@ from typing import NamedTuple, cast
 
 from maild.core.flags import same_flags
 from maild.core.identity import TUID_WIRE_OCTETS, LocalIdentity, disk_and_content, fingerprint
-from maild.core.model import NO_FLAGS, Facts, Fetched, Flags, Key, MergeFlags, Pair, Permitted, Uid
-from maild.core.moves import Content
+from maild.core.model import NO_FLAGS, Content, Facts, Fetched, Flags, Key, MergeFlags, Pair, Permitted, Uid
 from maild.core.reconcile import merge_flags, missing_in
 from maild.engine.look import flags_here
 from maild.local.maildir import Maildir

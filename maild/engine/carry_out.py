@@ -209,6 +209,8 @@ def _note_moves(
                 merges.append(replace(merged[pair.uid], uid=new))
         elif pair.uid in merged:
             unpaired[key] = pair.flags, merged[pair.uid].flags
+    if row.epoch is None and add and (epoch := this.work.epochs.get(target)) is not None:
+        state.set_epoch(row.id, epoch)  # it is new, and its own pass, which does this, may yet fail
     state.apply([Changes(this.mailbox.id, drop=drop), Changes(row.id, add=add)])
     this.work.remote_delta[this.mailbox.id] -= len(drop)
     this.work.remote_delta[row.id] += len(add)

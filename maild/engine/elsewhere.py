@@ -19,8 +19,7 @@ import structlog
 from maild.core.errors import LocalError
 from maild.core.identity import identify
 from maild.core.mailboxes import name_of
-from maild.core.model import Key, MailboxName, Pair
-from maild.core.moves import Content
+from maild.core.model import Content, Key, MailboxName, Pair
 from maild.core.names import levels_from, matches
 from maild.engine.look import open_mailbox
 from maild.engine.pull import Work
@@ -29,7 +28,7 @@ from maild.local.directory import MailboxDirectory, translated
 from maild.local.outgoing import open_message, pieces_of
 from maild.local.scan import Entry, differences, scan
 from maild.local.state import MailboxState, State
-from maild.local.survey import LocalMailbox, survey
+from maild.local.survey import LocalMailbox, Survey, survey
 
 log = structlog.get_logger()
 MARK_OCTETS = 64  # more than a line that is in a file and no part of its content, as mbsync's
@@ -97,7 +96,11 @@ def _keep_changed(passes: Sequence[MailboxPass]) -> None:
 def _leave(work: Work, passes: Sequence[MailboxPass], gone: Sequence[MailboxPass], separator: str) -> None:
     sizes = {pair.size_octets for p in gone for pair in _gone_for_good(p)}
     found: set[Content] = set()
-    for place in _places(work, passes, separator):
+    here = survey(work.account.maildir, work.account.layout)
+    if (doubt := _unseen_mailbox(work, here)) is not None:
+        _wait(gone, doubt)
+        return
+    for place in _places(work, passes, here, separator):
         try:
             seen = _look(work, place, sizes)
         except LocalError as exc:
@@ -107,7 +110,7 @@ def _leave(work: Work, passes: Sequence[MailboxPass], gone: Sequence[MailboxPass
         if place.this is not None and seen is not _NOTHING:
             _take_out(place.this, [pair for pair in _gone_for_good(place.this) if seen.has(pair)])
     for p in gone:
-        _take_out(p, [pair for pair in _gone_for_good(p) if (pair.size_octets, pair.digest) in found])
+        _take_out(p, [pair for pair in _gone_for_good(p) if pair.content in found])
 
 
 def _take_out(this: MailboxPass, pairs: Sequence[Pair]) -> None:
@@ -156,26 +159,37 @@ def _gone_unseen(work: Work, looked: Collection[int], contents: Collection[Conte
                     there = maildir.locate({pair.key: pair.flags for pair in pairs})
         except LocalError as exc:  # they may have gone from there
             log.warning("mailbox.failed", account=work.account.name, mailbox=row.name, error=str(exc))
-        found.update(((pair.size_octets, pair.digest), row.name) for pair in pairs if pair.key not in there)
+        found.update((pair.content, row.name) for pair in pairs if pair.key not in there)
     return found
 
 
-def _wait(gone: Sequence[MailboxPass], exc: LocalError) -> None:
+def _wait(gone: Sequence[MailboxPass], reason: object) -> None:
     """Something changed where nobody can look: it may be any of them."""
     for p in gone:
         pairs = list(_gone_for_good(p))
         _take_out(p, pairs)
-        p.report.error = f"{len(pairs)} messages that are gone here stay on the server, for they may have moved: {exc}"
+        p.report.error = (
+            f"{len(pairs)} messages that are gone here stay on the server, for they may have moved: {reason}"
+        )
 
 
-def _places(work: Work, passes: Sequence[MailboxPass], separator: str) -> list[_Place]:
+def _unseen_mailbox(work: Work, here: Survey) -> str | None:
+    """Why nobody can look into one of the account's mailboxes, where files may be; None where all can be."""
+    for row in work.rows().values():
+        is_synchronised = row.name in work.listed and matches(row.name, work.imap.mailboxes)
+        if is_synchronised and row.directory not in here.mailboxes and (doubt := here.doubt(row.directory)):
+            return f"mailbox {row.name}: {work.account.maildir / row.directory}: {doubt}"
+    return None
+
+
+def _places(work: Work, passes: Sequence[MailboxPass], found: Survey, separator: str) -> list[_Place]:
     """Where there may be files that nobody knows: what is not as it was when it was looked at, or has some for sure."""
     state = work.state.state
     looked = {p.mailbox.directory: p for p in passes}
     rows = {row.directory: row for row in work.rows().values()}
     leftovers = state.with_leftovers()
     places: list[_Place] = []
-    for where, here in survey(work.account.maildir, work.account.layout).mailboxes.items():
+    for where, here in found.mailboxes.items():
         this, row = looked.get(where), rows.get(where)
         if this is not None:
             if here.stamp.text() != this.look.stamp:

@@ -11,6 +11,7 @@ from maild.core.errors import ProtocolViolation
 from maild.core.flags import same_flags
 from maild.core.model import (
     NO_FLAGS,
+    Content,
     DeleteLocal,
     DeleteRemote,
     Fetched,
@@ -24,7 +25,6 @@ from maild.core.model import (
     ScanTable,
     Uid,
 )
-from maild.core.moves import Content
 from maild.core.ports import BodyWriter, RemoteBox
 from maild.core.reconcile import merge_flags
 from maild.engine.adopt import fetched_content

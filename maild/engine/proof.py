@@ -13,8 +13,7 @@ import anyio.to_thread
 
 from maild.core.errors import ConnectionLost, ProtocolViolation, Rejected
 from maild.core.identity import Digester
-from maild.core.model import Fetched, ScanTable, Uid
-from maild.core.moves import Content
+from maild.core.model import Content, Fetched, ScanTable, Uid
 from maild.engine.adopt import fetched_content
 from maild.engine.crew import TRIES, is_tried_again, pause
 from maild.engine.pull import FETCH_MESSAGES, FETCH_OCTETS, Work

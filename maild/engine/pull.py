@@ -16,8 +16,7 @@ import structlog
 from maild.config import Account, Imap
 from maild.core.backoff import is_due
 from maild.core.errors import MaildError
-from maild.core.model import Epoch, Fetched, Key, MailboxName, MergeFlags, Pair, Permitted, ScanTable, Uid
-from maild.core.moves import Content
+from maild.core.model import Content, Epoch, Fetched, Key, MailboxName, MergeFlags, Pair, Permitted, ScanTable, Uid
 from maild.core.ports import BodyWriter, Remote, RemoteBox
 from maild.engine.adopt import Adopted, Unpaired, Unsure, adopt, fetched_content
 from maild.engine.propagate import Deliverer, Delivery, StateThread

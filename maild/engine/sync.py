@@ -262,7 +262,7 @@ class MailboxPass:
             self.operations = [o for o in self.operations if not isinstance(o, DeleteLocal | DeleteRemote)]
             self.doomable.clear()
         for pair in self.doomable:
-            self.work.doomed[pair.size_octets, pair.digest].append(self.name)
+            self.work.doomed[pair.content].append(self.name)
 
     def may_delete(self, keys: Collection[Key]) -> bool:
         """Whether the guard lets these files go as well, beside what was planned."""
@@ -378,7 +378,8 @@ class MailboxPass:
             return True
         is_furniture = self.name == INBOX or self.listed.role
         may_go = self.rules.deletes_there and self.rules.permitted is not None and not is_furniture
-        return not self.look.is_here and may_go and not len(self.remote.fresh)
+        is_to_come = bool(len(self.remote.fresh) or self.relocations)
+        return not self.look.is_here and may_go and not is_to_come
 
     @property
     def needs_server(self) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from maild.core.model import Cursor, Epoch, Flags, Key, MailboxName, Only, Pair, Skipped, Uid
+from maild.core.model import Content, Cursor, Epoch, Flags, Key, MailboxName, Only, Pair, Skipped, Uid
 from maild.local import pairs as pair_rows
 from maild.local import withheld
 from maild.local.schema import Row, open_database, translated
@@ -290,10 +290,26 @@ class State:
         stored = [pair_rows.to_row(key) for key in keys]
         return {pair.key: pair for pair in self._pairs_where("key", mailbox_id, stored, _IN_KEYS)}
 
-    def pairs_with(self, mailbox_id: int, contents: Collection[tuple[int, bytes]]) -> list[Pair]:
+    def pairs_with(self, mailbox_id: int, contents: Collection[Content]) -> list[Pair]:
         """The pairs of messages with one of these sizes and digests. Reads the whole mailbox."""
         found = self._pairs_where("digest", mailbox_id, [digest for _, digest in contents], _IN_VALUES)
-        return [pair for pair in found if (pair.size_octets, pair.digest) in contents]
+        return [pair for pair in found if pair.content in contents]
+
+    def contents_elsewhere(self, contents: Collection[Content], but: Collection[tuple[int, Uid]]) -> set[Content]:
+        """Those of these contents that a message of any mailbox has, or had when its pair ended, but for these pairs.
+
+        Messages that are known to be on this disk alone do not count. Reads all pairs.
+        """
+        found: set[Content] = set()
+        digests = list({digest for _, digest in contents})
+        for start in range(0, len(digests), _IN_VALUES):
+            some = digests[start : start + _IN_VALUES]
+            marks = ", ".join("?" * len(some))
+            of = f"size_octets, digest FROM {{}} WHERE only <> 'local' AND digest IN ({marks})"
+            rows = self.rows(f"SELECT mailbox, uid, {of.format('pairs')}", some)
+            found.update((size, digest) for mailbox, uid, size, digest in rows if (mailbox, uid) not in but)
+            found.update(self.rows(f"SELECT {of.format('orphans')}", some))
+        return found & set(contents)
 
     def uids(self, mailbox_id: int) -> set[Uid]:
         """Of all messages that are on the server, as far as is known."""

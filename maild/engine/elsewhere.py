@@ -164,8 +164,8 @@ def _gone_unseen(work: Work, looked: Collection[int], contents: Collection[Conte
 
 
 def _wait(gone: Sequence[MailboxPass], reason: object) -> None:
-    """Something changed where nobody can look: it may be any of them."""
-    for p in gone:
+    """Something changed where nobody can look: it may be any of them. One without a directory is the guard's."""
+    for p in (p for p in gone if p.look.is_here):
         pairs = list(_gone_for_good(p))
         _take_out(p, pairs)
         p.report.error = (

@@ -27,7 +27,7 @@ from maild.core.model import NO_FLAGS, Content, Facts, Key, MailboxName, Pair, U
 from maild.core.moves import File, Gone, NewMessage, local_moves, remote_moves
 from maild.engine.adopt import Unsure
 from maild.engine.apply import Relocation
-from maild.engine.proof import contents_of
+from maild.engine.proof import contents_of, still_there
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass, Move
 
@@ -278,8 +278,11 @@ async def _note_doomable(work: Work, passes: Sequence[MailboxPass], found_here: 
         gone = [pair for uid, pair in p.local.gone.items() if uid in p.remote.gone and not pair.only]
         gone = [pair for pair in gone if Gone(p.name, pair) not in found_here] if p.rules.deletes_there else []
         others = [q for q in passes if q is not p and q.name != work.trash and q.rules.permitted is not None]
-        fresh = [(uid, size) for q in others for uid, _, size in q.remote.fresh] if gone else []
-        p.may_come_back = min(len(gone), len(_likely([pair.size_octets for pair in gone], fresh)))
+        sizes = [pair.size_octets for pair in gone]
+        for q in others if gone else ():
+            likely = _likely(sizes, [(uid, size) for uid, _, size in q.remote.fresh])
+            work.may_be_doomed[q.name].update(likely)
+            p.may_come_back = min(len(gone), p.may_come_back + len(likely))
         p.doomable = gone if p.may_come_back else []
     rivals = [Gone(p.name, pair) for p in passes for pair in p.doomable]
     sole = await _sole(work, passes, rivals, {one.pair.content for one in rivals})
@@ -291,12 +294,24 @@ async def _note_doomable(work: Work, passes: Sequence[MailboxPass], found_here: 
 async def _sole(
     work: Work, passes: Iterable[MailboxPass], rivals: Iterable[Gone], contents: Collection[Content]
 ) -> set[Content]:
-    """Those of these contents that no message is known to have but one of `rivals`.
+    """Those of these contents that no message has which may have become a new one: none but `rivals`.
 
-    Of any other the mailbox may have been looked at before it moved, or not at all; so the new message may be that one.
+    Another that is still where it was, now that the new ones have been seen, is none of them.
     """
     if not contents:
         return set()
     ids = {p.name: p.mailbox.id for p in passes}
     ours = {(ids[one.mailbox], one.pair.uid) for one in rivals}
-    return set(contents) - await work.state.run(work.state.state.contents_elsewhere, contents, ours)
+    known = await work.state.run(lambda: list(work.state.state.all_with(contents)))
+    sole = set(contents)
+    others: dict[int, dict[Uid, Content]] = defaultdict(dict)
+    for mailbox_id, uid, content in known:
+        if mailbox_id is None:
+            sole.discard(content)
+        elif (mailbox_id, uid) not in ours:
+            others[mailbox_id][uid] = content
+    rows = {row.id: row for row in (await work.state.run(work.rows)).values()}
+    for mailbox_id, uids in others.items():
+        there = await still_there(work, rows.get(mailbox_id), uids)
+        sole.difference_update(content for uid, content in uids.items() if uid not in there)
+    return sole

@@ -1,4 +1,4 @@
-"""What messages on the server contain: the proof that is needed before anything is removed because of an equal one.
+"""What messages on the server contain, and which are there: the proof before anything is removed for an equal one.
 
 Cheap facts (size, Message-ID, Date) nominate; different messages may share them, and some servers tell wrong sizes.
 """
@@ -18,6 +18,7 @@ from maild.engine.adopt import fetched_content
 from maild.engine.crew import TRIES, is_tried_again, pause
 from maild.engine.pull import FETCH_MESSAGES, FETCH_OCTETS, Work
 from maild.engine.sync import MailboxPass
+from maild.local.state import MailboxState
 
 
 class Measured:
@@ -57,6 +58,24 @@ async def contents_of(work: Work, this: MailboxPass, uids: set[Uid]) -> dict[Uid
         else:
             break
     return found
+
+
+async def still_there(work: Work, mailbox: MailboxState | None, uids: Collection[Uid]) -> set[Uid]:
+    """Those of these messages that the server has in this mailbox now; none where it does not tell.
+
+    Not to be called while a session is held.
+    """
+    if mailbox is None or mailbox.epoch is None or mailbox.name not in work.listed:
+        return set()
+    for attempt in range(1, TRIES + 1):
+        try:
+            async with work.remote.visit(mailbox.name, mailbox.epoch, read_only=work.dry_run) as box:
+                return await box.has(uids)
+        except (ConnectionLost, ProtocolViolation, Rejected) as exc:
+            if not is_tried_again(exc, attempt):
+                break
+            await pause(work, mailbox.name, attempt, exc)
+    return set()
 
 
 async def _fetch(work: Work, this: MailboxPass, uids: Collection[Uid], found: dict[Uid, Content]) -> None:

@@ -15,6 +15,10 @@ from maild.local.schema import Row
 
 BASE = "SELECT uid, key, flags, only FROM pairs WHERE mailbox = ?"
 PAIRS = "SELECT uid, key, flags, size_octets, digest, only, info FROM pairs WHERE mailbox = ?"
+WITH_CONTENT = (
+    "SELECT mailbox, uid, size_octets, digest FROM pairs WHERE only <> 'local'",
+    "SELECT NULL, '', size_octets, digest FROM orphans WHERE only <> 'local'",
+)
 NAMES = (
     "SELECT group_concat(key || info, x'0a'), count(*) - count(info) FROM pairs WHERE mailbox = ? AND only <> 'remote'"
 )

@@ -295,21 +295,20 @@ class State:
         found = self._pairs_where("digest", mailbox_id, [digest for _, digest in contents], _IN_VALUES)
         return [pair for pair in found if pair.content in contents]
 
-    def contents_elsewhere(self, contents: Collection[Content], but: Collection[tuple[int, Uid]]) -> set[Content]:
-        """Those of these contents that a message of any mailbox has, or had when its pair ended, but for these pairs.
+    def all_with(self, contents: Collection[Content]) -> Iterator[tuple[int | None, Uid, Content]]:
+        """Every message that is known to have one of these contents: mailbox, Uid and content, from all pairs.
 
-        Messages that are known to be on this disk alone do not count. Reads all pairs.
+        None instead of a mailbox where nothing but the content is known, for its pair has ended. Messages that are on
+        this disk alone are not told.
         """
-        found: set[Content] = set()
         digests = list({digest for _, digest in contents})
         for start in range(0, len(digests), _IN_VALUES):
             some = digests[start : start + _IN_VALUES]
             marks = ", ".join("?" * len(some))
-            of = f"size_octets, digest FROM {{}} WHERE only <> 'local' AND digest IN ({marks})"
-            rows = self.rows(f"SELECT mailbox, uid, {of.format('pairs')}", some)
-            found.update((size, digest) for mailbox, uid, size, digest in rows if (mailbox, uid) not in but)
-            found.update(self.rows(f"SELECT {of.format('orphans')}", some))
-        return found & set(contents)
+            for query in pair_rows.WITH_CONTENT:
+                for mailbox_id, uid, size_octets, digest in self.rows(f"{query} AND digest IN ({marks})", some):
+                    if (size_octets, digest) in contents:
+                        yield mailbox_id, uid, (size_octets, digest)
 
     def uids(self, mailbox_id: int) -> set[Uid]:
         """Of all messages that are on the server, as far as is known."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from maild.core.model import Cursor, Scan
+from maild.testing.memory import MemoryBox
 from tests.engine.twin import Twin
 
 pytestmark = pytest.mark.anyio
@@ -67,3 +69,34 @@ async def test_it_is_not_taken_for_the_copy_of_a_deletion_that_was_cut(twin: Twi
     twin.one(1).unlink()
     twin.store.move("Other", [twin.uid(1, "Other")], "Trash")
     await then_there_are(twin, INBOX=[2], Other=[3], Trash=[1, 1])
+
+
+async def test_it_counts_as_come_back_while_the_other_is_still_there(twin: Twin) -> None:
+    """The server moved what was deleted here, and both are the only ones that it can have been."""
+    twin.store.move("INBOX", [twin.uid(1)], "Archive")
+    twin.one(1).unlink()
+    await then_there_are(twin, INBOX=[2], Other=[1, 3])
+
+
+async def test_the_other_moves_after_its_mailbox_was_looked_at(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mailbox was scanned before, and shows nothing: whether it is still there is asked once more."""
+    twin.configure(connections=1)
+    twin.one(1).unlink()
+    twin.store.expunge("INBOX", [twin.uid(1)])
+    twin.deliver(4, "Other")
+    original, moved = MemoryBox.scan, list[str]()
+
+    async def scan(self: MemoryBox, cursor: Cursor | None) -> Scan:
+        if self.mailbox.name == "Archive" and not moved:
+            moved.append("Other")
+            assert [name for name in scanned if name != "Archive"] == ["INBOX", "Other"]
+            twin.store.move("Other", [twin.uid(1, "Other")], "Archive")
+        scanned.append(self.mailbox.name)
+        return await original(self, cursor)
+
+    scanned = list[str]()
+    twin.deliver(5, "Archive")
+    monkeypatch.setattr(MemoryBox, "scan", scan)
+    await twin.sync()
+    assert moved
+    await then_there_are(twin, INBOX=[2], Other=[3, 4], Archive=[1, 5])

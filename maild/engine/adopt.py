@@ -126,6 +126,11 @@ class Unpaired:
         return self.entries.pop(key), self.identities.pop(key), NO_FLAGS if orphan is None else orphan.flags
 
 
+def sent_orphan(key: Key, flags: Flags, content: Content) -> Orphan:
+    """What the server is given, to be noted before: whoever comes after a kill looks for it there."""
+    return Orphan(key, flags, *content, only="sent")
+
+
 def unsure_of(mailbox_id: int, orphan: Orphan) -> Unsure:
     """A file that was being deleted, in the mailbox where it is: its pair has gone already."""
     pair = Pair(kept_uid(orphan.key), orphan.key, orphan.flags, orphan.size_octets, orphan.digest)

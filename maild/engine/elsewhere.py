@@ -27,7 +27,7 @@ from maild.engine.sync import MailboxPass
 from maild.local.directory import MailboxDirectory, translated
 from maild.local.outgoing import open_message, pieces_of
 from maild.local.scan import Entry, differences, scan
-from maild.local.state import MailboxState, State
+from maild.local.state import MailboxState, Orphan, State
 from maild.local.survey import LocalMailbox, Survey, survey
 
 log = structlog.get_logger()
@@ -150,16 +150,18 @@ def _gone_unseen(work: Work, looked: Collection[int], contents: Collection[Conte
         if row.id in looked or not is_synchronised or (place is not None and not _has_changed(row, place)):
             continue
         pairs = [pair for pair in state.pairs_with(row.id, contents) if not pair.only]
-        if not pairs:
+        sent = [o for o in state.orphans(row.id).values() if o.only == "sent" and o.content in contents]
+        known: list[Pair | Orphan] = [*pairs, *sent]
+        if not known:
             continue
         there: Mapping[Key, Entry] = {}
         try:
             with open_mailbox(root, row) or nullcontext() as maildir:
                 if maildir is not None:
-                    there = maildir.locate({pair.key: pair.flags for pair in pairs})
+                    there = maildir.locate({one.key: one.flags for one in known})
         except LocalError as exc:  # they may have gone from there
             log.warning("mailbox.failed", account=work.account.name, mailbox=row.name, error=str(exc))
-        found.update((pair.content, row.name) for pair in pairs if pair.key not in there)
+        found.update((one.content, row.name) for one in known if one.key not in there)
     return found
 
 

@@ -18,22 +18,17 @@ one may be that other's, which moved as well.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from maild.core.model import NO_FLAGS, Content, Facts, Key, MailboxName, Pair, Uid
 from maild.core.moves import File, Gone, NewMessage, local_moves, remote_moves
 from maild.engine.adopt import Unsure
 from maild.engine.apply import Relocation
-from maild.engine.proof import contents_of, still_there
+from maild.engine.proof import FactsOf, Known, contents_of, likely, sole
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass, Move
-
-SLACK_OCTETS = 64  # by which a server's sizes may be wrong, as Exchange's are
-
-FactsOf = Callable[[MailboxPass, Sequence[Uid]], Awaitable[Mapping[Uid, Facts]]]
+from maild.engine.untold import settle_untold
 
 
 async def settle_moves(
@@ -43,6 +38,7 @@ async def settle_moves(
 
     `blind` are those whose server side could not be looked at: what may have moved from or to them is left alone.
     """
+    await settle_untold(work, passes, facts_of)
     _leave_alone(passes, blind)
     if not any(p.local.gone or p.remote.gone for p in passes):
         return
@@ -106,8 +102,8 @@ async def _moved_there(
     sizes = {facts.size_octets for facts in gone}
     fresh: dict[Facts, list[NewMessage]] = defaultdict(list)
     for p in passes:
-        likely = [uid for uid, _, size in p.remote.fresh if size in sizes and uid not in p.retried]
-        for uid, facts in (await facts_of(p, likely)).items() if likely else ():
+        alike = [uid for uid, _, size in p.remote.fresh if size in sizes and uid not in p.retried]
+        for uid, facts in (await facts_of(p, alike)).items() if alike else ():
             fresh[facts].append(NewMessage(p.name, uid))
     return remote_moves(gone, fresh, moved_here)
 
@@ -125,11 +121,11 @@ async def _copied_already(
             wanted[was.name, target.name].append(one)
     used: defaultdict[MailboxName, set[Uid]] = defaultdict(set)
     copied: set[Gone] = set()
-    rivals = [one for several in wanted.values() for one in several]
+    rivals = _ids(passes, [one for several in wanted.values() for one in several])
     for (source, name), several in sorted(wanted.items()):
         was, target = by_name[source], by_name[name]
-        sole = partial(_sole, work, passes, rivals)
-        proven = await _copies(work, was, target, [one.pair for one in several], facts_of, used[name], sole)
+        pairs = [one.pair for one in several]
+        proven = await _copies(work, was, target, pairs, facts_of, used[name], rivals)
         copied.update(one for one in several if one.pair.uid in proven)
     return copied
 
@@ -141,10 +137,10 @@ async def _note_trashed(work: Work, passes: Sequence[MailboxPass], facts_of: Fac
         return
     able = [p for p in passes if p.rules.permitted is not None and p.rules.deletes_there and work.trash_for(p.name)]
     going = [Gone(p.name, pair) for p in able for uid, pair in p.local.gone.items() if uid not in p.remote.gone]
-    sole, used = partial(_sole, work, passes, going), set[Uid]()
+    rivals, used = _ids(passes, going), set[Uid]()
     for p in able:
         pairs = [one.pair for one in going if one.mailbox == p.name and not one.pair.only]
-        p.trashed = await _copies(work, p, trash, pairs, facts_of, used, sole)
+        p.trashed = await _copies(work, p, trash, pairs, facts_of, used, rivals)
 
 
 async def _copies(
@@ -154,23 +150,23 @@ async def _copies(
     pairs: Sequence[Pair],
     facts_of: FactsOf,
     used: set[Uid],
-    sole: Callable[[Collection[Content]], Awaitable[set[Content]]],
+    rivals: Collection[Known],
 ) -> set[Uid]:
     """Those of messages of `was` that are new in `target` as well, of the same content; each copy counts once.
 
-    `sole` tells of which contents it is sure that nobody else's message went there.
+    No message but `rivals` may be what went there instead.
     """
     fresh = [(uid, size) for uid, _, size in target.remote.fresh if uid not in target.retried and uid not in used]
-    likely = _likely([pair.size_octets for pair in pairs], fresh)
-    if not likely:
+    alike = likely([pair.size_octets for pair in pairs], fresh)
+    if not alike:
         return set()
     by_facts: dict[Facts, list[Uid]] = defaultdict(list)
-    for uid, facts in (await facts_of(target, likely)).items():
+    for uid, facts in (await facts_of(target, alike)).items():
         by_facts[facts].append(uid)
     there = await facts_of(was, [pair.uid for pair in pairs]) if by_facts else {}
     nominated = {pair.uid: by_facts[there[pair.uid]] for pair in pairs if there.get(pair.uid) in by_facts}
     contents = await contents_of(work, target, {uid for uids in nominated.values() for uid in uids})
-    safe = await sole({pair.content for pair in pairs} & set(contents.values()))
+    safe = await sole(work, rivals, {pair.content for pair in pairs} & set(contents.values()))
     by_content: dict[tuple[Facts, Content], list[Uid]] = defaultdict(list)
     for facts, uids in by_facts.items():
         for uid in uids:
@@ -182,17 +178,6 @@ async def _copies(
             used.add(same.pop())
             proven.add(pair.uid)
     return proven
-
-
-def _likely(sizes: Sequence[int], fresh: Sequence[tuple[Uid, int]]) -> list[Uid]:
-    """Those that may have one of these sizes on disk, where each line is an octet shorter than on the wire."""
-    ordered = sorted(sizes)
-    likely: list[Uid] = []
-    for uid, size in fresh:
-        at = bisect_right(ordered, size + SLACK_OCTETS) - 1
-        if at >= 0 and ordered[at] * 2 + SLACK_OCTETS >= size:
-            likely.append(uid)
-    return likely
 
 
 def _follow_server(
@@ -280,38 +265,18 @@ async def _note_doomable(work: Work, passes: Sequence[MailboxPass], found_here: 
         others = [q for q in passes if q is not p and q.name != work.trash and q.rules.permitted is not None]
         sizes = [pair.size_octets for pair in gone]
         for q in others if gone else ():
-            likely = _likely(sizes, [(uid, size) for uid, _, size in q.remote.fresh])
-            work.may_be_doomed[q.name].update(likely)
-            p.may_come_back = min(len(gone), p.may_come_back + len(likely))
+            alike = likely(sizes, [(uid, size) for uid, _, size in q.remote.fresh])
+            work.may_be_doomed[q.name].update(alike)
+            p.may_come_back = min(len(gone), p.may_come_back + len(alike))
         p.doomable = gone if p.may_come_back else []
     rivals = [Gone(p.name, pair) for p in passes for pair in p.doomable]
-    sole = await _sole(work, passes, rivals, {one.pair.content for one in rivals})
+    safe = await sole(work, _ids(passes, rivals), {one.pair.content for one in rivals})
     for p in passes:
-        p.doomable = [pair for pair in p.doomable if pair.content in sole]
+        p.doomable = [pair for pair in p.doomable if pair.content in safe]
         p.may_come_back = min(p.may_come_back, len(p.doomable))
 
 
-async def _sole(
-    work: Work, passes: Iterable[MailboxPass], rivals: Iterable[Gone], contents: Collection[Content]
-) -> set[Content]:
-    """Those of these contents that no message has which may have become a new one: none but `rivals`.
-
-    Another that is still where it was, now that the new ones have been seen, is none of them.
-    """
-    if not contents:
-        return set()
+def _ids(passes: Iterable[MailboxPass], of: Iterable[Gone]) -> set[Known]:
+    """The same as the state knows them."""
     ids = {p.name: p.mailbox.id for p in passes}
-    ours = {(ids[one.mailbox], one.pair.uid) for one in rivals}
-    known = await work.state.run(lambda: list(work.state.state.all_with(contents)))
-    sole = set(contents)
-    others: dict[int, dict[Uid, Content]] = defaultdict(dict)
-    for mailbox_id, uid, content in known:
-        if mailbox_id is None:
-            sole.discard(content)
-        elif (mailbox_id, uid) not in ours:
-            others[mailbox_id][uid] = content
-    rows = {row.id: row for row in (await work.state.run(work.rows)).values()}
-    for mailbox_id, uids in others.items():
-        there = await still_there(work, rows.get(mailbox_id), uids)
-        sole.difference_update(content for uid, content in uids.items() if uid not in there)
-    return sole
+    return {(ids[one.mailbox], one.pair.uid) for one in of}

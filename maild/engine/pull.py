@@ -53,10 +53,10 @@ class Work:
     `remote_delta`: by mailbox id, by how many messages with a pair the server has more than it had when it was looked
     at. `awaited`: files that a move is to give a pair. `unsure`: see `Unpaired`, by mailbox. `doomed`: contents that
     are gone on both sides from a mailbox, so that the server's having moved one elsewhere does not bring it back;
-    `may_be_doomed`: the new messages, by mailbox, that were there when this was found out.
-    `epochs`: those in which mailboxes were looked at. `foreseen`: mailboxes that a
-    dry run takes for made or renamed. `is_asked`: somebody named the mailboxes, so
-    that messages which did not travel before are tried at once; else when their time has come, as of `now_s`.
+    `may_be_doomed`: the new messages, by mailbox, that were there when this was found out. `sent`: by mailbox id and
+    key, what the server was given in this pass and has no pair yet. `epochs`: those in which mailboxes were looked at.
+    `foreseen`: mailboxes that a dry run takes for made or renamed. `is_asked`: somebody named the mailboxes, so that
+    messages which did not travel before are tried at once; else when their time has come, as of `now_s`.
     """
 
     account: Account
@@ -81,6 +81,7 @@ class Work:
     awaited: defaultdict[MailboxName, set[Key]] = field(default_factory=lambda: defaultdict(set))
     unsure: defaultdict[MailboxName, dict[Key, Unsure]] = field(default_factory=lambda: defaultdict(dict))
     doomed: defaultdict[Content, list[MailboxName]] = field(default_factory=lambda: defaultdict(list))
+    sent: set[tuple[int, Key]] = field(default_factory=set)
     may_be_doomed: defaultdict[MailboxName, set[Uid]] = field(default_factory=lambda: defaultdict(set))
 
     def rows(self) -> dict[MailboxName, MailboxState]:

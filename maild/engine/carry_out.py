@@ -337,7 +337,8 @@ async def _append(this: MailboxPass, box: RemoteBox) -> None:
         return
     report = await append_files(this.work, box, this.mailbox, maildir, this.unpaired, to_send, permitted)
     this.report.pushed += report.appended
-    this.report.held_back = report.refused + len(this.waiting & this.unpaired.entries.keys())
+    waiting = (this.waiting & this.unpaired.entries.keys()) | this.unpaired.unreadable.keys()
+    this.report.held_back = report.refused + len(waiting)
     this.work.remote_delta[this.mailbox.id] += report.paired
     this.is_undone |= not report.is_complete
 

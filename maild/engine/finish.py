@@ -50,7 +50,8 @@ def _conclude(this: MailboxPass) -> None:
     if kept := this.unpaired.kept_here:
         pairs = [Pair(kept_uid(o.key), o.key, o.flags, o.size_octets, o.digest, "local") for o in kept.values()]
         state.apply([Changes(mailbox.id, add=pairs)])
-    needed = _still_kept_there(this) | this.unpaired.unsure.keys() | _still_untold(this)
+    needed = _still_kept_there(this) | this.unpaired.unsure.keys() | this.unpaired.unreadable.keys()
+    needed |= _still_untold(this)
     state.drop_orphans(mailbox.id, state.orphans(mailbox.id).keys() - needed)
     messages = scan.messages + this.work.remote_delta[mailbox.id]
     is_counted = state.count_there(mailbox.id) + len(state.skipped(mailbox.id)) == messages

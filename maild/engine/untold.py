@@ -34,7 +34,7 @@ async def settle_untold(work: Work, passes: Sequence[MailboxPass], facts_of: Fac
     """Find these messages where their file, or they themselves, are no longer where they were sent to."""
     for p in passes:
         sent = [orphan for orphan in p.unpaired.orphans.values() if orphan.only == "sent"] if p.same_epoch else []
-        for orphan in sent:
+        for orphan in (orphan for orphan in sent if orphan.key not in p.unpaired.unreadable):
             file = _file_of(orphan, p, passes)
             if file is None or file.this is not p:
                 if (uid := await _message(work, p, p, orphan, file, facts_of)) is not None:

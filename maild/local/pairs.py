@@ -15,6 +15,9 @@ from maild.local.schema import Row
 
 BASE = "SELECT uid, key, flags, only FROM pairs WHERE mailbox = ?"
 PAIRS = "SELECT uid, key, flags, size_octets, digest, only, info FROM pairs WHERE mailbox = ?"
+LEFTOVERS = (
+    "SELECT mailbox FROM skipped UNION SELECT mailbox FROM unsent UNION SELECT mailbox FROM orphans WHERE only = 'sent'"
+)
 WITH_CONTENT = (
     "SELECT mailbox, uid, size_octets, digest FROM pairs WHERE only <> 'local'",
     "SELECT NULL, key, size_octets, digest FROM orphans WHERE only <> 'local'",

@@ -392,8 +392,7 @@ class State:
 
     def with_leftovers(self) -> set[int]:
         """The mailboxes with messages that did not travel, either way, or of which nobody knows whether they did."""
-        tables = "SELECT mailbox FROM skipped UNION SELECT mailbox FROM unsent"
-        return {row[0] for row in self.rows(f"{tables} UNION SELECT mailbox FROM orphans WHERE only = 'sent'")}
+        return {row[0] for row in self.rows(pair_rows.LEFTOVERS)}
 
     def hold_back(self, mailbox_id: int, items: Iterable[Unsent], now_s: float | None = None) -> None:
         """Remember local messages that the server did not take; one that was there before is counted once more."""

@@ -20,6 +20,7 @@ MailboxName = NewType("MailboxName", str)  # decoded, with the server's own hier
 Cursor = NewType("Cursor", str)  # where the last complete remote scan of a mailbox ended
 Epoch = NewType("Epoch", str)  # while it stays the same, a Uid means the same message (IMAP: UIDVALIDITY)
 Flags = frozenset[str]
+Content = tuple[int, bytes]  # size in octets and digest of a message's disk form
 Only = Literal["", "local", "remote"]
 Push = Literal["auto", "notify", "idle", "poll"]  # how the server is to tell of changes; "auto" is the best it can
 
@@ -239,6 +240,11 @@ class Pair:
     digest: bytes
     only: Only = ""
     info: str | None = None
+
+    @property
+    def content(self) -> Content:
+        """What tells that another file or message is the same."""
+        return self.size_octets, self.digest
 
 
 # Operations: what reconcile wants done about messages that are pairs. What is to be pulled stays a ScanTable.

@@ -412,6 +412,21 @@ async def test_where_it_may_be_cannot_be_looked_at(twin: Twin) -> None:
     await then_it_moves(twin)
 
 
+async def test_where_it_may_be_became_a_symlink(twin: Twin, tmp_path: Path) -> None:
+    """The mailbox is refused, and what was moved to it is there all the same."""
+    away = tmp_path / "disk"
+    twin.where("Archive").rename(away)
+    twin.where("Archive").symlink_to(away)
+    twin.move(twin.one(1), "Archive")
+    report = await twin.sync()
+    assert str(report.mailboxes["INBOX"].error).startswith(
+        f"1 messages that are gone here stay on the server, for they may have moved: mailbox Archive: {twin.root}/"
+    )
+    twin.where("Archive").unlink()
+    away.rename(twin.where("Archive"))
+    await then_it_moves(twin)
+
+
 async def test_flags_changed_here_wait_for_where_the_server_moved_it(twin: Twin) -> None:
     twin.store.move("INBOX", [1], "Archive")
     twin.relabel(twin.one(1), "F")

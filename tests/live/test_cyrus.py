@@ -20,6 +20,7 @@ from tests.engine.test_twoway import (
     delete_both,
     move_there_flag_here,
     rename_mailbox_here,
+    rename_mailbox_there,
     start,
 )
 from tests.engine.twin import START_S, Twin
@@ -107,3 +108,18 @@ async def test_scenario_cut_at_every_command(
         return user_of(cyrus, f"cut-{name}")
 
     record_property(f"{INTERRUPTED} on Cyrus", await cut_at_every_command(tmp_path, scenario, users))
+
+
+@pytest.mark.anyio
+async def test_a_mailbox_renamed_there_is_renamed_here(tmp_path: Path, cyrus: Cyrus) -> None:
+    """Its STATUS tells nonsense as MAILBOXID, another each time; UIDVALIDITY and UIDNEXT tell."""
+    twin = twin_on(cyrus, tmp_path, "nothing")
+    start(twin)
+    await twin.synced()
+    files = {path.stat().st_ino for path in twin.files("Archive")}
+    rename_mailbox_there(twin)
+    report = await twin.synced()
+    assert (report.total("pulled"), report.total("deleted")) == (0, 0)
+    assert {path.stat().st_ino for path in twin.files("Old")} == files
+    twin.assert_equal()
+    await twin.quiet()

@@ -119,7 +119,7 @@ async def test_a_mailbox_renamed_there_is_renamed_here(tmp_path: Path, cyrus: Cy
     files = {path.stat().st_ino for path in twin.files("Archive")}
     rename_mailbox_there(twin)
     report = await twin.synced()
-    assert (report.total("pulled"), report.total("deleted")) == (0, 0)
+    assert [report.total(counter) for counter in ("pulled", "moved", "deleted")] == [0, 0, 0], report
     assert {path.stat().st_ino for path in twin.files("Old")} == files
     twin.assert_equal()
     await twin.quiet()

@@ -1,4 +1,4 @@
-"""The state is lost, and everything is on both sides: maild finds the pairs again. Beside it the first pull of the same.
+"""The state is lost, and everything is on both sides: maild finds the pairs again. Beside it a first pull of the same.
 
 What of the messages' octets crosses the wire meanwhile is counted in one more run, through a proxy that keeps all
 that the server says: whole messages, and everything, facts included.

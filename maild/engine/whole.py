@@ -65,7 +65,7 @@ class AccountPass:
         work = self._work
         listing, found = await self._both_sides(only)
         work.report.state = "syncing"
-        work.listed = listing.present
+        work.listed, work.left_out = listing.present, listing.left_out
         self._separator = listing.separator
         work.trash = listing.trash
         self._note_unusable(listing)

@@ -6,6 +6,7 @@ A server that refuses an extension which it advertises, or answers it with nothi
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,6 +20,7 @@ from maild.remote.imap.parse import Data, Event, Token, number, printable
 from maild.remote.imap.session import Command, ImapSession, quoted
 
 STATUS_WINDOW = 64  # STATUS commands sent ahead
+_OBJECT_ID = re.compile(rb"[A-Za-z0-9_-]{1,255}")
 
 log = structlog.get_logger()
 _ROLES = {r.lower(): r for r in ("\\All", "\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash")}
@@ -154,6 +156,9 @@ async def _ask_status(session: ImapSession, mailboxes: Sequence[Mailbox], items:
 def with_status(mailboxes: Iterable[Mailbox], events: Iterable[Event]) -> list[Mailbox]:
     """The mailboxes with what STATUS told of them."""
     told = {wire: items for event in events if (status := _status(event)) is not None for wire, items in [status]}
+    if any(b"MAILBOXID" in items and not object_id(items[b"MAILBOXID"]) for items in told.values()):
+        for items in told.values():  # Cyrus 3.6 answers STATUS with memory it has freed: another each time
+            items.pop(b"MAILBOXID", None)
     return [_with_items(mailbox, told[mailbox.wire]) if mailbox.wire in told else mailbox for mailbox in mailboxes]
 
 
@@ -184,9 +189,9 @@ def _with_items(mailbox: Mailbox, items: dict[bytes, Token]) -> Mailbox:
 
 
 def object_id(token: Token) -> str:
-    """A MAILBOXID in its parentheses (RFC 8474 §4), or ""."""
+    """A MAILBOXID in its parentheses (RFC 8474 §4), or "" for none and for what cannot be one (§7)."""
     inner = token[0] if isinstance(token, list) and token else token
-    return printable(inner) if isinstance(inner, bytes) else ""
+    return inner.decode() if isinstance(inner, bytes) and _OBJECT_ID.fullmatch(inner) else ""
 
 
 def mark_of(uidvalidity: int, uidnext: int, modseq: int, messages: int) -> str | None:

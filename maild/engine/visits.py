@@ -72,7 +72,8 @@ class Visits:
         chosen = [*news, *(rows[name] for name in hinted if name in rows)]
         wanted = [(row.name, row.cursor) for row in chosen if row.cursor and (not only or row.name in only)]
         for name, cursor in sorted(wanted, key=lambda one: one[0] != "INBOX")[:1]:
-            self._work.remote.expect(name, cursor, read_only=self._work.dry_run)
+            has_mail = name in hinted and not self._work.dry_run
+            self._work.remote.expect(name, cursor, read_only=self._work.dry_run, has_mail=has_mail)
 
     async def chosen(self, settled: Settled, found: Survey, only: Sequence[str]) -> list[Visit]:
         work = self._work

@@ -126,7 +126,7 @@ class Remote(Protocol):
 
         It may be asked for already then, so that the visit need not wait for it; `has_mail`: with the first new
         messages, if they are small, for the server said that something came. Nothing depends on it: the visit need
-        not come, and may be otherwise; without a listing under way it is nothing.
+        not come, and may be otherwise; without a listing under way no more than `has_mail` is of use.
         """
 
     def visit(

@@ -295,6 +295,17 @@ async def test_small_new_messages_come_along(missing: set[str]) -> None:
         assert facts_of(scan) == facts_of(await scanned(remote, cursor))
 
 
+async def test_small_new_messages_come_along_with_a_scan_that_is_not_begun_ahead() -> None:
+    async with serving() as (server, remote, cursor):
+        server.store.deliver("INBOX", raw_of(4))
+        await remote.listing()
+        remote.expect(INBOX, cursor, has_mail=True)
+        for _ in range(2):  # the next time nothing is expected
+            _, found = await fetched(remote, cursor)
+            assert [(one.uid, one.raw) for one in found] == [(uid, raw_of(4)) for uid in uids_of(4)]
+        assert bodies_asked(server) == ["4:7", "4"]
+
+
 async def test_nothing_comes_along_of_which_the_server_did_not_tell() -> None:
     async with serving() as (server, remote, cursor):
         server.store.deliver("INBOX", raw_of(4))

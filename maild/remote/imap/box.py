@@ -56,16 +56,27 @@ WireName = Callable[[MailboxName], str]  # raises Rejected for a mailbox that is
 
 
 class Box:
-    """One mailbox on one session; `read_only` opens it by EXAMINE."""
+    """One mailbox on one session; `read_only` opens it by EXAMINE.
+
+    With `has_mail` small messages that are new to a scan come along with it, to be there when they are fetched.
+    """
 
     def __init__(
-        self, session: ImapSession, wire: str, name: MailboxName, wire_name: WireName, *, read_only: bool = False
+        self,
+        session: ImapSession,
+        wire: str,
+        name: MailboxName,
+        wire_name: WireName,
+        *,
+        read_only: bool = False,
+        has_mail: bool = False,
     ) -> None:
         self._session = session
         self._wire = wire
         self._name = name
         self._wire_name = wire_name
         self._read_only = read_only
+        self._has_mail = has_mail
         self._begun: tuple[Cursor, Opening] | None = None
         self._ahead: dict[int, FetchData] = {}  # whole messages that came with the scan
 
@@ -76,15 +87,12 @@ class Box:
     def is_of(self, wire: str, *, read_only: bool) -> bool:
         return (self._wire, self._read_only) == (wire, read_only)
 
-    def begin(self, cursor: Cursor, *, has_mail: bool = False) -> bool:
-        """Ask now for what a scan from this cursor takes, if it can; what comes then waits for it first.
-
-        With `has_mail` also for the first messages that are new since then.
-        """
+    def begin(self, cursor: Cursor) -> bool:
+        """Ask now for what a scan from this cursor takes, if it can; what comes then waits for it first."""
         known = read_cursor(cursor)
         if known is None or not self._can_tell_changes(known):
             return False
-        self._begun = cursor, self._opening_since(known, has_mail=has_mail)
+        self._begun = cursor, self._opening_since(known)
         return True
 
     async def settle(self) -> None:
@@ -122,14 +130,14 @@ class Box:
     def _can_tell_changes(self, known: dict[str, int]) -> bool:
         return known["m"] > 0 and ("QRESYNC" in self._session.enabled or self._session.has("CONDSTORE"))
 
-    def _opening_since(self, known: dict[str, int], *, has_mail: bool = False) -> Opening:
+    def _opening_since(self, known: dict[str, int]) -> Opening:
         """Opens the mailbox and asks for flags changed since then, and for new messages with their sizes."""
         use_qresync, old = "QRESYNC" in self._session.enabled, known["n"]
         fetches: list[tuple[str, ...]] = [(f"{old}:*", "(UID FLAGS RFC822.SIZE)")]
         if not use_qresync and old > 1:
             fetches.append((f"1:{old - 1}", "(UID FLAGS)", f"(CHANGEDSINCE {known['m']})"))
         parameter = f" (QRESYNC ({known['v']} {known['m']}))" if use_qresync else " (CONDSTORE)"
-        return self._opening(parameter, fetches, ahead_from=old if has_mail else 0)
+        return self._opening(parameter, fetches, ahead_from=old if self._has_mail else 0)
 
     def _opening(self, parameter: str = "", fetches: Fetches = (), ahead_from: int = 0) -> Opening:
         return Opening(

@@ -73,6 +73,7 @@ class ImapRemote:
         self._wish: Callable[[], None] | None = None  # what `expect` was told before LIST was sent
         self._begun: dict[ImapSession, Box] = {}  # mailboxes that are being opened there ahead of any visit
         self._expected: Box | None = None  # the one among them that is for a visit after the last listing
+        self._with_mail: set[MailboxName] = set()  # mailboxes of which the next visit finds new messages
         self._names = Names()
         self._foreign: tuple[str, ...] = ()  # prefixes of mailboxes that are not one's own
         self._experience = Experience()
@@ -235,6 +236,7 @@ class ImapRemote:
 
     async def listing(self) -> Listing:
         self._expected = None  # what it told may be old
+        self._with_mail.clear()
         self._is_listing = True
         try:
             return await self._list()
@@ -280,6 +282,7 @@ class ImapRemote:
 
     def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False, has_mail: bool = False) -> None:
         session, known = self._listing_on, self._names.known.get(mailbox)
+        self._with_mail |= {mailbox} if has_mail else set()
         if session is None:
             wish = partial(self.expect, mailbox, cursor, read_only=read_only, has_mail=has_mail)
             self._wish = wish if self._is_listing else None
@@ -287,8 +290,8 @@ class ImapRemote:
         wire = known.wire if known is not None else "INBOX" if mailbox == "INBOX" else ""
         if not wire or session.is_lost or session in self._begun:
             return
-        box = Box(session, wire, mailbox, self._wire_name, read_only=read_only)
-        if box.begin(cursor, has_mail=has_mail):
+        box = Box(session, wire, mailbox, self._wire_name, read_only=read_only, has_mail=has_mail)
+        if box.begin(cursor):
             self._begun[session] = self._expected = box
 
     @asynccontextmanager
@@ -311,7 +314,9 @@ class ImapRemote:
             if expected is not None and expected.session is session:
                 box, self._expected = expected, None
             else:
-                box = Box(session, wire, mailbox, self._wire_name, read_only=read_only)
+                has_mail = epoch is None and mailbox in self._with_mail
+                box = Box(session, wire, mailbox, self._wire_name, read_only=read_only, has_mail=has_mail)
+            self._with_mail.discard(mailbox)
             if epoch is not None:
                 await box.reopen(epoch)
             yield box

@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from maild.config import units
 from maild.config.places import account_files, state_dir, the_main_file
@@ -24,8 +23,7 @@ Protocol = Literal["imap", "pop3", "smtp"]
 _PROTOCOLS: tuple[Protocol, ...] = ("imap", "pop3", "smtp")  # an account that has more is known by the first
 
 
-@dataclass(frozen=True, slots=True)
-class Outline:
+class Outline(NamedTuple):
     """Where the state is, and every account in the order of the config, by what it is first of all."""
 
     state_dir: Path

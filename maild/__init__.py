@@ -92,7 +92,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         files.py       finds and judges the files; build.py settles every default; values.py is what comes out
         schema.py      every key with its type; rules.py: what keys mean together; units.py: durations, sizes, paths
         places.py      where config and state are; senders.py: who may send, read quickly;
-                       outline.py: which accounts there are, as quickly
+                       outline.py: which accounts there are, as quickly; plain.py: TOML as most write it
         problems.py    the texts of its errors; locate.py: on which line
     core/              pure: nouns and decisions; no await, no I/O, no clock, no randomness
         model.py       what a mailbox, a message on each side, a pair and an operation are

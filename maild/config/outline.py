@@ -8,12 +8,11 @@ validation, which then says all that is wrong.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from maild.config import units
+from maild.config import plain, units
 from maild.config.places import account_files, state_dir, the_main_file
 
 if TYPE_CHECKING:
@@ -58,15 +57,19 @@ def _outline(main: Path, environ: Mapping[str, str]) -> Outline:
         accounts |= more
     if not accounts:
         raise KeyError("accounts")
-    given = head.get("state_dir")
-    directory = state_dir(environ) if given is None else units.path(given, environ)
+    directory = units.path(head["state_dir"], environ) if "state_dir" in head else state_dir(environ)
     return Outline(directory, {name: _protocol(name, account) for name, account in accounts.items()})
 
 
 def _read(path: Path) -> tuple[dict[str, object], dict[str, object]]:
     """The table [maild] of a file, and its accounts."""
-    with path.open("rb") as file:
-        table = tomllib.load(file)
+    text = path.read_bytes().decode()
+    try:
+        table: Mapping[str, object] = plain.texts(text)
+    except plain.NotPlain:
+        import tomllib
+
+        table = tomllib.loads(text)
     head, accounts = table.get("maild", {}), table.get("accounts", {})
     if not (isinstance(head, dict) and isinstance(accounts, dict)):
         raise TypeError("a table")

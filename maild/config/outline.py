@@ -16,7 +16,7 @@ from maild.config import plain, units
 from maild.config.places import account_files, state_dir, the_main_file
 
 if TYPE_CHECKING:
-    from maild.config.values import Config
+    from maild.config.values import Account, Config
 
 Protocol = Literal["imap", "pop3", "smtp"]
 _PROTOCOLS: tuple[Protocol, ...] = ("imap", "pop3", "smtp")  # an account that has more is known by the first
@@ -41,11 +41,12 @@ def read_outline(path: Path | None, environ: Mapping[str, str] = os.environ) -> 
 
 def outline_of(config: Config) -> Outline:
     """The same of a config that is there already."""
-    accounts = {
-        name: next(protocol for protocol in _PROTOCOLS if getattr(account, protocol) is not None)
-        for name, account in config.accounts.items()
-    }
-    return Outline(config.state_dir, accounts)
+    return Outline(config.state_dir, {name: protocol_of(account) for name, account in config.accounts.items()})
+
+
+def protocol_of(account: Account) -> Protocol:
+    """What an account is first of all."""
+    return next(protocol for protocol in _PROTOCOLS if getattr(account, protocol) is not None)
 
 
 def _outline(main: Path, environ: Mapping[str, str]) -> Outline:

@@ -136,4 +136,4 @@ def test_file_names_come_apart_and_together(filename: str, key: str, letters: st
 
 
 def test_keywords_are_what_needs_a_letter_of_its_own() -> None:
-    assert keywords_of(frozenset({"\\Seen", "$Forwarded", "todo", "Work", "$Junk"})) == ["$Junk", "todo", "Work"]
+    assert keywords_of(frozenset({"\\Seen", "$Forwarded", "todo", "Work", "$Junk"})) == ("$Junk", "todo", "Work")

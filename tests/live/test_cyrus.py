@@ -18,7 +18,7 @@ from tests.engine.test_twoway import (
     add_here,
     add_same_both,
     delete_both,
-    move_there_flag_here,
+    move_here_flag_both,
     rename_mailbox_here,
     rename_mailbox_there,
     start,
@@ -100,7 +100,7 @@ async def test_what_it_takes_for_no_message_stays_here(tmp_path: Path, lacking: 
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("no_pause")
-@pytest.mark.parametrize("scenario", [add_same_both, delete_both, move_there_flag_here, rename_mailbox_here])
+@pytest.mark.parametrize("scenario", [add_same_both, delete_both, move_here_flag_both, rename_mailbox_here])
 async def test_scenario_cut_at_every_command(
     tmp_path: Path, scenario: Step, cyrus: Cyrus, record_property: Record
 ) -> None:

@@ -193,7 +193,7 @@ async def test_mailbox_ids_without_list_status(times: int) -> None:
 
 @pytest.mark.parametrize("garbage", ["{c\x7fU", "\x01)b", "\x01\r\nb", '"ab', "(a", "{3}", "\x00", "ä", "x" * 256])
 async def test_mailbox_ids_that_are_none(garbage: str) -> None:
-    """Cyrus 3.6 answers STATUS with whatever lies in memory: then no id of the listing is believed."""
+    """Cyrus 3.6.1 answers STATUS with a few octets of garbage: then no id of the listing is believed."""
     store = store_of(3)
     store.mailbox("other").mailbox_id = garbage
     async with serving(store) as (_, remote):

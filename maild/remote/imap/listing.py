@@ -157,7 +157,7 @@ def with_status(mailboxes: Iterable[Mailbox], events: Iterable[Event]) -> list[M
     """The mailboxes with what STATUS told of them."""
     told = {wire: items for event in events if (status := _status(event)) is not None for wire, items in [status]}
     if any(b"MAILBOXID" in items and not object_id(items[b"MAILBOXID"]) for items in told.values()):
-        for items in told.values():  # Cyrus 3.6 answers STATUS with memory it has freed: another each time
+        for items in told.values():  # Cyrus 3.6.1 answers STATUS with a few octets of garbage, others each time
             items.pop(b"MAILBOXID", None)
     return [_with_items(mailbox, told[mailbox.wire]) if mailbox.wire in told else mailbox for mailbox in mailboxes]
 

@@ -271,17 +271,18 @@ def adopt(
             moved.append(Changes(was.mailbox_id, drop=[was.pair.uid]))
         here, there = flags_here(maildir, entry, base), remote[uid]
         pairs[key] = Pair(uid, key, there, identity.size_octets, identity.digest)
-        operation = merge_flags(replace(pairs[key], flags=base), here, there, permitted)
+        was_base = pairs[key] if base == there else Pair(uid, key, base, identity.size_octets, identity.digest)
+        operation = merge_flags(was_base, here, there, permitted)
         if not same_flags(operation.flags, here):
             changes[key] = entry, operation.flags
+            agreed[key] = there - missing_in(here | base, there)
         if operation.add or operation.remove:
             adopted.merges.append(operation)
-        agreed[key] = there - missing_in(here | base, there)
     done = maildir.set_flags(list(changes.values())) if changes else {}
     for key, pair in pairs.items():
         entry = done.get(key, entries[key])
         if same_flags(flags_here(maildir, entry, pair.flags), pair.flags):
-            pairs[key] = replace(pair, info=entry.info)
+            pairs[key] = Pair(pair.uid, key, pair.flags, pair.size_octets, pair.digest, info=entry.info)
     for key in changes.keys() - done.keys():
         pairs[key] = replace(pairs[key], flags=agreed[key])
         adopted.has_escaped = True

@@ -29,6 +29,8 @@ WITH_CONTENT = (
 NAMES = (
     "SELECT group_concat(key || info, x'0a'), count(*) - count(info) FROM pairs WHERE mailbox = ? AND only <> 'remote'"
 )
+MEANINGS = "SELECT DISTINCT info, flags FROM pairs WHERE mailbox = ? AND only = '' AND info IS NOT NULL"
+MEANING = "SELECT key FROM pairs WHERE mailbox = ? AND only = '' AND info = ? AND flags = ?"
 NAMELESS = "SELECT key FROM pairs WHERE mailbox = ? AND only <> 'remote' AND info IS NULL LIMIT ?"
 
 

@@ -292,6 +292,15 @@ class State:
         """The keys of pairs whose file may have any name, at most so many."""
         return [pair_rows.key_from(row[0]) for row in self.rows(pair_rows.NAMELESS, (mailbox_id, most))]
 
+    def meanings(self, mailbox_id: int) -> list[tuple[str, Flags]]:
+        """Which infos the names of pairs' files have, and the flags that they stood for; few, however many pairs."""
+        return [(info, pair_rows.flags_from(flags)) for info, flags in self.rows(pair_rows.MEANINGS, (mailbox_id,))]
+
+    def keys_meaning(self, mailbox_id: int, info: str, flags: Flags) -> list[Key]:
+        """The keys of pairs whose file's name has this info, which stood for these flags."""
+        rows = self.rows(pair_rows.MEANING, (mailbox_id, info, pair_rows.flags_text(flags)))
+        return [pair_rows.key_from(row[0]) for row in rows]
+
     def pairs_of(self, mailbox_id: int, uids: Collection[Uid]) -> dict[Uid, Pair]:
         """The pairs of these messages; those that have none are missing."""
         return {pair.uid: pair for pair in self._pairs_where("uid", mailbox_id, list(uids), _IN_VALUES)}

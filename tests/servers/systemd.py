@@ -42,6 +42,8 @@ mount -t sysfs sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount --rbind /dev dev
 mount -t tmpfs -o mode=755 tmpfs run
+# As on a machine that has run services: a user's manager cannot make it.
+mkdir -p run/systemd/unit-root
 mount -t tmpfs -o mode=1777 tmpfs tmp
 rm -rf etc/systemd/system/*.wants usr/lib/systemd/system/*.wants usr/lib/systemd/user/*.wants etc/systemd/user/*.wants
 for pair; do

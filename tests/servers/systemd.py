@@ -28,7 +28,7 @@ _RUNTIME = f"/run/user/{USER_ID}"
 
 _BOOT = r"""
 set -e
-work=/mnt; files=$1; shift
+work=/media; files=$1; shift
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs "$work"
 mkdir "$work"/upper "$work"/inner "$work"/root

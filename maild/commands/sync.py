@@ -215,6 +215,6 @@ def _counts(mailbox: MailboxReport, *, is_plan: bool) -> str:
         (mailbox.deleted_there, "{} to delete on the server" if is_plan else "{} deleted on the server"),
         (mailbox.refused, "{} deletions refused"),
         (mailbox.skipped, "{} left on the server"),
-        (mailbox.held_back, "{} not taken by the server"),
+        (mailbox.held_back, "{} not sent to the server"),
     )
     return ", ".join(text.format(f"{count:,}") for count, text in told if count)

@@ -6,7 +6,7 @@ session; `Rejected` concerns the mailbox named and leaves the session usable.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
@@ -51,6 +51,9 @@ class RemoteBox(Protocol):
 
     async def facts(self, uids: Sequence[Uid]) -> dict[Uid, Facts]:
         """Size and identifying header fields, without the bodies; a Uid that is gone is missing."""
+
+    async def has(self, uids: Collection[Uid]) -> set[Uid]:
+        """Those of these messages that the mailbox has now, looked at anew. Raises Rejected where nobody can tell."""
 
     async def holds(self, wanted: Likeness) -> bool:
         """Whether the mailbox has a message like this now. Raises Rejected where the server cannot tell."""

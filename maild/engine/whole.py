@@ -49,6 +49,7 @@ class AccountPass:
         self._separator = ""
         self._propagated: list[MailboxPass] = []
         self._relocations: list[tuple[Epoch, Relocation]] = []  # of all, with their target's epoch
+        self._before: dict[MailboxName, MailboxPass] = {}  # the attempts together with others
         self._left_out: list[MailboxPass] = []  # those that failed while it was found out what moved
 
     async def run(self, only: Sequence[str]) -> None:
@@ -65,7 +66,7 @@ class AccountPass:
         work = self._work
         listing, found = await self._both_sides(only, told)
         work.report.state = "syncing"
-        work.listed = listing.present
+        work.listed, work.left_out = listing.present, listing.left_out
         self._separator = listing.separator
         work.trash = listing.trash
         self._note_unusable(listing)
@@ -167,6 +168,7 @@ class AccountPass:
                 this.rest()
             this.report.state = "refused" if this.is_stopped else this.report.state
         self._relocations = [(this.found.epoch, m) for this in self._still(passes) for m in this.relocations]
+        self._before = {this.name: this for this in self._still(passes)}
         for failed in self._left_out:
             for this in passes:
                 if moves := this.moves_there.pop(failed.name, None):
@@ -317,7 +319,7 @@ class AccountPass:
             try:
                 async with work.remote.visit(visit.remote.name, read_only=work.dry_run) as box:
                     await this.scan(box)
-                    _resume_moves(this, self._relocations)
+                    _resume_moves(this, self._relocations, self._before.get(this.name))
                     await settle_moves(work, [this], lambda _, uids: box.facts(uids))
                     await leave_what_lies_elsewhere(work, [this], self._separator)
                     if not self._is_first:
@@ -352,8 +354,16 @@ async def _abandon(this: MailboxPass) -> None:
     withdraw(this)
 
 
-def _resume_moves(this: MailboxPass, relocations: Sequence[tuple[Epoch, Relocation]]) -> None:
+def _resume_moves(
+    this: MailboxPass, relocations: Sequence[tuple[Epoch, Relocation]], before: MailboxPass | None
+) -> None:
     """Once more after an attempt together with others that failed: who moved what is not found out again."""
+    if before is not None and before.found.epoch == this.found.epoch:
+        this.trashed = before.trashed
+        for uid in [uid for uid in before.left_behind if uid in this.local.gone and uid not in this.remote.gone]:
+            del this.local.gone[uid]
+            this.remote.changed.pop(uid, None)
+            this.left_behind.append(uid)
     for key in this.awaited & this.unpaired.entries.keys():
         this.unpaired.take(key)  # another mailbox's pass gives it a pair
     for _, move in relocations:

@@ -9,7 +9,7 @@ something was expunged, else everything (RFC 7162). All three give the same resu
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import aclosing
 from itertools import chain
 from typing import cast
@@ -43,7 +43,7 @@ from maild.remote.imap.listing import mark_of
 from maild.remote.imap.opening import AHEAD_OCTETS, Fetches, Findings, Opening
 from maild.remote.imap.parse import FetchData, uid_set
 from maild.remote.imap.session import ImapSession
-from maild.remote.imap.sets import cut, numbers_of, search
+from maild.remote.imap.sets import cut, numbers_of, search, sets, uids_of
 from maild.remote.imap.stream import messages
 
 FACTS_MESSAGES = 1000  # headers asked for by one UID FETCH
@@ -237,6 +237,15 @@ class Box:
         return await facts_of(
             self._session, [uid_set(part) for chunk in chunks for part in cut(chunk)], asked.__contains__
         )
+
+    async def has(self, uids: Collection[Uid]) -> set[Uid]:
+        opened = await self._opened()
+        await self._opening().finish()  # anew: what was expunged since it was opened may still be shown
+        await self.reopen(opened.epoch)
+        there: set[Uid] = set()
+        for part in sets(uids):
+            there |= uids_of(await search(self._session, f"UID {uid_set(part)}"))
+        return there.intersection(uids)
 
     async def holds(self, wanted: Likeness) -> bool:
         await self.settle()

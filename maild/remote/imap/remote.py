@@ -252,7 +252,8 @@ class ImapRemote:
             if left is not None:
                 await finish_anyhow(session, left)
             foreign = await foreign_prefixes(session, namespaces)
-            names = understood(events, self._endpoint.mailboxes, foreign)
+            only = self._endpoint.subscribed_only
+            names = understood(events, self._endpoint.mailboxes, foreign, subscribed_only=only)
             if session.has("CONDSTORE") and not session.has("LIST-STATUS"):
                 events += await ask_status(session, names.wanted)
             self._names, self._foreign = names, foreign
@@ -263,6 +264,7 @@ class ImapRemote:
                 names.separator,
                 names.with_role("\\Trash"),
                 names.roles(),
+                frozenset(names.left_out),
             )
 
     async def _listed(self, session: ImapSession) -> list[Event]:
@@ -276,7 +278,7 @@ class ImapRemote:
                 wish()
 
         try:
-            return await list_mailboxes(session, sent)
+            return await list_mailboxes(session, sent, subscribed=self._endpoint.subscribed_only)
         finally:
             self._listing_on = None
 

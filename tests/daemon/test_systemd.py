@@ -51,7 +51,6 @@ class Unit:
         self.log = f"{HOME}/log" if is_user else "/run/maild.log"
         self.config = f"{HOME}/.config/maild/maild.toml" if is_user else "/etc/maild/maild.toml"
         self.mail = f"{HOME}/Mail" if is_user else "/var/lib/private/maild/Mail"
-        self._status = ["env", *([] if is_user else ["STATE_DIRECTORY=/var/lib/private/maild"])]
         self._program = f"{HOME}/.local/bin/maild" if is_user else "/usr/local/bin/maild"
 
     async def call(self, *argv: str) -> str:
@@ -88,7 +87,7 @@ class Unit:
             raise AssertionError(f"{wanted} was not; {await self.facts()}\n{await self.said()}") from exc
 
     async def status(self) -> dict[str, Any]:
-        told = await self.call(*self._status, self._program, "-c", self.config, "status", "--json")
+        told = await self.call(self._program, "-c", self.config, "status", "--json")
         try:
             document: dict[str, Any] = json.loads(told)
         except ValueError:
@@ -127,7 +126,8 @@ async def unit(request: pytest.FixtureRequest, server: ImapServer, tmp_path: Pat
             f"home/{USER}/.config/maild/secret": PASSWORD,
         }
     else:
-        place, head = "etc/systemd/system", '[maild]\nmaildir = "/var/lib/maild/Mail"'
+        place = "etc/systemd/system"
+        head = '[maild]\nmaildir = "/var/lib/maild/Mail"\nstate_dir = "/var/lib/maild"'
         files = {
             f"{place}/maild.service": (UNITS / "maild-system.service").read_text(),
             "etc/maild/maild.toml": config(server.port, head, 'password_credential = "mail_work"'),

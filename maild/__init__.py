@@ -15,6 +15,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
                        account_options.py: what may be given; account_servers.py: where its servers are;
                        account_draft.py: what is known of it so far; asking.py: questions at a terminal
         doctor.py      what is between this machine and the mail
+        options.py     what all these may be given
         manual.py      manual pages and shell completions, from the options and the schema
     demo/              the whole of it on this machine, against the servers of testing/: steps.py is what is shown
         stage.py       the commands and the daemon as processes, and how they are waited for; servers.py: the other side
@@ -91,7 +92,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         files.py       finds and judges the files; build.py settles every default; values.py is what comes out
         schema.py      every key with its type; rules.py: what keys mean together; units.py: durations, sizes, paths
         places.py      where config and state are; senders.py: who may send, read quickly;
-                       outline.py: which accounts there are, as quickly
+                       outline.py: which accounts there are, as quickly; plain.py: TOML as most write it
         problems.py    the texts of its errors; locate.py: on which line
     core/              pure: nouns and decisions; no await, no I/O, no clock, no randomness
         model.py       what a mailbox, a message on each side, a pair and an operation are

@@ -7,7 +7,6 @@ standard error. Exit status 0 all well, 1 when an account or a mailbox failed or
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import defaultdict
@@ -20,6 +19,8 @@ from maild.control import Conversation, NoDaemon, note_progress
 from maild.engine.report import AccountReport, MailboxReport
 
 if TYPE_CHECKING:
+    import argparse
+
     from maild.engine.submit import Drained
 
 OK, FAILED, USAGE = 0, 1, 64

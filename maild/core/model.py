@@ -54,7 +54,8 @@ class Listing:
 
     `present` names everything the server has, wanted or not, selectable or not: what is missing there is gone.
     `separator` divides levels, "" where there are none. `trash` is the mailbox with the role \\Trash, wanted or not;
-    `roles` are the selectable mailboxes that have one, by role, wanted or not.
+    `roles` are the selectable mailboxes that have one, by role, wanted or not. `left_out` are those that the patterns
+    want, and that are not subscribed, as the config asks for.
     """
 
     mailboxes: tuple[RemoteMailbox, ...]
@@ -63,6 +64,7 @@ class Listing:
     separator: str = "/"
     trash: MailboxName | None = None
     roles: Mapping[str, RemoteMailbox] = field(default_factory=dict)
+    left_out: frozenset[MailboxName] = frozenset()
 
 
 class ScanTable:

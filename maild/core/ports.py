@@ -124,11 +124,12 @@ class Remote(Protocol):
     async def listing(self) -> Listing:
         """All mailboxes with their marks, in one round trip where the server can."""
 
-    def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False) -> None:
+    def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False, has_mail: bool = False) -> None:
         """The visit of this mailbox after the listing that is under way begins with a scan from this cursor.
 
-        It may be asked for already then, so that the visit need not wait for it. Nothing depends on it: the visit need
-        not come, and may be otherwise; without a listing under way it is nothing.
+        It may be asked for already then, so that the visit need not wait for it; `has_mail`: with the first new
+        messages, if they are small, for the server said that something came. Nothing depends on it: the visit need
+        not come, and may be otherwise; without a listing under way no more than `has_mail` is of use.
         """
 
     def visit(

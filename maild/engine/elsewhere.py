@@ -20,7 +20,7 @@ from maild.core.errors import LocalError
 from maild.core.identity import identify
 from maild.core.mailboxes import name_of
 from maild.core.model import Content, Key, MailboxName, Pair
-from maild.core.names import levels_from, matches
+from maild.core.names import levels_from
 from maild.engine.adopt import Unreadable, is_its_own
 from maild.engine.look import open_mailbox
 from maild.engine.pull import Work
@@ -150,7 +150,7 @@ def _gone_unseen(work: Work, looked: Collection[int], contents: Collection[Conte
     state, root, found = work.state.state, work.account.maildir, dict[Content, MailboxName]()
     here = survey(root, work.account.layout).mailboxes if root.exists() else {}
     for row in work.rows().values():
-        is_synchronised = row.name in work.listed and matches(row.name, work.imap.mailboxes)
+        is_synchronised = row.name in work.listed and work.wants(row.name)
         place = here.get(row.directory)
         if row.id in looked or not is_synchronised or (place is not None and not _has_changed(row, place)):
             continue
@@ -187,7 +187,7 @@ def _wait(gone: Sequence[MailboxPass], reason: object, file: Unreadable | None =
 def _unseen_mailbox(work: Work, here: Survey) -> str | None:
     """Why nobody can look into one of the account's mailboxes, where files may be; None where all can be."""
     for row in work.rows().values():
-        is_synchronised = row.name in work.listed and matches(row.name, work.imap.mailboxes)
+        is_synchronised = row.name in work.listed and work.wants(row.name)
         if is_synchronised and row.directory not in here.mailboxes and (doubt := here.doubt(row.directory)):
             return f"mailbox {row.name}: {work.account.maildir / row.directory}: {doubt}"
     return None
@@ -208,7 +208,7 @@ def _places(work: Work, passes: Sequence[MailboxPass], found: Survey, separator:
         elif row is None:
             if _is_wanted(work, where, separator):
                 places.append(_Place(where, None, None))
-        elif matches(row.name, work.imap.mailboxes) and (row.id in leftovers or _has_changed(row, here)):
+        elif work.wants(row.name) and (row.id in leftovers or _has_changed(row, here)):
             places.append(_Place(where, row, None))
     return places
 
@@ -220,7 +220,7 @@ def _has_changed(row: MailboxState, here: LocalMailbox) -> bool:
 def _is_wanted(work: Work, where: str, separator: str) -> bool:
     """What the user left out is no mailbox of the account: what is moved there is to go from the server."""
     name = name_of(levels_from(PurePosixPath(where), work.account.layout), separator)
-    return name is None or matches(name, work.imap.mailboxes)
+    return name is None or work.wants(name)
 
 
 def _look(work: Work, place: _Place, sizes: Collection[int]) -> _Seen:
@@ -254,7 +254,7 @@ def _found(
     if place.row is None:
         return scan(directory).entries, (), ()
     expected, _ = state.names(place.row.id)
-    unexpected, missing = differences(directory, expected)
+    unexpected, missing, _ = differences(directory, expected)
     known = {key for key, pair in state.pairs_by_key(place.row.id, unexpected.keys()).items() if pair.only != "remote"}
     return unexpected, missing, known | place.this.look.unpaired.keys() if place.this is not None else known
 

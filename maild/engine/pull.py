@@ -17,6 +17,7 @@ from maild.config import Account, Imap
 from maild.core.backoff import is_due
 from maild.core.errors import MaildError
 from maild.core.model import Content, Epoch, Fetched, Key, MailboxName, MergeFlags, Pair, Permitted, ScanTable, Uid
+from maild.core.names import matches
 from maild.core.ports import BodyWriter, Remote, RemoteBox
 from maild.engine.adopt import Adopted, Unpaired, Unsure, adopt, fetched_content
 from maild.engine.propagate import Deliverer, Delivery, StateThread
@@ -72,6 +73,7 @@ class Work:
     pulls: list[Pull] = field(default_factory=list)
     is_announced: bool = False
     listed: frozenset[MailboxName] = frozenset()  # what the server has
+    left_out: frozenset[MailboxName] = frozenset()  # of these, what is not subscribed where that counts
     doubts: dict[MailboxName, Doubts] = field(default_factory=dict)
     trash: MailboxName | None = None  # where deleted messages go on the server
     is_trash_filled: bool = False  # in this pass
@@ -91,6 +93,10 @@ class Work:
             return stored
         renamed = {row.id for row in self.foreseen.values()}
         return {name: row for name, row in stored.items() if row.id not in renamed} | self.foreseen
+
+    def wants(self, name: str) -> bool:
+        """Whether the config wants the mailbox of this name, one that there is or one to be made."""
+        return matches(name, self.imap.mailboxes) and name not in self.left_out
 
     def is_due(self, message: SkippedMessage | UnsentMessage) -> bool:
         """Whether one that did not travel is to be tried in this pass."""

@@ -30,7 +30,7 @@ from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass
 from maild.engine.visits import Visit, Visits, begin
 from maild.local.state import MailboxState
-from maild.local.survey import Survey, survey
+from maild.local.survey import Survey
 
 log = structlog.get_logger()
 
@@ -54,18 +54,19 @@ class AccountPass:
 
     async def run(self, only: Sequence[str]) -> None:
         work = self._work
-        self._is_first = not any(row.cursor for row in (await work.state.run(work.state.state.mailboxes)).values())
+        rows = await work.state.run(work.state.state.mailboxes)
+        self._is_first = not any(row.cursor for row in rows.values())
         async with anyio.create_task_group() as openers:
             for _ in range(work.imap.connections - 1 if self._is_first else 0):
                 openers.start_soon(work.remote.prepare)  # a first pass needs them all, and logging in takes its time
-            await self._run(only)
+            await self._run(only, [rows[name] for name in self._hinted if name in rows])
             openers.cancel_scope.cancel()
 
-    async def _run(self, only: Sequence[str]) -> None:
+    async def _run(self, only: Sequence[str], told: Sequence[MailboxState]) -> None:
         work = self._work
-        listing, found = await self._both_sides(only)
+        listing, found = await self._both_sides(only, told)
         work.report.state = "syncing"
-        work.listed = listing.present
+        work.listed, work.left_out = listing.present, listing.left_out
         self._separator = listing.separator
         work.trash = listing.trash
         self._note_unusable(listing)
@@ -78,7 +79,7 @@ class AccountPass:
                 await self._crew.note_failure(name, exc)
         gone = [row for row in settled.gone if not only or row.name in only]
         async with work.deliverer.running():
-            has_moves = await work.state.run(self._visits.may_have_moves, visits)
+            has_moves = len(visits) > 1 and await work.state.run(self._visits.may_have_moves, visits)
             if gone or has_moves or settled.to_make:
                 await self._together(visits, gone, settled.to_make)
             else:
@@ -95,15 +96,17 @@ class AccountPass:
         deleted = [m.deleted_there for m in self._work.report.mailboxes.values() if m.name != trash]
         self._work.report.mailbox(trash).pulled += sum(deleted)
 
-    async def _both_sides(self, only: Sequence[str]) -> tuple[Listing, Survey]:
-        """The mailboxes there and here, asked for at the same time."""
+    async def _both_sides(self, only: Sequence[str], told: Sequence[MailboxState]) -> tuple[Listing, Survey]:
+        """The mailboxes there and here, asked for at the same time; `told` are those that the server told of."""
         work, found = self._work, Survey()
 
         async def look() -> None:
             nonlocal found
+            is_expected = self._visits.expect(told, only, has_mail=not work.dry_run)
             if work.account.maildir.exists():
-                found = await work.state.run(survey, work.account.maildir, work.account.layout)
-                await self._visits.expect(await work.state.run(self._visits.look_ahead, found), only, self._hinted)
+                found, news = await work.state.run(self._visits.look_around)
+                if not is_expected:
+                    self._visits.expect(news, only)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look)

@@ -28,7 +28,7 @@ from maild.local.directory import MailboxDirectory, is_abandoned, translated, un
 from maild.local.durable import fsync_many, rename_new
 from maild.local.keywords import Keywords
 from maild.local.outgoing import open_message, outgoing, pieces_of, size_on_disk
-from maild.local.scan import Entry, differences, find, keys, scan
+from maild.local.scan import Differences, Entry, differences, find, keys, scan
 from maild.local.spool import Spool
 
 _REMOVE_TRIES = 3
@@ -87,7 +87,7 @@ class Maildir:
         with translated("read", self.path):
             return self._scanned()
 
-    def differences(self, expected: Set[str]) -> tuple[dict[Key, Entry], set[Key]]:
+    def differences(self, expected: Set[str]) -> Differences:
         """Messages under other names than these, and the keys of expected names of which there is no file at all."""
         with translated("read", self.path):
             found = differences(self.directory, expected)

@@ -122,7 +122,7 @@ class MemoryRemote:
         self.step()
         return True
 
-    def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False) -> None:
+    def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False, has_mail: bool = False) -> None:
         """There is nothing to wait for."""
 
     async def prepare(self) -> None:

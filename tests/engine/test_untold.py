@@ -70,6 +70,15 @@ async def killed_before_a_pair(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> N
     assert caught.value.split(Killed)[1] is None
 
 
+async def killed_before_it_is_sent(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    def append(*_: Any) -> Any:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(BaseExceptionGroup):
+        patch.setattr(MemoryBox, "append", append)
+        await twin.sync()
+
+
 def pairs(twin: Twin, mailbox: str) -> int:
     state = State.open(twin.state_dir / "work.sqlite")
     try:
@@ -172,13 +181,7 @@ async def test_killed_before_it_was_sent(twin: Twin, monkeypatch: pytest.MonkeyP
     twin.deliver(2)
     await twin.synced()
     twin.write(1, "Archive", "F")
-
-    def append(*_: Any) -> Any:
-        raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(BaseExceptionGroup):
-        patch.setattr(MemoryBox, "append", append)
-        await twin.sync()
+    await killed_before_it_is_sent(twin, monkeypatch)
     twin.move(twin.one(1, "Archive"), "Work")
     await twin.synced()
     assert [change.partition(" ")[0] for change in twin.remote.journal] == ["append"]
@@ -191,13 +194,7 @@ async def test_an_equal_message_that_moved_there_is_another(twin: Twin, monkeypa
     twin.deliver(1, "Other", ["\\Flagged"])
     await twin.synced()
     twin.write(1, "Archive", "F")
-
-    def append(*_: Any) -> Any:
-        raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(BaseExceptionGroup):
-        patch.setattr(MemoryBox, "append", append)
-        await twin.sync()
+    await killed_before_it_is_sent(twin, monkeypatch)
     twin.one(1, "Archive").unlink()
     twin.store.move("Other", [twin.uid(1, "Other")], "Archive")
     await then_it_is_in(twin, "Archive")

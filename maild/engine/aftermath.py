@@ -85,7 +85,7 @@ class Aftermath:
 
     def add(self, item: Item) -> None:
         """See to a message of which it has just been recorded what became of it."""
-        if self._queue is not None and self._is_due(item):
+        if self._queue is not None:
             self._queue.send_nowait(item)
 
     @asynccontextmanager
@@ -128,6 +128,8 @@ class Aftermath:
         except LocalError as exc:
             self.has_failed = True
             log.warning("outbox.stopped", account=self._account.name, reason=exc.text, hint=exc.hint)
+            with suppress(LocalError):  # the same, told once; what is in hand is put down by the next drain
+                await anyio.to_thread.run_sync(self._outbox.record, [i for i in batch if self._outbox.is_in_hand(i.id)])
 
     def _carry_out(self, batch: Sequence[Item], may_be_there: bool) -> None:
         """In a thread: copies, reports, then what is known is written down or forgotten."""
@@ -136,24 +138,15 @@ class Aftermath:
         done = [self._reported(item) for item in done]
         over = [item for item in done if item.is_over and item.state == "sent"]
         self._outbox.remove([item.id for item in over])
-        rest = [item for item, before in zip(done, batch, strict=True) if item not in over and item != before]
-        self._outbox.record(rest)
-        self._outbox.place(*(item for item in done if item.is_over and item.state == "failed"))
+        rest = [(item, before) for item, before in zip(done, batch, strict=True) if item not in over]
+        self._outbox.record([item for item, before in rest if item != before or self._outbox.is_in_hand(item.id)])
 
     # -- copies
 
     def _copy(self, items: Sequence[Item], may_be_there: bool) -> None:
         if not items:
             return
-        letters = [
-            Letter(
-                letter_key(item.id, item.created_s, "sent"),
-                self._outbox.text(item.id),
-                is_seen=True,
-            )
-            for item in items
-            if self._outbox.has_text(item.id)
-        ]
+        letters = [self._letter(item) for item in items if self._outbox.has_text(item.id)]
         account = self._account
         check_mounted(account.maildir, self._state)
         if may_be_there:
@@ -162,6 +155,12 @@ class Aftermath:
         if letters:
             relative = sent_directory(account.maildir, account.layout, self._state, self._smtp.sent_mailbox)
             deliver_once(account.maildir, relative, letters)
+
+    def _letter(self, item: Item) -> Letter:
+        """Where nobody will ask for the message again, its file itself: it has two names for a moment."""
+        key = letter_key(item.id, item.created_s, "sent")
+        is_over = item.is_over and item.state == "sent"
+        return Letter(key, self._outbox.text_path(item.id) if is_over else self._outbox.text(item.id), is_seen=True)
 
     # -- reports
 

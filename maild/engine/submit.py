@@ -1,9 +1,9 @@
 """Draining the outbox: one account's due messages, over as many connections as pay, each step recorded beforehand.
 
 What this file keeps:
-- a message is claimed before its envelope is sent, and its body is announced in the outbox before it is sent, while
-  the server is asked for it; so after a crash it is known which messages may have been submitted without an answer,
-  and they are never doubled silently;
+- a message is claimed before its envelope is sent, and it is recorded that its body follows before any of that is
+  sent; so after a crash it is known which messages may have been submitted without an answer, and they are never
+  doubled silently;
 - what became of a message is durable before anything else is made of it: the copy for the Sent mailbox, the reports;
 - time without a connection is no attempt: nothing is claimed before a session is open;
 - a slow or refusing server holds up nobody but its own account.
@@ -150,9 +150,10 @@ class Submitter:
 
     async def _recover(self) -> None:
         """Attempts that a failing disk left open in an earlier drain; no other drain of this account runs now."""
-        left = [outgoing.interrupted(item, self._clock()) for item in await self._items() if item.phase]
+        left = [item for item in await self._items() if item.phase or self._outbox.is_in_hand(item.id)]
         if left:
-            await anyio.to_thread.run_sync(self._outbox.record, left)
+            ended = [outgoing.interrupted(item, self._clock()) if item.phase else item for item in left]
+            await anyio.to_thread.run_sync(self._outbox.record, ended)
 
     async def _settle_doubts(self) -> None:
         """Look for what may have been sent among what the server has in its Sent mailbox."""
@@ -235,6 +236,7 @@ class Submitter:
             return outgoing.settled(outgoing.claimed(item, addresses), deferred, now_s) if addresses else None
 
         items = await anyio.to_thread.run_sync(self._outbox.claim, [item.id for item in due], attempted)
+        await anyio.to_thread.run_sync(self._outbox.record, items)
         for item in items:
             drained.counts.update(r.state for r in item.recipients if r.state in ("deferred", "failed"))
         await self._aftermath.catch_up(items)
@@ -259,9 +261,7 @@ class Submitter:
         was_of_use = False
         try:
             while not session.is_over and not self._is_stopping and await wave.has_more():
-                async with aclosing(
-                    session.submit(partial(self._take, wave), wave.begin_body, wave.announce)
-                ) as answers:
+                async with aclosing(session.submit(partial(self._take, wave), wave.begin_body)) as answers:
                     async for submission, verdicts in answers:
                         was_of_use |= any(verdict.state in ("sent", "failed") for verdict in verdicts.values())
                         wave.settle(submission, verdicts)

@@ -296,6 +296,21 @@ def test_to_failed_and_back(outbox: Outbox) -> None:
     assert files(outbox) == []
 
 
+def test_an_item_that_a_power_cut_left_in_both_places_is_one(outbox: Outbox) -> None:
+    """Two directories are not always written at one time."""
+    failed, again = (outbox.accept(item(name), TEXT) for name in ("a@x", "b@x"))
+    failed = outbox.edit(failed.id, lambda found: outgoing.settled(found, {"a@x": NO}, 10))
+    for one, here, there in ((failed, "failed", ""), (again, "", "failed")):
+        for suffix in (".eml", ".toml"):
+            name = f"{one.id}{suffix}"
+            (outbox.path / there / name).hardlink_to(outbox.path / here / name)
+    with outbox.draining():
+        assert {found.id for found in outbox.contents().items} == {failed.id, again.id}
+    expected = [f"{one.id}{suffix}" for one in (failed, again) for suffix in (".eml", ".toml")]
+    assert files(outbox) == sorted(expected)
+    assert (outbox.path / "failed" / f"{failed.id}.toml").exists()
+
+
 # -- crashes
 
 

@@ -101,12 +101,13 @@ class Aftermath:
                 self._queue = None
                 queue.close()
 
-    async def catch_up(self, items: Sequence[Item]) -> None:
-        """See to what an earlier drain could not, or did not live to."""
+    async def catch_up(self, items: Sequence[Item]) -> bool:
+        """See to what an earlier drain could not, or did not live to; whether there was anything."""
         self.has_failed = False
         left = [self.judged(item) for item in items if not item.phase and self._is_due(item)]
         for at in range(0, len(left), BATCH):
             await self._see_to(left[at : at + BATCH], may_be_there=True)
+        return bool(left)
 
     def _is_due(self, item: Item) -> bool:
         is_reported = not outgoing.owes_report(item) and not outgoing.owes_delay_notice(item, self._clock())

@@ -122,11 +122,7 @@ class Submitter:
         self._is_stopping = False
         drained = Drained(self.account.name)
         try:
-            await self._recover()
-            await self._settle_doubts()
-            await self._aftermath.catch_up(await self._items())
-            due = await self._due(everything=everything)
-            if due:
+            if due := self._due(await self._in_order(), everything=everything):
                 await self._submit(due, drained, everything=everything)
         except MaildError as exc:
             drained.error = exc
@@ -144,22 +140,22 @@ class Submitter:
         contents = await anyio.to_thread.run_sync(self._outbox.contents)
         return [item for item in contents.items if item.account == self.account.name]
 
-    async def _due(self, *, everything: bool) -> list[Item]:
+    def _due(self, items: Sequence[Item], *, everything: bool) -> list[Item]:
         now_s = self._clock()
-        return [item for item in await self._items() if not item.phase and item.due(now_s, everything=everything)]
+        return [item for item in items if not item.phase and item.due(now_s, everything=everything)]
 
-    async def _recover(self) -> None:
-        """Attempts that a failing disk left open in an earlier drain; no other drain of this account runs now."""
-        left = [item for item in await self._items() if item.phase or self._outbox.is_in_hand(item.id)]
-        if left:
+    async def _in_order(self) -> list[Item]:
+        """All items, after seeing to what earlier drains have left."""
+        items = await self._items()
+        if left := [item for item in items if item.phase or self._outbox.is_in_hand(item.id)]:
+            # A failing disk left their attempts open: no other drain of this account runs now.
             ended = [outgoing.interrupted(item, self._clock()) if item.phase else item for item in left]
             await anyio.to_thread.run_sync(self._outbox.record, ended)
-
-    async def _settle_doubts(self) -> None:
-        """Look for what may have been sent among what the server has in its Sent mailbox."""
-        if self._find_sent is not None and not wants_copy(self._smtp):
             items = await self._items()
+        if self._find_sent is not None and not wants_copy(self._smtp) and any(i.with_state("uncertain") for i in items):
             await settle_doubts(self.account.name, self._outbox, items, self._find_sent, self._clock())
+            items = await self._items()
+        return await self._items() if await self._aftermath.catch_up(items) else items
 
     async def _wakes_at(self, drained: Drained) -> float | None:
         """When there is something to do again. A refused login waits for a change, a missing network for a while."""
@@ -178,7 +174,10 @@ class Submitter:
     async def _submit(self, due: Sequence[Item], drained: Drained, *, everything: bool) -> None:
         if self._credentials.refused is not None and not await self._credentials.has_changed():
             raise self._credentials.refused
-        find_due = partial(self._due, everything=everything)
+
+        async def find_due() -> list[Item]:
+            return self._due(await self._items(), everything=everything)
+
         wave = Wave(self._outbox, self._aftermath, drained.counts, find_due, self._clock)
         wave.add(due)
         wanted = 1 if self._failures else min(CONNECTIONS, 1 + len(due) // PER_CONNECTION)

@@ -18,7 +18,7 @@ import fcntl
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -288,15 +288,8 @@ class Outbox:
     def _tomls(self) -> Iterator[tuple[str, str]]:
         """The items' ids and the paths of their files."""
         for directory in (self.path, self._failed):
-            try:
-                names = os.listdir(directory)
-            except FileNotFoundError:
-                continue
-            except OSError as exc:
-                raise disk_error(exc, "read", directory) from exc
-            yield from (
-                (name[:-5], f"{directory}/{name}") for name in names if name.endswith(".toml") and name[0] != "."
-            )
+            tomls = (name for name in _names(directory) if name.endswith(".toml") and name[0] != ".")
+            yield from ((name[:-5], f"{directory}/{name}") for name in tomls)
 
     def _directory_of(self, item_id: str) -> Path:
         return self._failed if (self._failed / f"{item_id}.toml").exists() else self.path
@@ -362,23 +355,26 @@ class Outbox:
                     self._journal.close()
                 self._journal = None
 
-    def _fold(self) -> None:
-        """Put down what a drainer that died had in hand. Call under both locks."""
+    def _fold(self) -> list[Item]:
+        """Put down what a drainer that died had in hand; all items, as they are then. Call under both locks."""
         from maild.local import journal
 
         held, now_s = self._held(), time.time()
-        items = [item for item in self.contents().items if item.phase or item.id in held]
-        self.record([interrupted(item, now_s) if item.phase else item for item in items])
+        items = self.contents().items
+        left = (item for item in items if item.phase or item.id in held)
+        ended = {item.id: interrupted(item, now_s) if item.phase else item for item in left}
+        self.record(list(ended.values()))
         with _translated("clean up", self.path), _opened(self.path) as directory:
             journal.forget(directory)
+        return [ended.get(item.id, item) for item in items]
 
     def _recover(self) -> None:
         """After a crash: attempts that were running have ended, items go where they belong, remains are deleted."""
         with self._editing():
-            self._fold()
-            self._place(self.contents().items)
+            items, in_failed = self._fold(), _names(self._failed)
+            self._place([item for item in items if item.state == "failed" or f"{item.id}.toml" in in_failed])
             with _translated("clean up", self.path):
-                _delete_remains(self.path, time.time())
+                _delete_remains(self.path, in_failed, time.time())
 
 
 def _new_message(directory: int) -> tuple[str, int]:
@@ -418,12 +414,23 @@ def _replace_all(directory: int, files: dict[str, bytes]) -> None:
     fsync_dir(directory)
 
 
-def _delete_remains(path: Path, now_s: float) -> None:
-    for name in os.listdir(path):
-        is_remains = (name.startswith(".") and (".toml." in name or ".journal." in name)) or (
-            name.endswith(".eml") and not (path / f"{name[:-4]}.toml").exists()
-        )
-        if is_remains and not (path / FAILED / f"{name[:-4]}.toml").exists():
+def _names(directory: Path) -> set[str]:
+    """Of the files in a directory, none where there is no such directory."""
+    try:
+        return set(os.listdir(directory))
+    except FileNotFoundError:
+        return set()
+    except OSError as exc:
+        raise disk_error(exc, "read", directory) from exc
+
+
+def _delete_remains(path: Path, in_failed: Set[str], now_s: float) -> None:
+    names = _names(path)
+    known = names | in_failed
+    for name in names:
+        is_temporary = name.startswith(".") and (".toml." in name or ".journal." in name)
+        is_alone = name.endswith(".eml") and f"{name[:-4]}.toml" not in known
+        if is_temporary or is_alone:
             with suppress(FileNotFoundError):
                 if os.stat(path / name).st_mtime < now_s - _STALE_S:
                     os.unlink(path / name)

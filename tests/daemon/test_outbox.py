@@ -25,20 +25,7 @@ from maild.local.outbox import Contents, Outbox
 from maild.local.watch import Watcher
 from maild.testing.smtp import SmtpServer
 from tests.daemon.waiting import until
-
-CONFIG = """\
-[maild]
-state_dir = "{root}/state"
-maildir = "{root}/Mail"
-[accounts.work]
-address = "me@example.org"
-[accounts.work.smtp]
-host = "127.0.0.1"
-port = {port}
-tls = "none"
-user = "me"
-password = "secret"
-"""
+from tests.servers.sender import config_of_sender
 
 Send = Callable[[], int]
 
@@ -51,10 +38,7 @@ async def server() -> AsyncIterator[SmtpServer]:
 
 @pytest.fixture
 def config(tmp_path: Path, server: SmtpServer) -> Path:
-    path = tmp_path / "maild.toml"
-    path.write_text(CONFIG.format(root=tmp_path, port=server.port))
-    path.chmod(0o600)
-    return path
+    return config_of_sender(tmp_path, port=server.port, user="me", password="secret")
 
 
 @pytest.fixture

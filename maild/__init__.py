@@ -43,7 +43,8 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         propagate.py   deliveries to this disk, in batches, files first and then the state
         accept.py      an outgoing message: to whom, through which account, what it looks like on the wire
         submit.py      draining the outbox; wave.py: its messages on their way, each step recorded before it is made;
-                       aftermath.py: the copy in Sent, reports, forgetting; doubts.py: was it sent? the server's Sent
+                       aftermath.py: the copy in Sent, reports, forgetting; doubts.py: was it sent? the server's Sent;
+                       own_copies.py: does the server keep copies of its own?
         status.py      what all accounts and the outbox are doing, as one document, from stored state
         lifetime.py    how work on an account begins and ends, whatever its protocol
         report.py      what a pass is doing and has done; limits.py: descriptors and memory of the process

@@ -25,6 +25,8 @@ from maild.core.names import directory
 from maild.core.notices import Occasion, delay_notice, failure_report
 from maild.core.outgoing import Item
 from maild.engine.accept import date_field
+from maild.engine.doubts import FindSent
+from maild.engine.own_copies import OwnCopies, wants_copy
 from maild.local.once import Letter, check_mounted, deliver_once, find_keys, letter_key
 from maild.local.outbox import Outbox
 from maild.local.sent import sent_directory
@@ -34,28 +36,7 @@ GATHER_S = (
     0.1  # for so long the first waits for more, so that many share their fsyncs; at the end of a drain none waits
 )
 
-# Submission servers that put what they take into the account's Sent mailbox themselves; a copy would be a second one.
-# Google: "Sent mail is stored in [Gmail]/Sent Mail by SMTP", so clients are told not to save (Gmail's IMAP client
-# settings). Microsoft: Exchange Online and Outlook.com keep what is submitted in Sent Items. iCloud is not here:
-# reports go both ways. Others leave the copy to the client, as RFC 6409 does.
-KEEPING_HOSTS = frozenset(
-    {
-        "smtp.gmail.com",
-        "smtp.googlemail.com",
-        "smtp.office365.com",
-        "smtp-mail.outlook.com",
-        "outlook.office365.com",
-        "smtp.outlook.com",
-        "smtp.live.com",
-    }
-)
-
 log = structlog.get_logger()
-
-
-def wants_copy(smtp: Smtp) -> bool:
-    """Whether a copy of what was sent belongs into the local Sent mailbox."""
-    return smtp.sent == "copy" or (smtp.sent == "auto" and smtp.host.lower().rstrip(".") not in KEEPING_HOSTS)
 
 
 class Aftermath:
@@ -68,9 +49,11 @@ class Aftermath:
         outbox: Outbox,
         state: Path,
         on_failure: Callable[[Item], None] | None,
+        find_sent: FindSent | None,
         clock: Callable[[], float],
     ) -> None:
         self.has_failed = False
+        self.own_copies = OwnCopies(account, smtp, outbox.path, outbox.text, find_sent)
         self._account = account
         self._smtp = smtp
         self._outbox = outbox
@@ -124,6 +107,8 @@ class Aftermath:
                 await self._see_to(batch, may_be_there=False)
 
     async def _see_to(self, batch: Sequence[Item], *, may_be_there: bool) -> None:
+        if self.own_copies.are_found or not may_be_there:
+            batch = await self.own_copies.sorted_out(batch)
         try:
             await anyio.to_thread.run_sync(self._carry_out, batch, may_be_there)
         except LocalError as exc:

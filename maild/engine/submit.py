@@ -31,8 +31,9 @@ from maild.core import outgoing
 from maild.core.backoff import reconnect_delay_s
 from maild.core.errors import ConfigError, ConnectionLost, MaildError, ProtocolViolation
 from maild.core.outgoing import Item, Reply, State, Submission, Verdict
-from maild.engine.aftermath import Aftermath, wants_copy
+from maild.engine.aftermath import Aftermath
 from maild.engine.doubts import FindSent, looking, settle_doubts
+from maild.engine.own_copies import wants_copy
 from maild.engine.wave import Wave, only_ours
 from maild.local.outbox import Outbox
 from maild.remote.auth import Credentials
@@ -105,7 +106,7 @@ class Submitter:
         self._timeouts = timeouts
         self._credentials = Credentials(account.smtp, account.name)
         state = state_dir / f"{account.name}.sqlite"
-        self._aftermath = Aftermath(account, account.smtp, outbox, state, on_failure, clock)
+        self._aftermath = Aftermath(account, account.smtp, outbox, state, on_failure, find_sent, clock)
         self._failures = 0
         self._first_failure_s = 0.0
         self._is_stopping = False
@@ -152,7 +153,8 @@ class Submitter:
             ended = [outgoing.interrupted(item, self._clock()) if item.phase else item for item in left]
             await anyio.to_thread.run_sync(self._outbox.record, ended)
             items = await self._items()
-        if self._find_sent is not None and not wants_copy(self._smtp) and any(i.with_state("uncertain") for i in items):
+        keeps_own = self._aftermath.own_copies.are_found or not wants_copy(self._smtp)
+        if self._find_sent is not None and keeps_own and any(item.with_state("uncertain") for item in items):
             await settle_doubts(self.account.name, self._outbox, items, self._find_sent, self._clock())
             items = await self._items()
         return await self._items() if await self._aftermath.catch_up(items) else items

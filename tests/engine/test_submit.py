@@ -23,8 +23,8 @@ from maild.core.model import MailboxName
 from maild.core.names import directory
 from maild.core.outgoing import Item
 from maild.engine import doubts
-from maild.engine.aftermath import wants_copy
 from maild.engine.doubts import looking
+from maild.engine.own_copies import wants_copy
 from maild.local.once import letter_key
 from maild.local.outbox import ItemBusy, Outbox
 from maild.local.state import State

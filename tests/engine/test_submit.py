@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -15,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from maild.config import Imap, Password, Smtp
+from maild.config import Imap, Password, Smtp, load
+from maild.config.senders import read_senders
 from maild.core import outgoing
 from maild.core.errors import AuthRejected, ConnectionLost, LocalError, MaildError, Rejected
 from maild.core.likeness import Likeness
@@ -23,8 +25,10 @@ from maild.core.model import MailboxName
 from maild.core.names import directory
 from maild.core.outgoing import Item
 from maild.engine import doubts
+from maild.engine.accept import Order, prepared
 from maild.engine.doubts import looking
 from maild.engine.own_copies import wants_copy
+from maild.engine.submit import submit_all
 from maild.local.once import letter_key
 from maild.local.outbox import ItemBusy, Outbox
 from maild.local.state import State
@@ -95,6 +99,34 @@ async def test_what_arrives_while_it_drains_goes_out_too(world: World) -> None:
         drained = await drain
     assert drained.counts == Counter(sent=2)
     assert world.server.connections == 1
+
+
+async def test_a_server_that_says_nothing_holds_up_no_other_account(tmp_path: Path) -> None:
+    """Side by side, each over its own connections."""
+    async with SmtpServer(users={USER: PASSWORD}) as silent, SmtpServer(users={USER: PASSWORD}) as quick:
+        silent.react("greeting", SILENCE, times=99)
+        text = f'[maild]\nstate_dir = "{tmp_path}/state"\nmaildir = "{tmp_path}/Mail"\n'
+        for name, server in (("silent", silent), ("quick", quick)):
+            text += f'[accounts.{name}]\naddress = "me@{name}.example"\n[accounts.{name}.smtp]\ntls = "none"\n'
+            text += f'host = "{server.host}"\nport = {server.port}\nuser = "{USER}"\npassword = "{PASSWORD}"\n'
+        config_file = tmp_path / "maild.toml"
+        config_file.touch(mode=0o600)
+        config_file.write_text(text)
+        config, outbox = load(config_file), Outbox(tmp_path / "state")
+        senders = read_senders(config_file)
+        for name in ("silent", "quick"):
+            raw = f"From: me@{name}.example\nSubject: hello\n\nthere\n".encode()
+            outbox.accept(*prepared(raw, Order(recipients=(A,)), senders, time.time()))
+        drain = asyncio.get_running_loop().create_task(submit_all(config, outbox))
+        await quick.until(lambda: quick.journal)
+        while {item.account for item in outbox.contents().items} != {"silent"}:
+            await asyncio.sleep(0.001)
+        while not silent.connections:
+            await asyncio.sleep(0.001)
+        assert not drain.done()
+        drain.cancel()
+        await asyncio.gather(drain, return_exceptions=True)
+    assert outbox.contents().items[0].state == "queued"
 
 
 # -- what the server says, and when it is asked again
@@ -614,8 +646,15 @@ async def settle_all(world: World) -> None:
         world.now_s += 901
 
 
-@pytest.mark.parametrize("end", ["killed", "power cut"])
-@pytest.mark.parametrize("refusal", [None, "550 5.1.1 nobody"])
+@pytest.mark.parametrize(
+    ("refusal", "end"),
+    [
+        (None, "killed"),
+        (None, "power cut"),
+        ("550 5.1.1 nobody", "killed"),
+        pytest.param("550 5.1.1 nobody", "power cut", marks=pytest.mark.long),
+    ],
+)
 async def test_a_crash_at_any_step_loses_nothing_and_doubles_only_what_was_uncertain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: str | None, end: str
 ) -> None:

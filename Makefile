@@ -32,6 +32,8 @@ test: lint live-packages ## lint, then all tests but the long ones; live tests u
 
 test-long: lint live-packages ## the same with the long tests, and Hypothesis searching longer
 	@.ci/debian "the live test of sending through Postfix" postfix || true
+	@.ci/debian "the live tests on Cyrus" cyrus-common || true
+	@.ci/debian "the live tests with mail readers" mutt notmuch bsdutils || true
 	MAILD_HISTORIES=$${MAILD_HISTORIES:-10000} $(BIN)/pytest $(BESIDE) -m "" --hypothesis-profile=long -o faulthandler_timeout=3600 $(PYTEST_ARGS)
 
 bench: $(READY) ## maild beside its peers: times, memory, bytes kept

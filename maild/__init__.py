@@ -15,6 +15,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
                        account_options.py: what may be given; account_servers.py: where its servers are;
                        account_draft.py: what is known of it so far; asking.py: questions at a terminal
         doctor.py      what is between this machine and the mail
+        options.py     what all these may be given
         manual.py      manual pages and shell completions, from the options and the schema
     demo/              the whole of it on this machine, against the servers of testing/: steps.py is what is shown
         stage.py       the commands and the daemon as processes, and how they are waited for; servers.py: the other side
@@ -36,7 +37,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         moves.py       messages that moved between mailboxes, found before anything else is decided; elsewhere.py: those
                        that may have moved to where a pass does not look
         proof.py       what messages on the server contain, before one is removed because of an equal one
-        adopt.py       what is on both sides without a pair gets one: the one recovery
+        adopt.py       what is on both sides without a pair gets one: the one recovery; untold.py: if it moved on
         apply.py       changes to local files; push.py: changes on the server, new messages included
         pull.py        messages on their way here, over as many sessions as lend a hand
         poll.py        one poll of a POP3 account: retrieve.py gets what is new, prune.py deletes there what is due
@@ -93,7 +94,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         files.py       finds and judges the files; build.py settles every default; values.py is what comes out
         schema.py      every key with its type; rules.py: what keys mean together; units.py: durations, sizes, paths
         places.py      where config and state are; senders.py: who may send, read quickly;
-                       outline.py: which accounts there are, as quickly
+                       outline.py: which accounts there are, as quickly; plain.py: TOML as most write it
         problems.py    the texts of its errors; locate.py: on which line
     core/              pure: nouns and decisions; no await, no I/O, no clock, no randomness
         model.py       what a mailbox, a message on each side, a pair and an operation are

@@ -14,14 +14,14 @@ import os
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
-from dataclasses import asdict, fields
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maild.config.places import SOCKET
 from maild.core.errors import MaildError
 from maild.engine.report import AccountReport, MailboxReport
-from maild.local.durable import disk_error
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 VERSION = 1
 MOST_CLIENTS = 64
@@ -196,6 +196,8 @@ def _listening(path: Path) -> socket.socket:
         listener.listen(MOST_CLIENTS)
     except OSError as exc:
         listener.close()
+        from maild.local.durable import disk_error  # the daemon's end alone needs it
+
         raise disk_error(exc, "listen at", path) from exc
     return listener
 
@@ -274,27 +276,26 @@ def hint(state_dir: Path, request: Mapping[str, object]) -> None:
 
 def as_message(report: AccountReport) -> Message:
     """A report as JSON has it."""
-    return as_progress(report) | {"mailboxes": {name: asdict(mailbox) for name, mailbox in report.mailboxes.items()}}
+    return as_progress(report) | {"mailboxes": {name: one.as_dict() for name, one in report.mailboxes.items()}}
 
 
 def as_progress(report: AccountReport) -> Message:
     """The same without the mailboxes: how far it is."""
-    return {name: getattr(report, name) for name in _REPORTED}
+    return {name: getattr(report, name) for name in AccountReport.PROGRESS}
 
 
 def note_progress(report: AccountReport, message: Mapping[str, Any]) -> None:
     """Bring a report up to date with what `as_message` made of another, or with a part of it."""
-    for name in _REPORTED:
+    for name in AccountReport.PROGRESS:
         if name in message:
             setattr(report, name, message[name])
     for name, told in message.get("mailboxes", {}).items():
-        report.mailboxes[name] = MailboxReport(**{key: told[key] for key in _OF_MAILBOX if key in told})
+        mailbox = report.mailboxes[name] = MailboxReport(name)
+        for key in MailboxReport.FIELDS:
+            if key in told:
+                setattr(mailbox, key, told[key])
 
 
-_REPORTED = tuple(
-    one.name for one in fields(AccountReport) if one.name not in {"mailboxes", "failure", "known_error", "delivered"}
-)
-_OF_MAILBOX = tuple(one.name for one in fields(MailboxReport))
 _PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED))
 
 

@@ -25,7 +25,7 @@ from anyio.abc import TaskGroup
 from maild import __version__
 from maild import log as log_setup
 from maild.config import Account, Config, load
-from maild.config.outline import outline_of
+from maild.config.outline import protocol_of
 from maild.config.values import LogLevel
 from maild.control import ControlServer, Message, Refused, as_message, as_progress
 from maild.core.errors import AuthRejected, ConfigError, LocalError
@@ -203,7 +203,7 @@ class Daemon:
     # -- accounts
 
     def _start(self, account: Account) -> None:
-        protocol = outline_of(self.config).accounts[account.name]
+        protocol = protocol_of(account)
         keeper = None if protocol == "smtp" else Keeper(account, protocol, self._common)
         sender = None
         if account.smtp is not None:

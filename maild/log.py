@@ -52,7 +52,7 @@ EVENTS = {
     "mailbox.retained": "a mailbox that was to be deleted on the server stays: something came in",
     "mailbox.skipped": "a mailbox that cannot be used",
     "message.pulled": "one message is durable in the Maildir",
-    "message.refused": "the server did not take one message; it stays here and is tried again",
+    "message.refused": "one message did not go to the server, or cannot be read; it stays here and is tried again",
     "message.skipped": "one message was left on the server",
     "session.opened": "connected and logged in",
     "session.lost": "the connection ended before the work did",

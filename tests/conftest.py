@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +37,20 @@ TEST_SECRETS = ("correct horse battery staple",)
 
 STRUCTLOG_OUTPUTS = (structlog.PrintLogger, structlog.WriteLogger, structlog.BytesLogger)
 STRUCTLOG_METHODS = ("msg", "log", "debug", "info", "warn", "warning", "error", "err", "critical", "exception", "fatal")
+
+
+INTERRUPTED = "interruption points"  # property of a test: at how many it interrupted a pass that then was made whole
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many interruption points there were, by where."""
+    points = Counter[str]()
+    for report in terminalreporter.getreports("passed"):
+        for name, count in report.user_properties:
+            if name.startswith(INTERRUPTED):
+                points[name] += int(str(count))
+    for name, count in sorted(points.items()):
+        terminalreporter.write_line(f"{name}: {count}")
 
 
 @pytest.fixture(scope="session")

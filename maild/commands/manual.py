@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from maild import __version__
-from maild.cli import manual_parser
+from maild.commands.options import all_options
 from maild.commands.sendmail import HELP
 from maild.config.schema import SECTIONS, Section
 
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
 
 def pages(example: str) -> dict[str, str]:
     """Every page by its name; `example` is the commented config."""
-    words = list(_words(manual_parser(), ()))
+    words = list(_words(all_options(), ()))
     return {
         "man/maild.1": "".join(f"{line}\n" for line in _maild_1(words)),
         "man/maild.toml.5": "".join(f"{line}\n" for line in _maild_toml_5(example)),
@@ -109,7 +109,7 @@ def _head(name: str, section: int, about: str) -> Iterator[str]:
 
 
 def _maild_1(words: list[Word]) -> Iterator[str]:
-    parser = manual_parser()
+    parser = all_options()
     yield from _head("maild", 1, "keeps the mail of IMAP and POP3 accounts in Maildirs, and sends")
     yield from (".SH SYNOPSIS", ".B maild", "[\\-c PATH] [\\-v] COMMAND [ARGUMENT ...]", ".SH DESCRIPTION")
     yield _escaped(parser.description or "")
@@ -229,7 +229,7 @@ def _takes_accounts(word: Word) -> bool:
 
 
 def _bash(words: list[Word]) -> str:
-    paths: list[tuple[tuple[str, ...], argparse.ArgumentParser]] = [((), manual_parser())]
+    paths: list[tuple[tuple[str, ...], argparse.ArgumentParser]] = [((), all_options())]
     paths += [(word.path, word.parser) for word in words]
     cases = []
     for path, parser in paths:

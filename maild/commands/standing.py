@@ -132,7 +132,7 @@ def _mailbox(account: str, name: str, mailbox: MailboxDocument, look: Look, colu
     skipped = _groups((m["uid"], m["reason"], m["size"], m["since"]) for m in mailbox["skipped"])
     yield from _withheld("left on the server", "uid", skipped, look)
     held_back = _groups((m["file"], m["reason"], m["size"], m["since"]) for m in mailbox["held_back"])
-    yield from _withheld("not taken by the server", "file", held_back, look)
+    yield from _withheld("not sent to the server", "file", held_back, look)
 
 
 def _refused(target: str, plan: RefusedDocument, look: Look) -> Iterator[str]:

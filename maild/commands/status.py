@@ -1,24 +1,26 @@
 """`maild status`: what every account, mailbox and the outbox is doing, for a person or as JSON.
 
 Asks the daemon where there is one. Works without, from stored state, and beside a running `maild sync`; it never waits
-for one. Exit status 0
-whatever there is to tell, 64 for wrong usage.
+for one. Exit status 0 whatever there is to tell, 64 for wrong usage.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from maild.commands import no_such_account, printable
 from maild.config.outline import Outline, read_outline
 from maild.control import NoDaemon, Refused, ask
-from maild.engine.status import Document, stored_status
+
+if TYPE_CHECKING:
+    import argparse
+
+    from maild.engine.status import Document
 
 OK, USAGE = 0, 64
 _EVERY_S = 1.0
@@ -65,6 +67,8 @@ def _document(outline: Outline, wanted: list[str]) -> Document:
         pass
     else:
         return told
+    from maild.engine.status import stored_status
+
     accounts = {name: protocol for name, protocol in outline.accounts.items() if not wanted or name in wanted}
     return stored_status(outline.state_dir, accounts)
 
@@ -82,6 +86,8 @@ def _lines(document: Document, *, is_complete: bool) -> list[str]:
 
 def _watch(document: Callable[[], Document], *, is_complete: bool) -> int:
     """Draw it anew each second until Ctrl-C, which leaves what was drawn last."""
+    import shutil
+
     shown: list[str] = []
     sys.stdout.write(_ENTER)
     try:

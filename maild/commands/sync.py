@@ -7,7 +7,6 @@ standard error. Exit status 0 all well, 1 when an account or a mailbox failed or
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import defaultdict
@@ -20,6 +19,8 @@ from maild.control import Conversation, NoDaemon, note_progress
 from maild.engine.report import AccountReport, MailboxReport
 
 if TYPE_CHECKING:
+    import argparse
+
     from maild.engine.submit import Drained
 
 OK, FAILED, USAGE = 0, 1, 64
@@ -214,6 +215,6 @@ def _counts(mailbox: MailboxReport, *, is_plan: bool) -> str:
         (mailbox.deleted_there, "{} to delete on the server" if is_plan else "{} deleted on the server"),
         (mailbox.refused, "{} deletions refused"),
         (mailbox.skipped, "{} left on the server"),
-        (mailbox.held_back, "{} not taken by the server"),
+        (mailbox.held_back, "{} not sent to the server"),
     )
     return ", ".join(text.format(f"{count:,}") for count, text in told if count)

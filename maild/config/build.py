@@ -83,6 +83,7 @@ def _imap(section: schema.ImapSection, owner: _Owner) -> values.Imap:
     return values.Imap(
         **_endpoint("imap", section, owner, None),
         mailboxes=tuple(section.mailboxes),
+        subscribed_only=section.subscribed_only,
         push=section.push,
         idle_mailboxes=tuple(section.idle_mailboxes),
         poll_s=section.poll,

@@ -8,24 +8,21 @@ validation, which then says all that is wrong.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from maild.config import units
+from maild.config import plain, units
 from maild.config.places import account_files, state_dir, the_main_file
 
 if TYPE_CHECKING:
-    from maild.config.values import Config
+    from maild.config.values import Account, Config
 
 Protocol = Literal["imap", "pop3", "smtp"]
 _PROTOCOLS: tuple[Protocol, ...] = ("imap", "pop3", "smtp")  # an account that has more is known by the first
 
 
-@dataclass(frozen=True, slots=True)
-class Outline:
+class Outline(NamedTuple):
     """Where the state is, and every account in the order of the config, by what it is first of all."""
 
     state_dir: Path
@@ -44,11 +41,12 @@ def read_outline(path: Path | None, environ: Mapping[str, str] = os.environ) -> 
 
 def outline_of(config: Config) -> Outline:
     """The same of a config that is there already."""
-    accounts = {
-        name: next(protocol for protocol in _PROTOCOLS if getattr(account, protocol) is not None)
-        for name, account in config.accounts.items()
-    }
-    return Outline(config.state_dir, accounts)
+    return Outline(config.state_dir, {name: protocol_of(account) for name, account in config.accounts.items()})
+
+
+def protocol_of(account: Account) -> Protocol:
+    """What an account is first of all."""
+    return next(protocol for protocol in _PROTOCOLS if getattr(account, protocol) is not None)
 
 
 def _outline(main: Path, environ: Mapping[str, str]) -> Outline:
@@ -60,15 +58,19 @@ def _outline(main: Path, environ: Mapping[str, str]) -> Outline:
         accounts |= more
     if not accounts:
         raise KeyError("accounts")
-    given = head.get("state_dir")
-    directory = state_dir(environ) if given is None else units.path(given, environ)
+    directory = units.path(head["state_dir"], environ) if "state_dir" in head else state_dir(environ)
     return Outline(directory, {name: _protocol(name, account) for name, account in accounts.items()})
 
 
 def _read(path: Path) -> tuple[dict[str, object], dict[str, object]]:
     """The table [maild] of a file, and its accounts."""
-    with path.open("rb") as file:
-        table = tomllib.load(file)
+    text = path.read_bytes().decode()
+    try:
+        table: Mapping[str, object] = plain.texts(text)
+    except plain.NotPlain:
+        import tomllib
+
+        table = tomllib.loads(text)
     head, accounts = table.get("maild", {}), table.get("accounts", {})
     if not (isinstance(head, dict) and isinstance(accounts, dict)):
         raise TypeError("a table")

@@ -109,6 +109,7 @@ class ImapSection(EndpointSection):
     """`[accounts.NAME.imap]`"""
 
     mailboxes: Patterns = ["*"]
+    subscribed_only: bool = False
     push: values.Push = "auto"
     idle_mailboxes: list[Line] = ["INBOX"]
     poll: SomeDuration = _written("15m")

@@ -129,6 +129,7 @@ class Imap(Endpoint):
     """The server whose mailboxes an account holds. `mailboxes` are patterns in order, `!` excludes."""
 
     mailboxes: tuple[str, ...] = ("*",)
+    subscribed_only: bool = False
     push: Push = "auto"
     idle_mailboxes: tuple[str, ...] = ("INBOX",)
     poll_s: int = 900

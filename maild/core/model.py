@@ -20,6 +20,7 @@ MailboxName = NewType("MailboxName", str)  # decoded, with the server's own hier
 Cursor = NewType("Cursor", str)  # where the last complete remote scan of a mailbox ended
 Epoch = NewType("Epoch", str)  # while it stays the same, a Uid means the same message (IMAP: UIDVALIDITY)
 Flags = frozenset[str]
+Content = tuple[int, bytes]  # size in octets and digest of a message's disk form
 Only = Literal["", "local", "remote"]
 Push = Literal["auto", "notify", "idle", "poll"]  # how the server is to tell of changes; "auto" is the best it can
 
@@ -53,7 +54,8 @@ class Listing:
 
     `present` names everything the server has, wanted or not, selectable or not: what is missing there is gone.
     `separator` divides levels, "" where there are none. `trash` is the mailbox with the role \\Trash, wanted or not;
-    `roles` are the selectable mailboxes that have one, by role, wanted or not.
+    `roles` are the selectable mailboxes that have one, by role, wanted or not. `left_out` are those that the patterns
+    want, and that are not subscribed, as the config asks for.
     """
 
     mailboxes: tuple[RemoteMailbox, ...]
@@ -62,6 +64,7 @@ class Listing:
     separator: str = "/"
     trash: MailboxName | None = None
     roles: Mapping[str, RemoteMailbox] = field(default_factory=dict)
+    left_out: frozenset[MailboxName] = frozenset()
 
 
 class ScanTable:
@@ -239,6 +242,11 @@ class Pair:
     digest: bytes
     only: Only = ""
     info: str | None = None
+
+    @property
+    def content(self) -> Content:
+        """What tells that another file or message is the same."""
+        return self.size_octets, self.digest
 
 
 # Operations: what reconcile wants done about messages that are pairs. What is to be pulled stays a ScanTable.

@@ -11,9 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from maild.core.model import Facts, Key, MailboxName, Pair, Uid
-
-Content = tuple[int, bytes]  # size and digest of a message's content
+from maild.core.model import Content, Facts, Key, MailboxName, Pair, Uid
 
 
 class Gone(NamedTuple):
@@ -45,9 +43,8 @@ def local_moves(gone: Iterable[Gone], files: Mapping[Content, Sequence[File]]) -
     left = {content: list(some) for content, some in files.items()}
     wanted: dict[Content, list[Gone]] = defaultdict(list)
     for one in gone:
-        content = one.pair.size_octets, one.pair.digest
-        if content in left:
-            wanted[content].append(one)
+        if one.pair.content in left:
+            wanted[one.pair.content].append(one)
     moved: dict[Gone, File] = {}
     for content, several in wanted.items():
         moved.update(_nearest(several, left[content]))

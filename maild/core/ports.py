@@ -6,7 +6,7 @@ session; `Rejected` concerns the mailbox named and leaves the session usable.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
@@ -51,6 +51,9 @@ class RemoteBox(Protocol):
 
     async def facts(self, uids: Sequence[Uid]) -> dict[Uid, Facts]:
         """Size and identifying header fields, without the bodies; a Uid that is gone is missing."""
+
+    async def has(self, uids: Collection[Uid]) -> set[Uid]:
+        """Those of these messages that the mailbox has now, looked at anew. Raises Rejected where nobody can tell."""
 
     async def holds(self, wanted: Likeness) -> bool:
         """Whether the mailbox has a message like this now. Raises Rejected where the server cannot tell."""
@@ -121,11 +124,12 @@ class Remote(Protocol):
     async def listing(self) -> Listing:
         """All mailboxes with their marks, in one round trip where the server can."""
 
-    def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False) -> None:
+    def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False, has_mail: bool = False) -> None:
         """The visit of this mailbox after the listing that is under way begins with a scan from this cursor.
 
-        It may be asked for already then, so that the visit need not wait for it. Nothing depends on it: the visit need
-        not come, and may be otherwise; without a listing under way it is nothing.
+        It may be asked for already then, so that the visit need not wait for it; `has_mail`: with the first new
+        messages, if they are small, for the server said that something came. Nothing depends on it: the visit need
+        not come, and may be otherwise; without a listing under way no more than `has_mail` is of use.
         """
 
     def visit(

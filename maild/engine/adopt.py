@@ -6,6 +6,7 @@ message on both sides and no pair. Most are told apart by cheap facts, the other
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections import defaultdict
@@ -13,10 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, cast
 
+from maild.core.errors import LocalError
 from maild.core.flags import same_flags
 from maild.core.identity import TUID_WIRE_OCTETS, LocalIdentity, disk_and_content, fingerprint
-from maild.core.model import NO_FLAGS, Facts, Fetched, Flags, Key, MergeFlags, Pair, Permitted, Uid
-from maild.core.moves import Content
+from maild.core.model import NO_FLAGS, Content, Facts, Fetched, Flags, Key, MergeFlags, Pair, Permitted, Uid
 from maild.core.reconcile import merge_flags, missing_in
 from maild.engine.look import flags_here
 from maild.local.maildir import Maildir
@@ -25,6 +26,7 @@ from maild.local.spool import Spool
 from maild.local.state import Changes, MailboxState, Orphan, State
 
 MOST_COMPARED = 100  # equal messages, each with each
+MARK_OCTETS = 64  # more than a line that is in a file and no part of its content, as mbsync's
 
 
 class Unsure(NamedTuple):
@@ -34,17 +36,31 @@ class Unsure(NamedTuple):
     pair: Pair
 
 
+class Unreadable(NamedTuple):
+    """A file of which nobody can tell what it is: its size in octets, None where not even that, and why, in words."""
+
+    size_octets: int | None
+    reason: str
+
+    def may_be(self, size_octets: int) -> bool:
+        """Whether it may be the message of this size; each of its lines may have an octet that does not count."""
+        mine = self.size_octets
+        return mine is None or size_octets <= mine <= 2 * size_octets + MARK_OCTETS
+
+
 @dataclass(slots=True)
 class Unpaired:
     """Files of one mailbox that no pair knows, by what they are. `orphans` keep what lost pairs knew.
 
-    Files that are `unsure` are adopted by their content only; those that nothing equal came for are deleted.
+    Files that are `unsure` are adopted by their content only; those that nothing equal came for are deleted. Those that
+    are `unreadable` are nothing else: they are neither sent nor adopted, and may be whatever is missing elsewhere.
     """
 
     entries: dict[Key, Entry] = field(default_factory=dict)
     identities: dict[Key, LocalIdentity] = field(default_factory=dict)
     orphans: dict[Key, Orphan] = field(default_factory=dict)
     unsure: dict[Key, Unsure] = field(default_factory=dict)
+    unreadable: dict[Key, Unreadable] = field(default_factory=dict)
     by_content: dict[Content, list[Key]] = field(init=False)
     _kept_there: dict[Content, list[Key]] = field(init=False)
 
@@ -127,6 +143,11 @@ class Unpaired:
         return self.entries.pop(key), self.identities.pop(key), NO_FLAGS if orphan is None else orphan.flags
 
 
+def sent_orphan(key: Key, flags: Flags, content: Content) -> Orphan:
+    """What the server is given, to be noted before: whoever comes after a kill looks for it there."""
+    return Orphan(key, flags, *content, only="sent")
+
+
 def unsure_of(mailbox_id: int, orphan: Orphan) -> Unsure:
     """A file that was being deleted, in the mailbox where it is: its pair has gone already."""
     pair = Pair(kept_uid(orphan.key), orphan.key, orphan.flags, orphan.size_octets, orphan.digest)
@@ -138,10 +159,32 @@ def kept_uid(key: Key) -> Uid:
     return Uid("-" + hashlib.sha256(os.fsencode(key)).hexdigest()[:16])
 
 
-def read_unpaired(state: State, mailbox: MailboxState, maildir: Maildir, entries: Mapping[Key, Entry]) -> Unpaired:
-    """Read what these files are. Blocks for as long as that takes."""
-    identities = {key: identity for key, entry in entries.items() if (identity := maildir.identity(entry)) is not None}
-    return Unpaired({key: entries[key] for key in identities}, identities, state.orphans(mailbox.id))
+def read_unpaired(
+    state: State, mailbox: MailboxState, maildir: Maildir, entries: Mapping[Key, Entry], *, needs_all: bool = False
+) -> Unpaired:
+    """Read what these files are. Blocks for as long as that takes.
+
+    One that cannot be read raises LocalError if `needs_all`: it may be any of the messages that are new on the server.
+    """
+    identities: dict[Key, LocalIdentity] = {}
+    unreadable: dict[Key, Unreadable] = {}
+    for key, entry in entries.items():
+        try:
+            identity = maildir.identity(entry)
+        except LocalError as exc:
+            if needs_all or not is_its_own(exc):
+                raise
+            unreadable[key] = Unreadable(maildir.size_on_disk(entry), exc.text)
+        else:
+            if identity is not None:
+                identities[key] = identity
+    readable = {key: entries[key] for key in identities}
+    return Unpaired(readable, identities, state.orphans(mailbox.id), unreadable=unreadable)
+
+
+def is_its_own(exc: LocalError) -> bool:
+    """Whether only one file is in trouble: its octets or its permissions."""
+    return isinstance(exc.__cause__, OSError) and exc.__cause__.errno in {errno.EACCES, errno.EPERM, errno.EIO}
 
 
 Alike = Callable[[Uid, Key], bool]

@@ -24,7 +24,7 @@ from maild.core.model import (
 )
 from maild.core.ports import RemoteBox
 from maild.core.reconcile import merge_flags
-from maild.engine.adopt import Adopted, adopt, unsure_of
+from maild.engine.adopt import Adopted, adopt, sent_orphan, unsure_of
 from maild.engine.apply import merge_files, reflag, relocate, remove_files
 from maild.engine.look import flags_here, open_mailbox
 from maild.engine.propagate import Delivery
@@ -33,7 +33,7 @@ from maild.engine.push import append_files, delete_there, expunge_there, store_f
 from maild.engine.sync import MailboxPass, Move
 from maild.local.delivery import Delivered
 from maild.local.maildir import Maildir
-from maild.local.state import Changes
+from maild.local.state import Changes, Orphan
 
 SLACK_OCTETS = 64
 
@@ -196,6 +196,7 @@ def _note_moves(
     add: list[Pair] = []
     merges: list[MergeFlags] = []
     unpaired: dict[Key, tuple[Flags, Flags]] = {}
+    sent: list[Orphan] = []
     # What the server says may be wrong: a UID that has a pair is no new one; the next pass finds the message itself.
     taken = state.pairs_of(row.id, [uid for uid in done.values() if uid is not None])
     for pair, key, _ in moves:
@@ -207,9 +208,15 @@ def _note_moves(
             this.work.awaited[target].discard(key)
             if pair.uid in merged:
                 merges.append(replace(merged[pair.uid], uid=new))
-        elif pair.uid in merged:
-            unpaired[key] = pair.flags, merged[pair.uid].flags
-    state.apply([Changes(this.mailbox.id, drop=drop), Changes(row.id, add=add)])
+        else:
+            there = merged[pair.uid].base if pair.uid in merged else pair.flags
+            sent.append(sent_orphan(key, there, pair.content))
+            if pair.uid in merged:
+                unpaired[key] = pair.flags, merged[pair.uid].flags
+    if row.epoch is None and add and (epoch := this.work.epochs.get(target)) is not None:
+        state.set_epoch(row.id, epoch)  # it is new, and its own pass, which does this, may yet fail
+    state.apply([Changes(this.mailbox.id, drop=drop), Changes(row.id, add=add, sent=sent)])
+    this.work.sent.update((row.id, orphan.key) for orphan in sent)
     this.work.remote_delta[this.mailbox.id] -= len(drop)
     this.work.remote_delta[row.id] += len(add)
     this.report.moved_there += len(drop)
@@ -330,7 +337,8 @@ async def _append(this: MailboxPass, box: RemoteBox) -> None:
         return
     report = await append_files(this.work, box, this.mailbox, maildir, this.unpaired, to_send, permitted)
     this.report.pushed += report.appended
-    this.report.held_back = report.refused + len(this.waiting & this.unpaired.entries.keys())
+    waiting = (this.waiting & this.unpaired.entries.keys()) | this.unpaired.unreadable.keys()
+    this.report.held_back = report.refused + len(waiting)
     this.work.remote_delta[this.mailbox.id] += report.paired
     this.is_undone |= not report.is_complete
 

@@ -19,20 +19,19 @@ import structlog
 from maild.core.errors import LocalError
 from maild.core.identity import identify
 from maild.core.mailboxes import name_of
-from maild.core.model import Key, MailboxName, Pair
-from maild.core.moves import Content
-from maild.core.names import levels_from, matches
+from maild.core.model import Content, Key, MailboxName, Pair
+from maild.core.names import levels_from
+from maild.engine.adopt import Unreadable, is_its_own
 from maild.engine.look import open_mailbox
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass
 from maild.local.directory import MailboxDirectory, translated
-from maild.local.outgoing import open_message, pieces_of
+from maild.local.outgoing import open_message, pieces_of, size_on_disk
 from maild.local.scan import Entry, differences, scan
-from maild.local.state import MailboxState, State
-from maild.local.survey import LocalMailbox, survey
+from maild.local.state import MailboxState, Orphan, State
+from maild.local.survey import LocalMailbox, Survey, survey
 
 log = structlog.get_logger()
-MARK_OCTETS = 64  # more than a line that is in a file and no part of its content, as mbsync's
 
 
 class _Place(NamedTuple):
@@ -46,19 +45,20 @@ class _Place(NamedTuple):
 class _Seen(NamedTuple):
     """What is in a directory now: the files under names that the state does not expect, and which that it does are not.
 
-    `contents` are those of the files that nobody knows.
+    `contents` are those of the files that nobody knows, but for the `unreadable`.
     """
 
     unexpected: Mapping[Key, Entry]
     missing: Collection[Key]
     contents: set[Content]
+    unreadable: list[Unreadable]
 
     def has(self, pair: Pair) -> bool:
         """Whether a pair of this mailbox has a file; the state may expect it under any name."""
         return pair.key in self.unexpected or (pair.info is not None and pair.key not in self.missing)
 
 
-_NOTHING = _Seen({}, (), set())
+_NOTHING = _Seen({}, (), set(), [])
 
 
 async def leave_what_lies_elsewhere(work: Work, passes: Sequence[MailboxPass], separator: str) -> None:
@@ -97,17 +97,25 @@ def _keep_changed(passes: Sequence[MailboxPass]) -> None:
 def _leave(work: Work, passes: Sequence[MailboxPass], gone: Sequence[MailboxPass], separator: str) -> None:
     sizes = {pair.size_octets for p in gone for pair in _gone_for_good(p)}
     found: set[Content] = set()
-    for place in _places(work, passes, separator):
+    unreadable = [file for p in passes for file in p.unpaired.unreadable.values()]
+    here = survey(work.account.maildir, work.account.layout)
+    if (doubt := _unseen_mailbox(work, here)) is not None:
+        _wait(gone, doubt)
+        return
+    for place in _places(work, passes, here, separator):
         try:
             seen = _look(work, place, sizes)
         except LocalError as exc:
             _wait(gone, exc)
             return
         found |= seen.contents
+        unreadable += seen.unreadable
         if place.this is not None and seen is not _NOTHING:
             _take_out(place.this, [pair for pair in _gone_for_good(place.this) if seen.has(pair)])
     for p in gone:
-        _take_out(p, [pair for pair in _gone_for_good(p) if (pair.size_octets, pair.digest) in found])
+        _take_out(p, [pair for pair in _gone_for_good(p) if pair.content in found])
+        for file in unreadable:
+            _wait([p], file.reason, file)
 
 
 def _take_out(this: MailboxPass, pairs: Sequence[Pair]) -> None:
@@ -142,40 +150,57 @@ def _gone_unseen(work: Work, looked: Collection[int], contents: Collection[Conte
     state, root, found = work.state.state, work.account.maildir, dict[Content, MailboxName]()
     here = survey(root, work.account.layout).mailboxes if root.exists() else {}
     for row in work.rows().values():
-        is_synchronised = row.name in work.listed and matches(row.name, work.imap.mailboxes)
+        is_synchronised = row.name in work.listed and work.wants(row.name)
         place = here.get(row.directory)
         if row.id in looked or not is_synchronised or (place is not None and not _has_changed(row, place)):
             continue
         pairs = [pair for pair in state.pairs_with(row.id, contents) if not pair.only]
-        if not pairs:
+        sent = [o for o in state.orphans(row.id).values() if o.only == "sent" and o.content in contents]
+        known: list[Pair | Orphan] = [*pairs, *sent]
+        if not known:
             continue
         there: Mapping[Key, Entry] = {}
         try:
             with open_mailbox(root, row) or nullcontext() as maildir:
                 if maildir is not None:
-                    there = maildir.locate({pair.key: pair.flags for pair in pairs})
+                    there = maildir.locate({one.key: one.flags for one in known})
         except LocalError as exc:  # they may have gone from there
             log.warning("mailbox.failed", account=work.account.name, mailbox=row.name, error=str(exc))
-        found.update(((pair.size_octets, pair.digest), row.name) for pair in pairs if pair.key not in there)
+        found.update((one.content, row.name) for one in known if one.key not in there)
     return found
 
 
-def _wait(gone: Sequence[MailboxPass], exc: LocalError) -> None:
-    """Something changed where nobody can look: it may be any of them."""
-    for p in gone:
-        pairs = list(_gone_for_good(p))
+def _wait(gone: Sequence[MailboxPass], reason: object, file: Unreadable | None = None) -> None:
+    """Something changed where nobody can look: it may be any of them, or of those which this file may be.
+
+    A mailbox without a directory is the guard's.
+    """
+    for p in (p for p in gone if p.look.is_here):
+        pairs = [pair for pair in _gone_for_good(p) if file is None or file.may_be(pair.size_octets)]
         _take_out(p, pairs)
-        p.report.error = f"{len(pairs)} messages that are gone here stay on the server, for they may have moved: {exc}"
+        if pairs:
+            p.report.error = (
+                f"{len(pairs)} messages that are gone here stay on the server, for they may have moved: {reason}"
+            )
 
 
-def _places(work: Work, passes: Sequence[MailboxPass], separator: str) -> list[_Place]:
+def _unseen_mailbox(work: Work, here: Survey) -> str | None:
+    """Why nobody can look into one of the account's mailboxes, where files may be; None where all can be."""
+    for row in work.rows().values():
+        is_synchronised = row.name in work.listed and work.wants(row.name)
+        if is_synchronised and row.directory not in here.mailboxes and (doubt := here.doubt(row.directory)):
+            return f"mailbox {row.name}: {work.account.maildir / row.directory}: {doubt}"
+    return None
+
+
+def _places(work: Work, passes: Sequence[MailboxPass], found: Survey, separator: str) -> list[_Place]:
     """Where there may be files that nobody knows: what is not as it was when it was looked at, or has some for sure."""
     state = work.state.state
     looked = {p.mailbox.directory: p for p in passes}
     rows = {row.directory: row for row in work.rows().values()}
     leftovers = state.with_leftovers()
     places: list[_Place] = []
-    for where, here in survey(work.account.maildir, work.account.layout).mailboxes.items():
+    for where, here in found.mailboxes.items():
         this, row = looked.get(where), rows.get(where)
         if this is not None:
             if here.stamp.text() != this.look.stamp:
@@ -183,7 +208,7 @@ def _places(work: Work, passes: Sequence[MailboxPass], separator: str) -> list[_
         elif row is None:
             if _is_wanted(work, where, separator):
                 places.append(_Place(where, None, None))
-        elif matches(row.name, work.imap.mailboxes) and (row.id in leftovers or _has_changed(row, here)):
+        elif work.wants(row.name) and (row.id in leftovers or _has_changed(row, here)):
             places.append(_Place(where, row, None))
     return places
 
@@ -195,7 +220,7 @@ def _has_changed(row: MailboxState, here: LocalMailbox) -> bool:
 def _is_wanted(work: Work, where: str, separator: str) -> bool:
     """What the user left out is no mailbox of the account: what is moved there is to go from the server."""
     name = name_of(levels_from(PurePosixPath(where), work.account.layout), separator)
-    return name is None or matches(name, work.imap.mailboxes)
+    return name is None or work.wants(name)
 
 
 def _look(work: Work, place: _Place, sizes: Collection[int]) -> _Seen:
@@ -204,14 +229,22 @@ def _look(work: Work, place: _Place, sizes: Collection[int]) -> _Seen:
     if directory is None:
         return _NOTHING
     contents: set[Content] = set()
+    unreadable: list[Unreadable] = []
     with closing(directory):
         with translated("read", directory.path):
             unexpected, missing, known = _found(work.state.state, directory, place)
-        for entry in unexpected.values() if sizes else ():
-            if entry.key not in known:
+        for entry in unexpected.values():
+            size_octets = size_on_disk(directory, entry) if entry.key not in known else 0
+            if not any(Unreadable(size_octets, "").may_be(size) for size in sizes):
+                continue
+            try:
                 with translated(f"read {entry.name} in", directory.path):
-                    contents |= _content(directory, entry, sizes)
-    return _Seen(unexpected, missing, contents)
+                    contents |= _content(directory, entry)
+            except LocalError as exc:
+                if not is_its_own(exc):
+                    raise
+                unreadable.append(Unreadable(size_octets, exc.text))
+    return _Seen(unexpected, missing, contents, unreadable)
 
 
 def _found(
@@ -221,19 +254,16 @@ def _found(
     if place.row is None:
         return scan(directory).entries, (), ()
     expected, _ = state.names(place.row.id)
-    unexpected, missing = differences(directory, expected)
+    unexpected, missing, _ = differences(directory, expected)
     known = {key for key, pair in state.pairs_by_key(place.row.id, unexpected.keys()).items() if pair.only != "remote"}
     return unexpected, missing, known | place.this.look.unpaired.keys() if place.this is not None else known
 
 
-def _content(directory: MailboxDirectory, entry: Entry, sizes: Collection[int]) -> set[Content]:
+def _content(directory: MailboxDirectory, entry: Entry) -> set[Content]:
     descriptor = open_message(directory, entry)
     if descriptor is None:
         return set()
     try:
-        octets = os.fstat(descriptor).st_size  # of which each line may have an octet that does not count
-        if not any(size <= octets <= 2 * size + MARK_OCTETS for size in sizes):
-            return set()
         identity = identify(pieces_of(descriptor))
     finally:
         os.close(descriptor)

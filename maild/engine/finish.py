@@ -50,9 +50,9 @@ def _conclude(this: MailboxPass) -> None:
     if kept := this.unpaired.kept_here:
         pairs = [Pair(kept_uid(o.key), o.key, o.flags, o.size_octets, o.digest, "local") for o in kept.values()]
         state.apply([Changes(mailbox.id, add=pairs)])
-    state.drop_orphans(
-        mailbox.id, state.orphans(mailbox.id).keys() - _still_kept_there(this) - this.unpaired.unsure.keys()
-    )
+    needed = _still_kept_there(this) | this.unpaired.unsure.keys() | this.unpaired.unreadable.keys()
+    needed |= _still_untold(this)
+    state.drop_orphans(mailbox.id, state.orphans(mailbox.id).keys() - needed)
     messages = scan.messages + this.work.remote_delta[mailbox.id]
     is_counted = state.count_there(mailbox.id) + len(state.skipped(mailbox.id)) == messages
     is_unsure = any(was.mailbox_id == mailbox.id for some in this.work.unsure.values() for was in some.values())
@@ -79,6 +79,13 @@ def _still_kept_there(this: MailboxPass) -> set[Key]:
     if not this.work.state.state.skipped(this.mailbox.id):
         return set()
     return {key for key, orphan in this.unpaired.orphans.items() if orphan.only == "remote"}
+
+
+def _still_untold(this: MailboxPass) -> set[Key]:
+    """What the server got in this pass and told no Uid of, or what waits for another mailbox's pass."""
+    sent = {key for mailbox_id, key in this.work.sent if mailbox_id == this.mailbox.id}
+    waiting = (this.unpaired.orphans[key] for key in this.awaited & this.unpaired.orphans.keys())
+    return sent | {orphan.key for orphan in waiting if orphan.only == "sent"}
 
 
 def _identity(this: MailboxPass) -> str:

@@ -11,6 +11,7 @@ from maild.core.errors import ProtocolViolation
 from maild.core.flags import same_flags
 from maild.core.model import (
     NO_FLAGS,
+    Content,
     DeleteLocal,
     DeleteRemote,
     Fetched,
@@ -24,7 +25,6 @@ from maild.core.model import (
     ScanTable,
     Uid,
 )
-from maild.core.moves import Content
 from maild.core.ports import BodyWriter, RemoteBox
 from maild.core.reconcile import merge_flags
 from maild.engine.adopt import fetched_content
@@ -75,7 +75,8 @@ def _is_any_between(ascending: Sequence[int], least: int, most: int) -> bool:
 
 def _foresee(this: MailboxPass, uid: Uid, content: Content, free: list[Key]) -> None:
     """`free`: files with this content that no message has yet."""
-    elsewhere = [name for name in this.work.doomed.get(content, ()) if name != this.name]
+    may_be = uid in this.work.may_be_doomed[this.name]
+    elsewhere = [name for name in this.work.doomed.get(content, ()) if name != this.name and may_be]
     if free:
         this.matched[uid] = free.pop()
     elif elsewhere and this.name != this.work.trash:

@@ -7,6 +7,7 @@ whose stamp is the one that was stored after the last look has nothing new in it
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -60,10 +61,11 @@ def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may
     stamp = stamp_of(maildir.directory)
     settled = stamp.text() if is_settled(stamp, now_ns) else None
     expected, others = state.names(mailbox.id)
+    other_names: Collection[Key] | None = None  # keys that have one instead of the expected; None: nobody knows
     if others > MOST_NAMELESS or _keywords_changed(mailbox, stamp):
         entries, doubtful = maildir.entries(), state.keys(mailbox.id)
     else:
-        entries, doubtful = maildir.differences(expected)
+        entries, doubtful, other_names = maildir.differences(expected)
         doubtful.update(state.nameless(mailbox.id, others) if others else ())
     doubtful.update(entries)
     pairs = state.pairs_by_key(mailbox.id, doubtful) if doubtful else {}
@@ -71,6 +73,8 @@ def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may
     renamed: list[tuple[Uid, Flags, str | None]] = []
     for key, pair in pairs.items():
         entry = entries.pop(key, None)
+        if entry is not None and other_names is not None and pair.info is not None and key not in other_names:
+            continue  # a second file with this key, beside the one that is known
         if entry is None:
             if pair.only != "remote":
                 news.gone[pair.uid] = pair

@@ -28,7 +28,6 @@ from maild.core.mailboxes import (
     plan_mailboxes,
 )
 from maild.core.model import Cursor, Epoch, Listing, MailboxName, RemoteMailbox, Scan, ScanTable
-from maild.core.names import matches
 from maild.engine.look import open_mailbox
 from maild.engine.pull import Work
 from maild.local.mailboxes import remove_mailbox, rename_mailbox
@@ -60,7 +59,7 @@ async def settle_mailboxes(work: Work, listing: Listing, survey: Survey) -> Sett
         known=[_known(row) for row in rows.values()],
         there=listing,
         here={where: mailbox.identity for where, mailbox in survey.mailboxes.items()},
-        is_wanted=lambda name: matches(name, work.imap.mailboxes),
+        is_wanted=work.wants,
         layout=work.account.layout,
     )
     plan, unusable = plan_mailboxes(sides)

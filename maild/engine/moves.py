@@ -12,26 +12,23 @@ What moves where is decided in `core.moves`; here is who asks for the facts and 
 - gone there, a new message of equal facts in the same mailbox: it is fetched, and its content decides;
 - moved on both sides: the server's place wins; moved on one side and deleted on the other: it is deleted.
 
-Facts pair; only an equal content removes anything.
+Facts pair; only an equal content removes anything, and only where no other message is known that has it: the equal
+one may be that other's, which moved as well.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from maild.core.model import NO_FLAGS, Facts, Key, MailboxName, Pair, Uid
-from maild.core.moves import Content, File, Gone, NewMessage, local_moves, remote_moves
+from maild.core.model import NO_FLAGS, Content, Facts, Key, MailboxName, Pair, Uid
+from maild.core.moves import File, Gone, NewMessage, local_moves, remote_moves
 from maild.engine.adopt import Unsure
 from maild.engine.apply import Relocation
-from maild.engine.proof import contents_of
+from maild.engine.proof import FactsOf, Known, contents_of, likely, sole
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass, Move
-
-SLACK_OCTETS = 64  # by which a server's sizes may be wrong, as Exchange's are
-
-FactsOf = Callable[[MailboxPass, Sequence[Uid]], Awaitable[Mapping[Uid, Facts]]]
+from maild.engine.untold import settle_untold
 
 
 async def settle_moves(
@@ -41,6 +38,7 @@ async def settle_moves(
 
     `blind` are those whose server side could not be looked at: what may have moved from or to them is left alone.
     """
+    await settle_untold(work, passes, facts_of)
     _leave_alone(passes, blind)
     if not any(p.local.gone or p.remote.gone for p in passes):
         return
@@ -53,20 +51,20 @@ async def settle_moves(
     _follow_server(by_name, moved_here, {one: new for one, new in moved_there.items() if new.mailbox != one.mailbox})
     for one in [one for one, new in moved_there.items() if new.mailbox == one.mailbox and one not in moved_here]:
         await work.state.run(_await_content, by_name[one.mailbox], one.pair)
-    copied = await _copied_already(work, by_name, moved_here, facts_of)
+    copied = await _copied_already(work, passes, moved_here, facts_of)
     for one, file in moved_here.items():
         _follow_file(by_name, one, file, is_copied=one in copied)
     await _note_trashed(work, passes, facts_of)
-    _note_doomable(work, passes, found_here)
+    await _note_doomable(work, passes, found_here)
 
 
 def _leave_alone(passes: Sequence[MailboxPass], blind: Sequence[MailboxPass]) -> None:
     """Neither send nor forget what may have moved between a mailbox that was looked at and one that was not."""
     came = {(i.size_octets, i.digest) for p in blind for i in p.unpaired.identities.values()}
-    went = {(pair.size_octets, pair.digest) for p in blind for pair in p.local.gone.values()}
+    went = {pair.content for p in blind for pair in p.local.gone.values()}
     for p in passes:
         for uid, pair in list(p.local.gone.items()) if came else ():
-            if (pair.size_octets, pair.digest) in came:
+            if pair.content in came:
                 del p.local.gone[uid]
                 p.remote.gone.pop(uid, None)
                 p.awaited.add(pair.key)
@@ -104,16 +102,17 @@ async def _moved_there(
     sizes = {facts.size_octets for facts in gone}
     fresh: dict[Facts, list[NewMessage]] = defaultdict(list)
     for p in passes:
-        likely = [uid for uid, _, size in p.remote.fresh if size in sizes and uid not in p.retried]
-        for uid, facts in (await facts_of(p, likely)).items() if likely else ():
+        alike = [uid for uid, _, size in p.remote.fresh if size in sizes and uid not in p.retried]
+        for uid, facts in (await facts_of(p, alike)).items() if alike else ():
             fresh[facts].append(NewMessage(p.name, uid))
     return remote_moves(gone, fresh, moved_here)
 
 
 async def _copied_already(
-    work: Work, by_name: Mapping[MailboxName, MailboxPass], moved_here: Mapping[Gone, File], facts_of: FactsOf
+    work: Work, passes: Sequence[MailboxPass], moved_here: Mapping[Gone, File], facts_of: FactsOf
 ) -> set[Gone]:
     """Those that the server has in their new mailbox too: where it has no MOVE, a cut after the COPY leaves that."""
+    by_name = {p.name: p for p in passes}
     wanted: dict[tuple[MailboxName, MailboxName], list[Gone]] = defaultdict(list)
     for one, file in moved_here.items():
         was, target = by_name[one.mailbox], by_name[file.mailbox]
@@ -122,9 +121,11 @@ async def _copied_already(
             wanted[was.name, target.name].append(one)
     used: defaultdict[MailboxName, set[Uid]] = defaultdict(set)
     copied: set[Gone] = set()
+    rivals = _ids(passes, [one for several in wanted.values() for one in several])
     for (source, name), several in sorted(wanted.items()):
         was, target = by_name[source], by_name[name]
-        proven = await _copies(work, was, target, [one.pair for one in several], facts_of, used[name])
+        pairs = [one.pair for one in several]
+        proven = await _copies(work, was, target, pairs, facts_of, used[name], rivals)
         copied.update(one for one in several if one.pair.uid in proven)
     return copied
 
@@ -134,50 +135,49 @@ async def _note_trashed(work: Work, passes: Sequence[MailboxPass], facts_of: Fac
     trash = next((p for p in passes if p.name == work.trash), None)
     if trash is None:
         return
-    used: set[Uid] = set()
-    for p in passes:
-        if p.rules.permitted is None or not p.rules.deletes_there or work.trash_for(p.name) is None:
-            continue
-        pairs = [pair for uid, pair in p.local.gone.items() if uid not in p.remote.gone and not pair.only]
-        p.trashed = await _copies(work, p, trash, pairs, facts_of, used)
+    able = [p for p in passes if p.rules.permitted is not None and p.rules.deletes_there and work.trash_for(p.name)]
+    going = [Gone(p.name, pair) for p in able for uid, pair in p.local.gone.items() if uid not in p.remote.gone]
+    rivals, used = _ids(passes, going), set[Uid]()
+    for p in able:
+        pairs = [one.pair for one in going if one.mailbox == p.name and not one.pair.only]
+        p.trashed = await _copies(work, p, trash, pairs, facts_of, used, rivals)
 
 
 async def _copies(
-    work: Work, was: MailboxPass, target: MailboxPass, pairs: Sequence[Pair], facts_of: FactsOf, used: set[Uid]
+    work: Work,
+    was: MailboxPass,
+    target: MailboxPass,
+    pairs: Sequence[Pair],
+    facts_of: FactsOf,
+    used: set[Uid],
+    rivals: Collection[Known],
 ) -> set[Uid]:
-    """Those of messages of `was` that are new in `target` as well, of the same content; each copy counts once."""
+    """Those of messages of `was` that are new in `target` as well, of the same content; each copy counts once.
+
+    No message but `rivals` may be what went there instead.
+    """
     fresh = [(uid, size) for uid, _, size in target.remote.fresh if uid not in target.retried and uid not in used]
-    likely = _likely([pair.size_octets for pair in pairs], fresh)
-    if not likely:
+    alike = likely([pair.size_octets for pair in pairs], fresh)
+    if not alike:
         return set()
     by_facts: dict[Facts, list[Uid]] = defaultdict(list)
-    for uid, facts in (await facts_of(target, likely)).items():
+    for uid, facts in (await facts_of(target, alike)).items():
         by_facts[facts].append(uid)
     there = await facts_of(was, [pair.uid for pair in pairs]) if by_facts else {}
     nominated = {pair.uid: by_facts[there[pair.uid]] for pair in pairs if there.get(pair.uid) in by_facts}
     contents = await contents_of(work, target, {uid for uids in nominated.values() for uid in uids})
+    safe = await sole(work, rivals, {pair.content for pair in pairs} & set(contents.values()))
     by_content: dict[tuple[Facts, Content], list[Uid]] = defaultdict(list)
     for facts, uids in by_facts.items():
         for uid in uids:
-            if uid in contents:
+            if contents.get(uid) in safe:
                 by_content[facts, contents[uid]].append(uid)
     proven: set[Uid] = set()
     for pair in pairs:
-        if pair.uid in nominated and (same := by_content[there[pair.uid], (pair.size_octets, pair.digest)]):
+        if pair.uid in nominated and (same := by_content[there[pair.uid], pair.content]):
             used.add(same.pop())
             proven.add(pair.uid)
     return proven
-
-
-def _likely(sizes: Sequence[int], fresh: Sequence[tuple[Uid, int]]) -> list[Uid]:
-    """Those that may have one of these sizes on disk, where each line is an octet shorter than on the wire."""
-    ordered = sorted(sizes)
-    likely: list[Uid] = []
-    for uid, size in fresh:
-        at = bisect_right(ordered, size + SLACK_OCTETS) - 1
-        if at >= 0 and ordered[at] * 2 + SLACK_OCTETS >= size:
-            likely.append(uid)
-    return likely
 
 
 def _follow_server(
@@ -252,7 +252,7 @@ def _follow_file(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: Fi
         was.moves_there[target.name].append(Move(one.pair, file.key, flags))
 
 
-def _note_doomable(work: Work, passes: Sequence[MailboxPass], found_here: Collection[Gone]) -> None:
+async def _note_doomable(work: Work, passes: Sequence[MailboxPass], found_here: Collection[Gone]) -> None:
     """What both sides no longer have where it was may come back elsewhere, moved by the server: it stays deleted.
 
     Not that of which a file was found: a reader, or a pass that was killed, moved it as well.
@@ -263,6 +263,20 @@ def _note_doomable(work: Work, passes: Sequence[MailboxPass], found_here: Collec
         gone = [pair for uid, pair in p.local.gone.items() if uid in p.remote.gone and not pair.only]
         gone = [pair for pair in gone if Gone(p.name, pair) not in found_here] if p.rules.deletes_there else []
         others = [q for q in passes if q is not p and q.name != work.trash and q.rules.permitted is not None]
-        fresh = [(uid, size) for q in others for uid, _, size in q.remote.fresh] if gone else []
-        p.may_come_back = min(len(gone), len(_likely([pair.size_octets for pair in gone], fresh)))
+        sizes = [pair.size_octets for pair in gone]
+        for q in others if gone else ():
+            alike = likely(sizes, [(uid, size) for uid, _, size in q.remote.fresh])
+            work.may_be_doomed[q.name].update(alike)
+            p.may_come_back = min(len(gone), p.may_come_back + len(alike))
         p.doomable = gone if p.may_come_back else []
+    rivals = [Gone(p.name, pair) for p in passes for pair in p.doomable]
+    safe = await sole(work, _ids(passes, rivals), {one.pair.content for one in rivals})
+    for p in passes:
+        p.doomable = [pair for pair in p.doomable if pair.content in safe]
+        p.may_come_back = min(p.may_come_back, len(p.doomable))
+
+
+def _ids(passes: Iterable[MailboxPass], of: Iterable[Gone]) -> set[Known]:
+    """The same as the state knows them."""
+    ids = {p.name: p.mailbox.id for p in passes}
+    return {(ids[one.mailbox], one.pair.uid) for one in of}

@@ -1,11 +1,13 @@
-"""What messages on the server contain: the proof that is needed before anything is removed because of an equal one.
+"""What messages on the server contain, and which are there: the proof before anything is removed for an equal one.
 
 Cheap facts (size, Message-ID, Date) nominate; different messages may share them, and some servers tell wrong sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from typing import cast
 
@@ -13,12 +15,17 @@ import anyio.to_thread
 
 from maild.core.errors import ConnectionLost, ProtocolViolation, Rejected
 from maild.core.identity import Digester
-from maild.core.model import Fetched, ScanTable, Uid
-from maild.core.moves import Content
+from maild.core.model import Content, Facts, Fetched, ScanTable, Uid
 from maild.engine.adopt import fetched_content
 from maild.engine.crew import TRIES, is_tried_again, pause
 from maild.engine.pull import FETCH_MESSAGES, FETCH_OCTETS, Work
 from maild.engine.sync import MailboxPass
+from maild.local.state import MailboxState
+
+SLACK_OCTETS = 64  # by which a server's sizes may be wrong, as Exchange's are
+
+FactsOf = Callable[[MailboxPass, Sequence[Uid]], Awaitable[Mapping[Uid, Facts]]]
+Known = tuple[int | None, str]  # a message as the state knows it: mailbox and Uid; without a pair None and its key
 
 
 class Measured:
@@ -58,6 +65,61 @@ async def contents_of(work: Work, this: MailboxPass, uids: set[Uid]) -> dict[Uid
         else:
             break
     return found
+
+
+def likely(sizes: Sequence[int], fresh: Sequence[tuple[Uid, int]]) -> list[Uid]:
+    """Those that may have one of these sizes on disk, where each line is an octet shorter than on the wire."""
+    ordered = sorted(sizes)
+    likely: list[Uid] = []
+    for uid, size in fresh:
+        at = bisect_right(ordered, size + SLACK_OCTETS) - 1
+        if at >= 0 and ordered[at] * 2 + SLACK_OCTETS >= size:
+            likely.append(uid)
+    return likely
+
+
+async def sole(work: Work, rivals: Collection[Known], contents: Collection[Content]) -> set[Content]:
+    """Those of these contents that no message has which may have become a new one: none but `rivals`.
+
+    Another that is still where it was, now that the new ones have been seen, is none of them. Not to be called while a
+    session is held.
+    """
+    found = set(contents)
+    others: dict[int, dict[Uid, Content]] = defaultdict(dict)
+    for mailbox_id, id_, content in await work.state.run(_all_with, work, contents) if contents else ():
+        if (mailbox_id, id_) in rivals:
+            continue
+        if mailbox_id is None:
+            found.discard(content)
+        else:
+            others[mailbox_id][Uid(id_)] = content
+    rows = {row.id: row for row in (await work.state.run(work.rows)).values()} if others else {}
+    for mailbox_id, uids in others.items():
+        there = await still_there(work, rows.get(mailbox_id), uids)
+        found.difference_update(content for uid, content in uids.items() if uid not in there)
+    return found
+
+
+def _all_with(work: Work, contents: Collection[Content]) -> list[tuple[int | None, str, Content]]:
+    return list(work.state.state.all_with(contents))
+
+
+async def still_there(work: Work, mailbox: MailboxState | None, uids: Collection[Uid]) -> set[Uid]:
+    """Those of these messages that the server has in this mailbox now; none where it does not tell.
+
+    Not to be called while a session is held.
+    """
+    if mailbox is None or mailbox.epoch is None or mailbox.name not in work.listed:
+        return set()
+    for attempt in range(1, TRIES + 1):
+        try:
+            async with work.remote.visit(mailbox.name, mailbox.epoch, read_only=work.dry_run) as box:
+                return await box.has(uids)
+        except (ConnectionLost, ProtocolViolation, Rejected) as exc:
+            if not is_tried_again(exc, attempt):
+                break
+            await pause(work, mailbox.name, attempt, exc)
+    return set()
 
 
 async def _fetch(work: Work, this: MailboxPass, uids: Collection[Uid], found: dict[Uid, Content]) -> None:

@@ -16,8 +16,8 @@ import structlog
 from maild.config import Account, Imap
 from maild.core.backoff import is_due
 from maild.core.errors import MaildError
-from maild.core.model import Epoch, Fetched, Key, MailboxName, MergeFlags, Pair, Permitted, ScanTable, Uid
-from maild.core.moves import Content
+from maild.core.model import Content, Epoch, Fetched, Key, MailboxName, MergeFlags, Pair, Permitted, ScanTable, Uid
+from maild.core.names import matches
 from maild.core.ports import BodyWriter, Remote, RemoteBox
 from maild.engine.adopt import Adopted, Unpaired, Unsure, adopt, fetched_content
 from maild.engine.propagate import Deliverer, Delivery, StateThread
@@ -53,10 +53,11 @@ class Work:
 
     `remote_delta`: by mailbox id, by how many messages with a pair the server has more than it had when it was looked
     at. `awaited`: files that a move is to give a pair. `unsure`: see `Unpaired`, by mailbox. `doomed`: contents that
-    are gone on both sides from a mailbox, so that the server's having moved one elsewhere does not bring it back.
-    `epochs`: those in which mailboxes were looked at. `foreseen`: mailboxes that a
-    dry run takes for made or renamed. `is_asked`: somebody named the mailboxes, so
-    that messages which did not travel before are tried at once; else when their time has come, as of `now_s`.
+    are gone on both sides from a mailbox, so that the server's having moved one elsewhere does not bring it back;
+    `may_be_doomed`: the new messages, by mailbox, that were there when this was found out. `sent`: by mailbox id and
+    key, what the server was given in this pass and has no pair yet. `epochs`: those in which mailboxes were looked at.
+    `foreseen`: mailboxes that a dry run takes for made or renamed. `is_asked`: somebody named the mailboxes, so that
+    messages which did not travel before are tried at once; else when their time has come, as of `now_s`.
     """
 
     account: Account
@@ -72,6 +73,7 @@ class Work:
     pulls: list[Pull] = field(default_factory=list)
     is_announced: bool = False
     listed: frozenset[MailboxName] = frozenset()  # what the server has
+    left_out: frozenset[MailboxName] = frozenset()  # of these, what is not subscribed where that counts
     doubts: dict[MailboxName, Doubts] = field(default_factory=dict)
     trash: MailboxName | None = None  # where deleted messages go on the server
     is_trash_filled: bool = False  # in this pass
@@ -81,6 +83,8 @@ class Work:
     awaited: defaultdict[MailboxName, set[Key]] = field(default_factory=lambda: defaultdict(set))
     unsure: defaultdict[MailboxName, dict[Key, Unsure]] = field(default_factory=lambda: defaultdict(dict))
     doomed: defaultdict[Content, list[MailboxName]] = field(default_factory=lambda: defaultdict(list))
+    sent: set[tuple[int, Key]] = field(default_factory=set)
+    may_be_doomed: defaultdict[MailboxName, set[Uid]] = field(default_factory=lambda: defaultdict(set))
 
     def rows(self) -> dict[MailboxName, MailboxState]:
         """What is known of each mailbox; in a dry run as it would be after what it foresees."""
@@ -89,6 +93,10 @@ class Work:
             return stored
         renamed = {row.id for row in self.foreseen.values()}
         return {name: row for name, row in stored.items() if row.id not in renamed} | self.foreseen
+
+    def wants(self, name: str) -> bool:
+        """Whether the config wants the mailbox of this name, one that there is or one to be made."""
+        return matches(name, self.imap.mailboxes) and name not in self.left_out
 
     def is_due(self, message: SkippedMessage | UnsentMessage) -> bool:
         """Whether one that did not travel is to be tried in this pass."""
@@ -263,7 +271,8 @@ class Pull:
         if (kept := unpaired.take_kept_there(content)) is not None:
             await work.state.run(self._keep_there, work, fetched, kept)
             return True
-        elsewhere = [name for name in work.doomed.get(content, ()) if name != self.name]
+        may_be = fetched.uid in work.may_be_doomed[self.name]
+        elsewhere = [name for name in work.doomed.get(content, ()) if name != self.name and may_be]
         if elsewhere and self._permitted is not None and self.name != work.trash:
             work.doomed[content].remove(elsewhere[0])
             self.doomed.append(fetched.uid)

@@ -6,7 +6,7 @@ sides and does what is left. A message that was added and not noted is found the
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import cast
@@ -26,7 +26,7 @@ from maild.core.model import (
     Uid,
 )
 from maild.core.ports import RemoteBox
-from maild.engine.adopt import Unpaired
+from maild.engine.adopt import Unpaired, sent_orphan
 from maild.engine.look import flags_here
 from maild.engine.pull import Work
 from maild.local.maildir import Maildir
@@ -93,6 +93,7 @@ async def append_files(
             break
         outgoing = await work.state.run(_outgoing, maildir, unpaired, keys[start : start + SOME])
         flags = {one.key: one.flags for one in outgoing}
+        await work.state.run(_note_sending, work, mailbox, unpaired, permitted, flags)
         answers = []
         try:
             stream = cast("AsyncGenerator[Appended]", box.append(iter(outgoing)))
@@ -129,6 +130,16 @@ def _outgoing(maildir: Maildir, unpaired: Unpaired, keys: Sequence[Key]) -> list
         if message is not None:  # one that is gone has been renamed or removed: the next look sees it
             outgoing.append(message)
     return outgoing
+
+
+def _note_sending(
+    work: Work, mailbox: MailboxState, unpaired: Unpaired, permitted: Permitted, flags: Mapping[Key, Flags]
+) -> None:
+    """A kill after this leaves a message on the server, or none: which, the next pass finds out by content."""
+    sent = [sent_orphan(key, permitted.of(mine), unpaired.content_of(key)) for key, mine in flags.items()]
+    if sent:
+        work.state.state.apply([Changes(mailbox.id, sent=sent)])
+        work.sent.update((mailbox.id, orphan.key) for orphan in sent)
 
 
 def _note_answers(
@@ -170,3 +181,4 @@ def _note_answers(
         state.unsent_done(mailbox.id, [pair.key for pair in pairs])
     if held:
         state.hold_back(mailbox.id, held)
+        work.sent.difference_update((mailbox.id, one.key) for one in held)

@@ -2,59 +2,94 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from maild.core.errors import MaildError
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from maild.core.errors import MaildError
 
 MOST_DELIVERED = 10_000
 
 
-@dataclass(slots=True)
 class MailboxReport:
     """One mailbox of a pass. `state` is pending, syncing, ok, refused or error; `error` says why in one line.
 
     Counters are of this disk, those with `_there` of the server. `skipped` messages stay on the server, `held_back`
     ones here; `refused` counts deletions that the guard did not let pass.
+
+    No dataclass, nor is the other one: a program that asks a daemon would take as long to import `dataclasses` as the
+    daemon to answer.
     """
 
-    name: str
-    state: str = "pending"
-    error: str | None = None
-    pulled: int = 0
-    adopted: int = 0
-    pushed: int = 0
-    flags: int = 0
-    flags_there: int = 0
-    moved: int = 0
-    moved_there: int = 0
-    deleted: int = 0
-    deleted_there: int = 0
-    held_back: int = 0
-    refused: int = 0
-    skipped: int = 0
-    wanted: int = 0
-    wanted_octets: int = 0
+    COUNTERS = (
+        "pulled",
+        "adopted",
+        "pushed",
+        "flags",
+        "flags_there",
+        "moved",
+        "moved_there",
+        "deleted",
+        "deleted_there",
+        "held_back",
+        "refused",
+        "skipped",
+        "wanted",
+        "wanted_octets",
+    )
+    FIELDS = ("name", "state", "error", *COUNTERS)
+    __slots__ = FIELDS
+
+    def __init__(self, name: str, state: str = "pending", error: str | None = None) -> None:
+        self.name = name
+        self.state = state
+        self.error = error
+        self.pulled = self.adopted = self.pushed = 0
+        self.flags = self.flags_there = 0
+        self.moved = self.moved_there = 0
+        self.deleted = self.deleted_there = 0
+        self.held_back = self.refused = self.skipped = 0
+        self.wanted = self.wanted_octets = 0
+
+    def as_dict(self) -> dict[str, object]:
+        """All that there is of it, as JSON can have it."""
+        return {name: getattr(self, name) for name in self.FIELDS}
 
 
-@dataclass(slots=True)
 class AccountReport:
-    """One account of a pass. Octets are those of the wire; `wanted` counts what the mailboxes looked at so far need."""
+    """One account of a pass. Octets are those of the wire; `wanted` counts what the mailboxes looked at so far need.
 
-    name: str
-    state: str = "pending"  # pending, connecting, syncing, ok, error
-    error: str | None = None
-    duration_s: float = 0.0
-    done_messages: int = 0
-    done_octets: int = 0
-    wanted_messages: int = 0
-    wanted_octets: int = 0
-    unchanged: int = 0
-    plan: list[str] = field(default_factory=list)  # of a dry run: what would happen to whole mailboxes, in words
-    mailboxes: dict[str, MailboxReport] = field(default_factory=dict)
-    failure: MaildError | None = None  # whose text `error` is
-    known_error: str | None = None  # of the last pass: an `error` that is the same is not logged again
-    delivered: list[str] | None = None  # the first new files, where somebody wants to know
+    `state` is pending, connecting, syncing, ok or error. `plan`: what would happen to whole mailboxes in a dry run, in
+    words. `failure` is the error whose text `error` is; `known_error` that of the last pass: one that is the same is
+    not logged again. `delivered` holds the first new files, where somebody wants to know.
+    """
+
+    COUNTERS = ("done_messages", "done_octets", "wanted_messages", "wanted_octets", "unchanged")
+    PROGRESS = ("name", "state", "error", "duration_s", *COUNTERS, "plan")
+    __slots__ = (*PROGRESS, "delivered", "failure", "known_error", "mailboxes")
+
+    def __init__(
+        self,
+        name: str,
+        state: str = "pending",
+        error: str | None = None,
+        *,
+        failure: MaildError | None = None,
+        known_error: str | None = None,
+        delivered: list[str] | None = None,
+    ) -> None:
+        self.name = name
+        self.state = state
+        self.error = error
+        self.duration_s = 0.0
+        self.done_messages = self.done_octets = 0
+        self.wanted_messages = self.wanted_octets = self.unchanged = 0
+        self.plan: list[str] = []
+        self.mailboxes: dict[str, MailboxReport] = {}
+        self.failure = failure
+        self.known_error = known_error
+        self.delivered = delivered
 
     @property
     def ok(self) -> bool:

@@ -31,8 +31,7 @@ from maild.core.maildrop import (
     nth,
     uid_of_content,
 )
-from maild.core.model import NO_FLAGS, Facts, Fetched, Key, Skipped, Uid
-from maild.core.moves import Content
+from maild.core.model import NO_FLAGS, Content, Facts, Fetched, Key, Skipped, Uid
 from maild.core.ports import BodyWriter
 from maild.engine.adopt import Unpaired, adopt, fetched_content, match_facts
 from maild.engine.propagate import Deliverer, Delivery, StateThread

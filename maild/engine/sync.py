@@ -54,7 +54,7 @@ from maild.engine.pull import Doubts, Pull, Work
 from maild.local.maildir import Maildir
 from maild.local.scan import Entry
 from maild.local.state import MailboxState, SkippedMessage
-from maild.local.withheld import Refusal
+from maild.local.withheld import Refusal, Unsent
 
 ANY_FLAGS = Permitted(frozenset({"\\Answered", "\\Deleted", "\\Draft", "\\Flagged", "\\Seen", "$Forwarded"}))
 LOOKED_UP = 1000  # pairs looked up at a time
@@ -215,12 +215,22 @@ class MailboxPass:
         is_known = self.same_epoch or self.mailbox.epoch is None
         entries = self.look.unpaired if is_known else maildir.entries()
         state = self.work.state.state
-        self.unpaired = read_unpaired(state, self.mailbox, maildir, entries)
+        needs_all = not self.same_epoch or self.mailbox.last_pass_s is None
+        self.unpaired = read_unpaired(state, self.mailbox, maildir, entries, needs_all=needs_all)
         unsent = state.unsent(self.mailbox.id) if self.same_epoch else {}
         if not self.work.dry_run and unsent.keys() - entries.keys():
             state.unsent_done(self.mailbox.id, unsent.keys() - entries.keys())
-        self.report.held_back = len(unsent.keys() & entries.keys())
         self.waiting = {key for key, m in unsent.items() if key in entries and not self.work.is_due(m)}
+        self._hold_back_unreadable()
+        self.report.held_back = len((unsent.keys() | self.unpaired.unreadable.keys()) & entries.keys())
+
+    def _hold_back_unreadable(self) -> None:
+        tried = {key: file for key, file in self.unpaired.unreadable.items() if key not in self.waiting}
+        if tried and not self.work.dry_run:
+            held = [Unsent(key, file.reason, file.size_octets or 0) for key, file in tried.items()]
+            self.work.state.state.hold_back(self.mailbox.id, held)
+            for file in tried.values():
+                self.log.warning("message.refused", octets=file.size_octets, reason=file.reason)
 
     def look_without_server(self) -> None:
         """Only this disk: what the files without a pair are. Blocks."""
@@ -262,7 +272,7 @@ class MailboxPass:
             self.operations = [o for o in self.operations if not isinstance(o, DeleteLocal | DeleteRemote)]
             self.doomable.clear()
         for pair in self.doomable:
-            self.work.doomed[pair.size_octets, pair.digest].append(self.name)
+            self.work.doomed[pair.content].append(self.name)
 
     def may_delete(self, keys: Collection[Key]) -> bool:
         """Whether the guard lets these files go as well, beside what was planned."""
@@ -378,7 +388,8 @@ class MailboxPass:
             return True
         is_furniture = self.name == INBOX or self.listed.role
         may_go = self.rules.deletes_there and self.rules.permitted is not None and not is_furniture
-        return not self.look.is_here and may_go and not len(self.remote.fresh)
+        is_to_come = bool(len(self.remote.fresh) or self.relocations)
+        return not self.look.is_here and may_go and not is_to_come
 
     @property
     def needs_server(self) -> bool:

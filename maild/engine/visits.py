@@ -6,7 +6,7 @@ opened at all, unless something did not travel then and may do so now.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from maild.engine.mailboxes import Settled, foresee_mailbox
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass
 from maild.local.state import MailboxState
-from maild.local.survey import Survey
+from maild.local.survey import Survey, survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +30,18 @@ class Visit:
 
 
 class Visits:
-    """The choice for one pass; `look_ahead` comes first, while the server is asked for its listing."""
+    """The choice for one pass; `look_around` comes first, while the server is asked for its listing."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
         self._looks: dict[int, Look] = {}  # by the mailbox's id in the state
         self.failed: dict[MailboxName, MaildError] = {}  # mailboxes whose directory cannot be looked at
 
-    def look_ahead(self, found: Survey) -> list[MailboxState]:
-        """Look at what changed here while the server answers: the mailboxes in which there is something to do."""
-        state = self._work.state.state
+    def look_around(self) -> tuple[Survey, list[MailboxState]]:
+        """Look at what changed here while the server answers: all mailboxes, and those in which there is something to
+        do. Blocks."""
+        state, account = self._work.state.state, self._work.account
+        found = survey(account.maildir, account.layout)
         news: list[MailboxState] = []
         for row in state.mailboxes().values():
             here = found.mailboxes.get(row.directory)
@@ -50,7 +52,7 @@ class Visits:
                 self._looks[row.id] = look
                 if look.has_news:
                     news.append(row)
-        return news
+        return found, news
 
     def _look(self, row: MailboxState) -> Look | None:
         """None, and a note in `failed`, where that mailbox cannot be looked at. Raises what concerns the account."""
@@ -63,16 +65,16 @@ class Visits:
             self.failed[row.name] = exc
             return None
 
-    async def expect(self, news: Sequence[MailboxState], only: Sequence[str], hinted: Collection[MailboxName]) -> None:
-        """Tell the server's side which mailbox comes first, whatever the listing says: it saves a round trip.
+    def expect(self, some: Sequence[MailboxState], only: Sequence[str], *, has_mail: bool = False) -> bool:
+        """Tell the server's side that one of these mailboxes comes first, whatever the listing says: it saves a round
+        trip. Whether there was one.
 
-        One with news here, or one of which the server said that it has some.
+        They are those with news here, or those of which the server said that they have some.
         """
-        rows = await self._work.state.run(self._work.state.state.mailboxes) if hinted else {}
-        chosen = [*news, *(rows[name] for name in hinted if name in rows)]
-        wanted = [(row.name, row.cursor) for row in chosen if row.cursor and (not only or row.name in only)]
+        wanted = [(row.name, row.cursor) for row in some if row.cursor and (not only or row.name in only)]
         for name, cursor in sorted(wanted, key=lambda one: one[0] != "INBOX")[:1]:
-            self._work.remote.expect(name, cursor, read_only=self._work.dry_run)
+            self._work.remote.expect(name, cursor, read_only=self._work.dry_run, has_mail=has_mail)
+        return bool(wanted)
 
     async def chosen(self, settled: Settled, found: Survey, only: Sequence[str]) -> list[Visit]:
         work = self._work
@@ -122,6 +124,8 @@ class Visits:
     def _has_leftovers(self, row: MailboxState, look: Look | None) -> bool:
         """Whether messages did not travel that may do so now. What is known of files that are gone is dropped."""
         work, state = self._work, self._work.state.state
+        if any(orphan.only == "sent" for orphan in state.orphans(row.id).values()):
+            return True
         skipped, unsent = state.skipped(row.id), state.unsent(row.id)
         if look is not None and (past := unsent.keys() - look.unpaired.keys()):
             unsent = {key: message for key, message in unsent.items() if key not in past}
@@ -136,7 +140,7 @@ class Visits:
     def may_have_moves(self, visits: Sequence[Visit]) -> bool:
         """Whether a message may have gone from one of these to another: the first must have had it."""
         rows = self._work.rows()
-        return len(visits) > 1 and any(visit.remote.name in rows and rows[visit.remote.name].epoch for visit in visits)
+        return any(visit.remote.name in rows and rows[visit.remote.name].epoch for visit in visits)
 
 
 async def begin(work: Work, remote: RemoteMailbox, look: Look | None) -> MailboxPass:

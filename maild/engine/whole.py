@@ -30,7 +30,7 @@ from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass
 from maild.engine.visits import Visit, Visits, begin
 from maild.local.state import MailboxState
-from maild.local.survey import Survey, survey
+from maild.local.survey import Survey
 
 log = structlog.get_logger()
 
@@ -49,22 +49,24 @@ class AccountPass:
         self._separator = ""
         self._propagated: list[MailboxPass] = []
         self._relocations: list[tuple[Epoch, Relocation]] = []  # of all, with their target's epoch
+        self._before: dict[MailboxName, MailboxPass] = {}  # the attempts together with others
         self._left_out: list[MailboxPass] = []  # those that failed while it was found out what moved
 
     async def run(self, only: Sequence[str]) -> None:
         work = self._work
-        self._is_first = not any(row.cursor for row in (await work.state.run(work.state.state.mailboxes)).values())
+        rows = await work.state.run(work.state.state.mailboxes)
+        self._is_first = not any(row.cursor for row in rows.values())
         async with anyio.create_task_group() as openers:
             for _ in range(work.imap.connections - 1 if self._is_first else 0):
                 openers.start_soon(work.remote.prepare)  # a first pass needs them all, and logging in takes its time
-            await self._run(only)
+            await self._run(only, [rows[name] for name in self._hinted if name in rows])
             openers.cancel_scope.cancel()
 
-    async def _run(self, only: Sequence[str]) -> None:
+    async def _run(self, only: Sequence[str], told: Sequence[MailboxState]) -> None:
         work = self._work
-        listing, found = await self._both_sides(only)
+        listing, found = await self._both_sides(only, told)
         work.report.state = "syncing"
-        work.listed = listing.present
+        work.listed, work.left_out = listing.present, listing.left_out
         self._separator = listing.separator
         work.trash = listing.trash
         self._note_unusable(listing)
@@ -77,7 +79,7 @@ class AccountPass:
                 await self._crew.note_failure(name, exc)
         gone = [row for row in settled.gone if not only or row.name in only]
         async with work.deliverer.running():
-            has_moves = await work.state.run(self._visits.may_have_moves, visits)
+            has_moves = len(visits) > 1 and await work.state.run(self._visits.may_have_moves, visits)
             if gone or has_moves or settled.to_make:
                 await self._together(visits, gone, settled.to_make)
             else:
@@ -94,15 +96,17 @@ class AccountPass:
         deleted = [m.deleted_there for m in self._work.report.mailboxes.values() if m.name != trash]
         self._work.report.mailbox(trash).pulled += sum(deleted)
 
-    async def _both_sides(self, only: Sequence[str]) -> tuple[Listing, Survey]:
-        """The mailboxes there and here, asked for at the same time."""
+    async def _both_sides(self, only: Sequence[str], told: Sequence[MailboxState]) -> tuple[Listing, Survey]:
+        """The mailboxes there and here, asked for at the same time; `told` are those that the server told of."""
         work, found = self._work, Survey()
 
         async def look() -> None:
             nonlocal found
+            is_expected = self._visits.expect(told, only, has_mail=not work.dry_run)
             if work.account.maildir.exists():
-                found = await work.state.run(survey, work.account.maildir, work.account.layout)
-                await self._visits.expect(await work.state.run(self._visits.look_ahead, found), only, self._hinted)
+                found, news = await work.state.run(self._visits.look_around)
+                if not is_expected:
+                    self._visits.expect(news, only)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look)
@@ -164,6 +168,7 @@ class AccountPass:
                 this.rest()
             this.report.state = "refused" if this.is_stopped else this.report.state
         self._relocations = [(this.found.epoch, m) for this in self._still(passes) for m in this.relocations]
+        self._before = {this.name: this for this in self._still(passes)}
         for failed in self._left_out:
             for this in passes:
                 if moves := this.moves_there.pop(failed.name, None):
@@ -314,7 +319,7 @@ class AccountPass:
             try:
                 async with work.remote.visit(visit.remote.name, read_only=work.dry_run) as box:
                     await this.scan(box)
-                    _resume_moves(this, self._relocations)
+                    _resume_moves(this, self._relocations, self._before.get(this.name))
                     await settle_moves(work, [this], lambda _, uids: box.facts(uids))
                     await leave_what_lies_elsewhere(work, [this], self._separator)
                     if not self._is_first:
@@ -349,8 +354,16 @@ async def _abandon(this: MailboxPass) -> None:
     withdraw(this)
 
 
-def _resume_moves(this: MailboxPass, relocations: Sequence[tuple[Epoch, Relocation]]) -> None:
+def _resume_moves(
+    this: MailboxPass, relocations: Sequence[tuple[Epoch, Relocation]], before: MailboxPass | None
+) -> None:
     """Once more after an attempt together with others that failed: who moved what is not found out again."""
+    if before is not None and before.found.epoch == this.found.epoch:
+        this.trashed = before.trashed
+        for uid in [uid for uid in before.left_behind if uid in this.local.gone and uid not in this.remote.gone]:
+            del this.local.gone[uid]
+            this.remote.changed.pop(uid, None)
+            this.left_behind.append(uid)
     for key in this.awaited & this.unpaired.entries.keys():
         this.unpaired.take(key)  # another mailbox's pass gives it a pair
     for _, move in relocations:

@@ -27,8 +27,8 @@ from maild.core.model import Flags, Key, Outgoing
 from maild.local.directory import MailboxDirectory, is_abandoned, translated, unique_key
 from maild.local.durable import fsync_many, rename_new
 from maild.local.keywords import Keywords
-from maild.local.outgoing import open_message, outgoing, pieces_of
-from maild.local.scan import Entry, differences, find, keys, scan
+from maild.local.outgoing import open_message, outgoing, pieces_of, size_on_disk
+from maild.local.scan import Differences, Entry, differences, find, keys, scan
 from maild.local.spool import Spool
 
 _REMOVE_TRIES = 3
@@ -87,7 +87,7 @@ class Maildir:
         with translated("read", self.path):
             return self._scanned()
 
-    def differences(self, expected: Set[str]) -> tuple[dict[Key, Entry], set[Key]]:
+    def differences(self, expected: Set[str]) -> Differences:
         """Messages under other names than these, and the keys of expected names of which there is no file at all."""
         with translated("read", self.path):
             found = differences(self.directory, expected)
@@ -191,6 +191,10 @@ class Maildir:
                 return identify(pieces_of(descriptor))
             finally:
                 os.close(descriptor)
+
+    def size_on_disk(self, entry: Entry) -> int | None:
+        """In octets, also of a file that cannot be read; None where not even that can be told."""
+        return size_on_disk(self.directory, entry)
 
     def outgoing(self, entry: Entry, flags: Flags) -> Outgoing | None:
         """A message as the server is to have it; None when it is not there any more, or no plain file.

@@ -63,6 +63,14 @@ def open_message(directory: MailboxDirectory, entry: Entry) -> int | None:
     return None
 
 
+def size_on_disk(directory: MailboxDirectory, entry: Entry) -> int | None:
+    """How many octets the file has, read or not; None where not even that can be told."""
+    try:
+        return os.stat(entry.name, dir_fd=directory.descriptor(entry.subdir), follow_symlinks=False).st_size
+    except OSError:
+        return None
+
+
 def pieces_of(descriptor: int) -> Iterator[bytes]:
     """The file from where it stands to its end, at most a MiB at a time."""
     size_octets = os.fstat(descriptor).st_size

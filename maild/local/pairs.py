@@ -15,6 +15,13 @@ from maild.local.schema import Row
 
 BASE = "SELECT uid, key, flags, only FROM pairs WHERE mailbox = ?"
 PAIRS = "SELECT uid, key, flags, size_octets, digest, only, info FROM pairs WHERE mailbox = ?"
+LEFTOVERS = (
+    "SELECT mailbox FROM skipped UNION SELECT mailbox FROM unsent UNION SELECT mailbox FROM orphans WHERE only = 'sent'"
+)
+WITH_CONTENT = (
+    "SELECT mailbox, uid, size_octets, digest FROM pairs WHERE only <> 'local'",
+    "SELECT NULL, key, size_octets, digest FROM orphans WHERE only <> 'local'",
+)
 NAMES = (
     "SELECT group_concat(key || info, x'0a'), count(*) - count(info) FROM pairs WHERE mailbox = ? AND only <> 'remote'"
 )
@@ -73,12 +80,13 @@ def make_orphans(database: sqlite3.Connection, mailbox_id: int) -> None:
     database.execute("DELETE FROM pairs WHERE mailbox = ?", (mailbox_id,))
 
 
-def add_unsure(database: sqlite3.Connection, mailbox_id: int, rows: Iterable[tuple[Key, Flags, int, bytes]]) -> None:
-    """Key, base flags, size and digest of files that are about to be deleted."""
+def add_orphans(
+    database: sqlite3.Connection, mailbox_id: int, rows: Iterable[tuple[Key, Flags, int, bytes, str]]
+) -> None:
+    """Key, base flags, size, digest and `only` of what has no pair; one with the same key is replaced."""
     database.executemany(
-        "INSERT OR REPLACE INTO orphans (mailbox, key, flags, size_octets, digest, only)"
-        " VALUES (?, ?, ?, ?, ?, 'unsure')",
-        [(mailbox_id, to_row(key), flags_text(flags), size, digest) for key, flags, size, digest in rows],
+        "INSERT OR REPLACE INTO orphans (mailbox, key, flags, size_octets, digest, only) VALUES (?, ?, ?, ?, ?, ?)",
+        [(mailbox_id, to_row(key), flags_text(flags), *rest) for key, flags, *rest in rows],
     )
 
 

@@ -51,6 +51,17 @@ class Found(NamedTuple):
     duplicates: tuple[Entry, ...]
 
 
+class Differences(NamedTuple):
+    """What is other than expected: messages under other names, keys without a file, and keys whose name has changed.
+
+    A key that is in `entries` and not in `renamed` has its expected file beside, or none is expected of it.
+    """
+
+    entries: dict[Key, Entry]
+    gone: set[Key]
+    renamed: set[Key]
+
+
 def scan(directory: MailboxDirectory) -> Found:
     """All messages. Dot files, directories, symlinks and whatever else is not a plain file are passed over.
 
@@ -69,7 +80,7 @@ def scan(directory: MailboxDirectory) -> Found:
     return Found(entries, tuple(losers))
 
 
-def differences(directory: MailboxDirectory, expected: Set[str]) -> tuple[dict[Key, Entry], set[Key]]:
+def differences(directory: MailboxDirectory, expected: Set[str]) -> Differences:
     """Messages under other names than these, and the keys of which there is no file at all; quicker than `scan`.
 
     Like `scan`, this misses nothing that is there throughout: a key counts as gone only if the directory was at rest
@@ -77,6 +88,7 @@ def differences(directory: MailboxDirectory, expected: Set[str]) -> tuple[dict[K
     """
     entries: dict[Key, Entry] = {}
     gone: set[Key] = set()
+    renamed: set[Key] = set()
     for n in range(_ROUNDS):
         started_ns = time.time_ns()
         before = _changed_ns(directory)
@@ -86,9 +98,10 @@ def differences(directory: MailboxDirectory, expected: Set[str]) -> tuple[dict[K
         entries.update(entries_of(directory, dict.fromkeys(_SUBDIRS, unexpected)))
         missing = {split_info(name)[0] for name in odd - unexpected}
         gone = (missing if n == 0 else gone & missing) - entries.keys()
+        renamed |= missing & entries.keys()
         if not gone or (_changed_ns(directory) == before and max(before) < started_ns - MTIME_TICK_NS):
             break
-    return entries, gone
+    return Differences(entries, gone, renamed)
 
 
 def entries_of(directory: MailboxDirectory, some: Mapping[str, Iterable[str]]) -> dict[Key, Entry]:

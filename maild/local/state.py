@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from maild.core.model import Cursor, Epoch, Flags, Key, MailboxName, Only, Pair, Skipped, Uid
+from maild.core.model import Content, Cursor, Epoch, Flags, Key, MailboxName, Only, Pair, Skipped, Uid
 from maild.local import pairs as pair_rows
 from maild.local import withheld
 from maild.local.schema import Row, open_database, translated
@@ -65,28 +65,38 @@ class MailboxState:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changed in one mailbox: pairs made, base flags that are new, pairs that are no more, or on one side only."""
+    """What changed in one mailbox: pairs made, base flags that are new, pairs that are no more, or on one side only.
+
+    `sent`: local messages that the server is given, or has been, without a Uid to make a pair with.
+    """
 
     mailbox_id: int
     add: Sequence[Pair] = ()
     flags: Sequence[tuple[Uid, Flags, str | None]] = ()
     drop: Sequence[Uid] = ()
     only: Sequence[tuple[Uid, Only]] = ()
+    sent: Sequence[Orphan] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A message whose pair ended with the mailbox's epoch: known by content, with the flags of its last base.
+    """A message without a pair, known by content, with the flags of its last base. Mostly its epoch has ended.
 
     `only` as in `Pair`: where it is not "", its deletion on the other side is not to come undone. One that is "unsure"
-    is a file that is being deleted, unless its message comes after all.
+    is a file that is being deleted, unless its message comes after all; one that is "sent" the server may have, or has,
+    under a Uid that nobody told: wherever its file is by now, that message is not to be sent again.
     """
 
     key: Key
     flags: Flags
     size_octets: int
     digest: bytes
-    only: Only | Literal["unsure"] = ""
+    only: Only | Literal["unsure", "sent"] = ""
+
+    @property
+    def content(self) -> Content:
+        """As that of a pair."""
+        return self.size_octets, self.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +273,7 @@ class State:
                     pair_rows.add(database, change.mailbox_id, change.add)
                 pair_rows.set_flags(database, change.mailbox_id, change.flags)
                 pair_rows.set_only(database, change.mailbox_id, change.only)
+                pair_rows.add_orphans(database, change.mailbox_id, map(_orphan_row, change.sent))
 
     def pairs(self, mailbox_id: int) -> Iterator[Pair]:
         """Every pair, in bounded memory; changes made while iterating may or may not be seen."""
@@ -290,10 +301,25 @@ class State:
         stored = [pair_rows.to_row(key) for key in keys]
         return {pair.key: pair for pair in self._pairs_where("key", mailbox_id, stored, _IN_KEYS)}
 
-    def pairs_with(self, mailbox_id: int, contents: Collection[tuple[int, bytes]]) -> list[Pair]:
+    def pairs_with(self, mailbox_id: int, contents: Collection[Content]) -> list[Pair]:
         """The pairs of messages with one of these sizes and digests. Reads the whole mailbox."""
         found = self._pairs_where("digest", mailbox_id, [digest for _, digest in contents], _IN_VALUES)
-        return [pair for pair in found if (pair.size_octets, pair.digest) in contents]
+        return [pair for pair in found if pair.content in contents]
+
+    def all_with(self, contents: Collection[Content]) -> Iterator[tuple[int | None, str, Content]]:
+        """Every message that is known to have one of these contents: mailbox, Uid and content, from all pairs.
+
+        None and the key instead where the message has no pair, so that its Uid is not known. Messages that are on this
+        disk alone are not told.
+        """
+        digests = list({digest for _, digest in contents})
+        for start in range(0, len(digests), _IN_VALUES):
+            some = digests[start : start + _IN_VALUES]
+            marks = ", ".join("?" * len(some))
+            for query in pair_rows.WITH_CONTENT:
+                for mailbox_id, id_, size_octets, digest in self.rows(f"{query} AND digest IN ({marks})", some):
+                    if (size_octets, digest) in contents:
+                        yield mailbox_id, id_ if mailbox_id else pair_rows.key_from(id_), (size_octets, digest)
 
     def uids(self, mailbox_id: int) -> set[Uid]:
         """Of all messages that are on the server, as far as is known."""
@@ -335,7 +361,7 @@ class State:
         with self.transaction() as database:
             for was_id, uid in drop:
                 pair_rows.drop(database, was_id, [uid])
-            pair_rows.add_unsure(database, mailbox_id, [(o.key, o.flags, o.size_octets, o.digest) for o in orphans])
+            pair_rows.add_orphans(database, mailbox_id, map(_orphan_row, orphans))
 
     def drop_orphans(self, mailbox_id: int, keys: Iterable[Key]) -> None:
         with self.transaction() as database:
@@ -365,8 +391,8 @@ class State:
             )
 
     def with_leftovers(self) -> set[int]:
-        """The mailboxes with messages that did not travel, either way."""
-        return {row[0] for row in self.rows("SELECT mailbox FROM skipped UNION SELECT mailbox FROM unsent")}
+        """The mailboxes with messages that did not travel, either way, or of which nobody knows whether they did."""
+        return {row[0] for row in self.rows(pair_rows.LEFTOVERS)}
 
     def hold_back(self, mailbox_id: int, items: Iterable[Unsent], now_s: float | None = None) -> None:
         """Remember local messages that the server did not take; one that was there before is counted once more."""
@@ -451,6 +477,10 @@ class State:
     def _write(self, statement: str, values: Sequence[object]) -> None:
         with self.transaction() as database:
             database.execute(statement, values)
+
+
+def _orphan_row(orphan: Orphan) -> tuple[Key, Flags, int, bytes, str]:
+    return orphan.key, orphan.flags, orphan.size_octets, orphan.digest, orphan.only
 
 
 def _mailbox(row: Row) -> MailboxState:

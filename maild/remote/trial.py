@@ -66,7 +66,8 @@ async def _try_imap(endpoint: Imap, account: str) -> Tried:
             lambda secret: login(session, endpoint.user, secret), lambda: not session.is_lost
         )
         identity = await _identity(session)
-        names = understood(await list_mailboxes(session), endpoint.mailboxes, ())
+        events = await list_mailboxes(session, subscribed=endpoint.subscribed_only)
+        names = understood(events, endpoint.mailboxes, (), subscribed_only=endpoint.subscribed_only)
         found = tuple((str(mailbox.public.name), mailbox.public.role) for mailbox in names.wanted)
         return Tried(frozenset(session.protocol.capabilities), identity, found)
     finally:

@@ -8,7 +8,7 @@ or after its effect (`lose_at`). `journal` lists every change asked for; `steps`
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -122,7 +122,7 @@ class MemoryRemote:
         self.step()
         return True
 
-    def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False) -> None:
+    def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False, has_mail: bool = False) -> None:
         """There is nothing to wait for."""
 
     async def prepare(self) -> None:
@@ -205,6 +205,10 @@ class MemoryBox:
             if message is not None:
                 found[uid] = Facts(len(message.raw), *header_facts(message.raw))
         return found
+
+    async def has(self, uids: Collection[Uid]) -> set[Uid]:
+        self.remote.step()
+        return {uid for uid in uids if self.mailbox.find(int(uid)) is not None}
 
     async def holds(self, wanted: Likeness) -> bool:
         self.remote.step()

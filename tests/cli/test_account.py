@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from maild import cli
 from maild.cli import main
 from maild.commands import account
+from maild.commands.options import all_options
 from maild.config import examine
 from maild.testing.imap import ImapServer
 from maild.testing.pop3 import Pop3Server
@@ -375,7 +375,7 @@ def test_what_the_readme_shows_is_a_good_config(text: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("line", readme_commands())
 def test_what_the_readme_shows_can_be_typed(line: str) -> None:
     words = shlex.split(line.partition("<")[0])
-    assert cli._parser().parse_args(words).command == words[0]
+    assert all_options().parse_args(words).command == words[0]
 
 
 def test_a_running_daemon_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 import maild
-from maild.cli import main
+from maild.cli import main, plainly_said
+from maild.commands import options
+from maild.commands.options import all_options
 from maild.core.errors import ConfigError, LocalError, MaildError, NoPermission
 
 GOOD = """\
@@ -71,7 +73,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[argparse.Namespace]:
 def stand_in(monkeypatch: pytest.MonkeyPatch, run: Stand) -> None:
     commands, sync, demo = ModuleType("maild.commands"), ModuleType("maild.commands.sync"), ModuleType("maild.demo")
     sync.run = demo.run = run  # type: ignore[attr-defined]
-    commands.sync = sync  # type: ignore[attr-defined]
+    commands.sync, commands.options = sync, options  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "maild.commands", commands)
     monkeypatch.setitem(sys.modules, "maild.commands.sync", sync)
     monkeypatch.setitem(sys.modules, "maild.demo", demo)
@@ -375,11 +377,60 @@ def test_version_imports_nothing_big() -> None:
     assert imported_by("--version") & big == set()
 
 
-def test_sync_imports_nothing_big_before_it_knows_that_no_daemon_runs() -> None:
-    code = "import sys, maild.commands.sync; print(*sys.modules)"
+@pytest.mark.parametrize("command", ["sync", "status"])
+def test_what_asks_a_daemon_imports_nothing_big_before_it_knows_that_none_runs(command: str) -> None:
+    code = f"import sys, maild.cli, maild.commands.{command}; print(*sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     big = {"pydantic", "structlog", "asyncio", "anyio", "rich", "ssl", "sqlite3", "maild.config.files"}
-    assert set(said.stdout.split()) & big == set()
+    assert set(said.stdout.split()) & (big | {"argparse", "dataclasses", "inspect", "shutil"}) == set()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sync",
+        "sync --json",
+        "sync work home/INBOX",
+        "sync --json work",
+        "sync work home --json",
+        "-c x.toml sync",
+        "--config x.toml sync --json",
+        "status",
+        "status --json",
+        "-c x.toml status work --json",
+    ],
+)
+def test_what_is_said_plainly_is_what_argparse_makes_of_it(words: str) -> None:
+    plain = plainly_said(words.split())
+    assert plain is not None
+    assert vars(plain) == vars(all_options().parse_args(words.split()))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "-c",
+        "-c x.toml",
+        "-c --json sync",
+        "-v sync",
+        "--config=x.toml sync",
+        "sync --dry-run",
+        "sync --send",
+        "sync -- --json",
+        "sync -h",
+        "sync --jso",
+        "sync work --json home",
+        "sync --json work --json",
+        "status --watch",
+        "status -c x.toml",
+        "check --json",
+        "run",
+        "syn",
+    ],
+)
+def test_what_is_not_said_plainly_is_left_to_argparse(words: str) -> None:
+    assert plainly_said(words.split()) is None
 
 
 def test_check_imports_nothing_that_connects(tmp_path: Path) -> None:

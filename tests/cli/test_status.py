@@ -304,7 +304,7 @@ def test_messages_that_did_not_travel() -> None:
         "      reason 0: uid 1 (since 2025-11-20)",
         "      reason 1: uid 1 (since 2025-11-20)",
         "      2 more, for other reasons: maild status --json",
-        "    1 message not taken by the server:",
+        "    1 message not sent to the server:",
         "      over quota: file 9.a (2.0K, since 2025-11-20)",
     ]
 

@@ -101,6 +101,21 @@ async def test_a_line_that_goes_silent_is_noticed_and_replaced(
 
 
 @METHODS
+async def test_what_the_server_tells_of_is_here_after_one_round_trip(line: Line, method: str) -> None:
+    """The message comes along with what is asked after a notice, which is all sent at once."""
+    async with line.daemon(f'push = "{method}"').running() as daemon:
+        await daemon.until_pushed()
+        await until(lambda: daemon.daemon._common.passes >= 2)  # the one that follows the beginning of push is over
+        await daemon.until_account(lambda account: account["state"] == "idle")
+        line.server.journal.clear()
+        line.deliver()
+        await has_all(line, daemon)
+        names = [command.split(' "')[0].split(" 2:")[0] for command in line.server.journal]
+        assert names == ["NAMESPACE", "LIST", "SELECT", "UID FETCH", "UID FETCH"]
+        assert "BODY.PEEK[]" in line.server.journal[-1]
+
+
+@METHODS
 @pytest.mark.parametrize("why", ["asleep", "stopped", "clock"])
 async def test_after_a_sleep_dead_connections_are_replaced_at_once(
     line: Line, monkeypatch: pytest.MonkeyPatch, method: str, why: str

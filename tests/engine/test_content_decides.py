@@ -113,6 +113,18 @@ async def test_moved_here_and_deleted_there(twin: Twin, raw: bytes) -> None:
     await settled(twin, INBOX=[body(2)])
 
 
+async def synced_while_no_body_comes(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass to which the server says of each message that it is empty."""
+
+    async def nothing(_: MemoryBox, batches: Sequence[Sequence[Uid]], __: object):  # type: ignore[no-untyped-def]
+        for batch in batches:
+            yield [Fetched(uid, frozenset(), 1, b"") for uid in batch]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryBox, "fetch", nothing)
+        await twin.sync()
+
+
 async def test_what_may_be_among_messages_that_did_not_come_is_not_deleted(
     twin: Twin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,14 +132,7 @@ async def test_what_may_be_among_messages_that_did_not_come_is_not_deleted(
     await begin(twin, NO_ID)
     twin.move(twin.one(1), "Archive")
     twin.store.move("INBOX", twin.uid(1), "Archive")
-    with monkeypatch.context() as patched:
-
-        async def nothing(_: MemoryBox, batches: Sequence[Sequence[Uid]], __: object):  # type: ignore[no-untyped-def]
-            for batch in batches:
-                yield [Fetched(uid, frozenset(), 1, b"") for uid in batch]
-
-        patched.setattr(MemoryBox, "fetch", nothing)
-        await twin.sync()
+    await synced_while_no_body_comes(twin, monkeypatch)
     assert twin.remote.journal == []
     assert [path.read_bytes() for path in twin.files("Archive")] == [NO_ID]
     await settled(twin, INBOX=[body(2)], Archive=[NO_ID])
@@ -355,14 +360,7 @@ async def test_a_deletion_that_did_not_travel_outlasts_a_body_that_does_not_come
     twin.one(1).unlink()
     await twin.synced()
     twin.store.bump_uidvalidity("INBOX")
-    with monkeypatch.context() as patched:
-
-        async def nothing(_: MemoryBox, batches: Sequence[Sequence[Uid]], __: object):  # type: ignore[no-untyped-def]
-            for batch in batches:
-                yield [Fetched(uid, frozenset(), 1, b"") for uid in batch]
-
-        patched.setattr(MemoryBox, "fetch", nothing)
-        await twin.sync()
+    await synced_while_no_body_comes(twin, monkeypatch)
     for _ in range(2):
         await twin.synced()
     assert [path.read_bytes() for path in twin.files()] == [body(2)]

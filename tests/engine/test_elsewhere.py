@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -131,21 +129,13 @@ async def test_the_new_mailbox_is_done_again_before_the_message_is_there(
     twin.assert_equal()
 
 
-async def test_its_new_mailbox_cannot_be_opened(twin: Twin) -> None:
+@pytest.mark.parametrize("mailbox", ["Archive", "INBOX"], ids=["new", "old"])
+async def test_one_of_its_mailboxes_cannot_be_opened(twin: Twin, mailbox: str) -> None:
     twin.move(twin.one(1), "Archive")
     with pytest.MonkeyPatch.context() as patch:
-        refuse_scans(patch, "Archive")
+        refuse_scans(patch, mailbox)
         report = await twin.sync()
-        assert report.mailboxes["Archive"].state == "error"
-    await then_it_moves(twin)
-
-
-async def test_its_old_mailbox_cannot_be_opened(twin: Twin) -> None:
-    twin.move(twin.one(1), "Archive")
-    with pytest.MonkeyPatch.context() as patch:
-        refuse_scans(patch, "INBOX")
-        report = await twin.sync()
-        assert report.mailboxes["INBOX"].state == "error"
+        assert report.mailboxes[mailbox].state == "error"
     await then_it_moves(twin)
 
 
@@ -412,6 +402,21 @@ async def test_where_it_may_be_cannot_be_looked_at(twin: Twin) -> None:
     await then_it_moves(twin)
 
 
+async def test_where_it_may_be_became_a_symlink(twin: Twin, tmp_path: Path) -> None:
+    """The mailbox is refused, and what was moved to it is there all the same."""
+    away = tmp_path / "disk"
+    twin.where("Archive").rename(away)
+    twin.where("Archive").symlink_to(away)
+    twin.move(twin.one(1), "Archive")
+    report = await twin.sync()
+    assert str(report.mailboxes["INBOX"].error).startswith(
+        f"1 messages that are gone here stay on the server, for they may have moved: mailbox Archive: {twin.root}/"
+    )
+    twin.where("Archive").unlink()
+    away.rename(twin.where("Archive"))
+    await then_it_moves(twin)
+
+
 async def test_flags_changed_here_wait_for_where_the_server_moved_it(twin: Twin) -> None:
     twin.store.move("INBOX", [1], "Archive")
     twin.relabel(twin.one(1), "F")
@@ -623,119 +628,3 @@ def _settle(twin: Twin) -> None:
             state.set_stamp(row.id, None)
     finally:
         state.close()
-
-
-# -- both sides at once
-
-
-async def test_what_both_sides_moved_is_nowhere_deleted_by_a_pass_that_sees_two_of_three(tmp_path: Path) -> None:
-    twin = Twin(tmp_path)
-    twin.configure(remote_delete="expunge")
-    for name in ("Archive", "Work"):
-        twin.store.create(name)
-    for n in (1, 2):
-        twin.deliver(n)
-    await twin.synced()
-    twin.move(twin.one(1), "Work")
-    twin.store.move("INBOX", [twin.uid(1)], "Archive")
-    await twin.sync(only=["INBOX", "Archive"])
-    assert len(twin.there("Archive")) == 1
-    await twin.synced()
-    twin.assert_equal()
-    assert len(twin.there("INBOX") + twin.there("Archive") + twin.there("Work")) == 2
-
-
-@pytest.mark.parametrize("is_moved", [True, False])
-async def test_a_reader_moves_what_the_server_moved_or_deleted_after_the_look(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_moved: bool
-) -> None:
-    twin = Twin(tmp_path)
-    twin.configure(remote_delete="expunge", connections=1)
-    for name in ("Archive", "Other", "Work"):
-        twin.store.create(name)
-    for n, mailbox in ((1, "Archive"), (3, "Archive"), (2, "INBOX")):
-        twin.deliver(n, mailbox)
-    await twin.synced()
-    if is_moved:
-        twin.store.move("Archive", [twin.uid(1, "Archive")], "Other")
-    else:
-        twin.store.expunge("Archive", [twin.uid(1, "Archive")])
-    original = whole.settle_moves
-
-    async def settle_moves(*arguments: Any) -> None:
-        if twin.find(1, "Archive"):
-            twin.move(twin.one(1, "Archive"), "Work")
-        await original(*arguments)
-
-    monkeypatch.setattr(whole, "settle_moves", settle_moves)
-    await twin.sync()
-    monkeypatch.undo()
-    await twin.synced()
-    await twin.synced()
-    twin.assert_equal()
-    assert sum(len(twin.there(name)) for name in twin.store.names) == (3 if is_moved else 2)
-
-
-async def test_moves_are_found_where_no_cursor_is_known(tmp_path: Path) -> None:
-    """An imperfect pass leaves none."""
-    twin = Twin(tmp_path)
-    for name in ("Archive", "Work"):
-        twin.store.create(name)
-    for n in (1, 2):
-        twin.deliver(n)
-    await twin.synced()
-    with closing(sqlite3.connect(twin.state_dir / "work.sqlite")) as database, database:
-        database.execute("UPDATE mailboxes SET cursor = NULL, mark = NULL")
-    twin.move(twin.one(1), "Archive")
-    twin.store.move("INBOX", [twin.uid(1)], "Work")
-    await twin.synced()
-    twin.assert_equal()
-    assert sum(len(twin.there(name)) for name in twin.store.names) == 2
-
-
-async def test_two_copies_that_were_cut_off_have_one_uid_in_two_mailboxes(tmp_path: Path) -> None:
-    twin = Twin(tmp_path)
-    for name in ("Archive", "Work", "Other"):
-        twin.store.create(name)
-    for n, mailbox in ((1, "INBOX"), (5, "INBOX"), (2, "Other"), (6, "Other")):
-        twin.deliver(n, mailbox)
-    await twin.synced()
-    twin.move(twin.one(1), "Archive")
-    twin.move(twin.one(2, "Other"), "Work")
-    twin.deliver(1, "Archive")
-    twin.deliver(2, "Work")
-    await twin.synced()
-    twin.assert_equal()
-    assert sum(len(twin.there(name)) for name in twin.store.names) == 4
-
-
-async def test_a_mailbox_that_is_gone_is_kept_until_what_moved_from_it_has_arrived(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its messages went to INBOX on the server, which cannot be opened when it is their turn."""
-    twin = Twin(tmp_path)
-    twin.configure(remote_delete="expunge", connections=1)
-    twin.store.create("Archive")
-    for n, mailbox in ((1, "Archive"), (2, "Archive"), (7, "INBOX")):
-        twin.deliver(n, mailbox)
-    await twin.synced()
-    twin.store.move("Archive", [1, 2], "INBOX")
-    twin.store.delete("Archive")
-    original, opened = MemoryRemote.visit, []
-
-    def visit(self: MemoryRemote, name: Any, epoch: Any = None, **options: Any) -> Any:
-        if name == "INBOX" and epoch is not None:
-            opened.append(name)
-            if len(opened) > 1:  # the first asks for facts
-                raise Rejected("INBOX is locked", code="INUSE")
-        return original(self, name, epoch, **options)
-
-    monkeypatch.setattr(MemoryRemote, "visit", visit)
-    report = await twin.sync()
-    monkeypatch.undo()
-    assert len(opened) > 1
-    assert "on their way" in str(report.mailboxes["Archive"].error)
-    await twin.synced()
-    await twin.synced()
-    assert set(twin.store.names) == {"INBOX"}
-    assert len(twin.there("INBOX")) == len(twin.here("INBOX")) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +244,20 @@ async def test_a_message_written_here_is_sent_with_its_flags_and_date(any_world:
     assert Seen(b"Subject: draft\n\nnot sent yet\n", ("\\Draft",), START_S) in any_world.on_server("INBOX")
     any_world.assert_equal()
     await any_world.settled()
+
+
+async def test_a_second_file_with_the_same_unique_name_changes_no_flags(quick_path: Path) -> None:
+    """As a copy or a restored backup leaves it: only the one that is known counts, whatever else changes beside it."""
+    twin = Twin(quick_path)
+    twin.deliver(1)
+    await twin.synced()
+    known = twin.one(1)
+    key = known.name.partition(":2,")[0]
+    os.link(known, twin.where("INBOX") / "cur" / f"{key}:2,S")
+    for n in range(2, 5):
+        path = twin.write(n)
+        octets = len(path.read_bytes().replace(b"\n", b"\r\n"))
+        await twin.synced()
+        assert twin.remote.journal == [f"append INBOX {octets}"]
+    assert known.exists()
+    assert {shown.flags for shown in twin.there("INBOX")} == {()}

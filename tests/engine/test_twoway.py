@@ -13,12 +13,14 @@ from maild.engine import look
 from maild.local.state import State
 from maild.testing.imap import ALL, BARE, ImapServer
 from maild.testing.store import Store
+from tests.conftest import INTERRUPTED
 from tests.engine.twin import Shown, Twin, WireTwin, body
 from tests.engine.world import PASSWORD, USER
 
 pytestmark = pytest.mark.anyio
 
 Step = Callable[[Twin], object]
+Record = Callable[[str, object], None]
 
 
 def start(twin: Twin) -> None:
@@ -337,7 +339,7 @@ CASES = [pytest.param(step, "proof", id=step.__name__) for step in SCENARIOS] + 
 @pytest.mark.usefixtures("no_threads")
 @pytest.mark.parametrize(("scenario", "facts"), CASES)
 async def test_scenario_cut_at_every_step(
-    quick_path: Path, scenario: Step, facts: str, request: pytest.FixtureRequest
+    quick_path: Path, scenario: Step, facts: str, request: pytest.FixtureRequest, record_property: Record
 ) -> None:
     """Cut before and after each effect on the server, for good; a new pass then ends where an undisturbed one ends."""
     prepared = _preparation(facts, request)
@@ -345,7 +347,8 @@ async def test_scenario_cut_at_every_step(
     await undisturbed.synced()
     steps = undisturbed.remote.steps
     await undisturbed.synced()
-    wanted = _contents(undisturbed)
+    wanted = contents(undisturbed)
+    record_property(f"{INTERRUPTED} in memory: effects on the server", steps)
     for step in range(steps):
         twin = await prepared(quick_path / str(step), scenario)
         report = await twin.sync(lose_at=step)
@@ -353,7 +356,7 @@ async def test_scenario_cut_at_every_step(
         for _ in range(2):
             await twin.synced()
         twin.assert_equal()
-        assert _contents(twin) == wanted, f"cut at step {step}"
+        assert contents(twin) == wanted, f"cut at step {step}"
         await twin.quiet()
 
 
@@ -366,7 +369,9 @@ async def test_scenario_cut_at_every_step(
     ],
     ids=lambda one: one if isinstance(one, str) else one.__name__,
 )
-async def test_scenario_cut_at_every_command(quick_path: Path, scenario: Step, lacking: str) -> None:
+async def test_scenario_cut_at_every_command(
+    quick_path: Path, scenario: Step, lacking: str, record_property: Record
+) -> None:
     """The line is cut at each command in turn: before it, within its answer, or carried out and unanswered."""
     wanted, commands = None, 0
     for cut in (None, *range(200)):
@@ -383,15 +388,21 @@ async def test_scenario_cut_at_every_command(quick_path: Path, scenario: Step, l
             for _ in range(2):
                 await twin.synced()
             twin.assert_equal()
-            wanted = wanted or _contents(twin)
-            assert _contents(twin) == wanted, f"cut at command {cut}"
+            wanted = wanted or contents(twin)
+            assert contents(twin) == wanted, f"cut at command {cut}"
             await twin.quiet()
+    record_property(f"{INTERRUPTED} in memory: commands", commands)
 
 
 @pytest.mark.usefixtures("no_threads")
 @pytest.mark.parametrize(("scenario", "facts"), CASES)
 async def test_scenario_killed_at_every_commit(
-    quick_path: Path, scenario: Step, facts: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    quick_path: Path,
+    scenario: Step,
+    facts: str,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    record_property: Record,
 ) -> None:
     """Killed before and after each commit to the state.
 
@@ -404,7 +415,8 @@ async def test_scenario_killed_at_every_commit(
     await undisturbed.synced()
     most = commits.count
     await undisturbed.synced()
-    wanted = _contents(undisturbed)
+    wanted = contents(undisturbed)
+    record_property(f"{INTERRUPTED} in memory: commits to the state", 2 * most)
     for moment in range(2 * most):
         twin = await prepared(quick_path / str(moment), scenario)
         commits.kill_at(moment)
@@ -414,7 +426,7 @@ async def test_scenario_killed_at_every_commit(
         for _ in range(2):
             await twin.synced()
         twin.assert_equal()
-        assert _contents(twin) == wanted, f"killed at moment {moment}"
+        assert contents(twin) == wanted, f"killed at moment {moment}"
         await twin.quiet()
 
 
@@ -465,5 +477,5 @@ async def _prepared(directory: Path, scenario: Step, *, message_ids: bool) -> Tw
     return twin
 
 
-def _contents(twin: Twin) -> dict[str, list[Shown]]:
+def contents(twin: Twin) -> dict[str, list[Shown]]:
     return {mailbox: twin.there(mailbox) for mailbox in sorted(twin.store.names)}

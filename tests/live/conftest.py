@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from maild.engine import crew
 from tests.live.client import Client
 from tests.servers.dovecot import Dovecot, DovecotMissing
 
@@ -31,3 +32,9 @@ def client(dovecot: Dovecot, tmp_path: Path, request: pytest.FixtureRequest) -> 
     """An account of the shared server, named after the test."""
     name = "".join(c if c.isalnum() else "-" for c in request.node.name)
     return Client(tmp_path, dovecot, name[:60].strip("-").lower())
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that is cut is tried again at once."""
+    monkeypatch.setattr(crew, "RETRY_DELAY_S", 0.0)

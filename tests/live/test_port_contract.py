@@ -20,19 +20,22 @@ from tests.live.conftest import started
 from tests.remote.conftest import imap_endpoint
 from tests.remote.contract import CAPABILITY_SETS, WHEN_S, Content, PortContract
 from tests.servers.append import modified_utf7
+from tests.servers.cyrus import Cyrus
 from tests.servers.dovecot import Dovecot
 
 pytestmark = pytest.mark.live
 
 _USERS = itertools.count(1)
-_FACTS = re.compile(rb'UID (\d+) FLAGS \(([^)]*)\) INTERNALDATE "([^"]+)" BODY\[\]')
+_FACTS = [re.compile(fact) for fact in (rb"UID (\d+)", rb"FLAGS \(([^)]*)\)", rb'INTERNALDATE "([^"]+)"')]
 _LISTED = re.compile(rb'\((?P<attributes>[^)]*)\) "." (?:"(?P<quoted>.*)"|(?P<atom>.*))\Z')
 
 
-class DovecotAccount:
-    """One user, and another client's connection of the standard library."""
+class LiveAccount:
+    """One user of a real server, and another client's connection of the standard library."""
 
-    def __init__(self, server: Dovecot, user: str, removed: frozenset[str], *, is_compressed: bool = False) -> None:
+    def __init__(
+        self, server: Dovecot | Cyrus, user: str, removed: frozenset[str], *, is_compressed: bool = False
+    ) -> None:
         self.removed = removed
         self._is_compressed = is_compressed
         self.remotes: list[ImapRemote] = []
@@ -61,12 +64,13 @@ class DovecotAccount:
         self._ok(self._other.select(_wire(mailbox), readonly=True))
         found: dict[int, Content] = {}
         if self._ok(self._other.search(None, "ALL"))[0]:
-            for part in self._ok(self._other.fetch("1:*", "(UID FLAGS INTERNALDATE BODY.PEEK[])")):  # type: ignore[arg-type]
-                if isinstance(part, tuple) and (facts := _FACTS.search(part[0])) is not None:
-                    date_s = internal_date(facts[3])
+            parts = self._ok(self._other.fetch("1:*", "(UID FLAGS INTERNALDATE BODY.PEEK[])"))  # type: ignore[arg-type]
+            for part in parts:
+                if isinstance(part, tuple):
+                    uid, flags, date = (fact[1] for pattern in _FACTS if (fact := pattern.search(part[0])) is not None)
+                    date_s = internal_date(date.strip())
                     assert date_s is not None
-                    flags = canonical_flags(facts[2].decode().split())
-                    found[int(facts[1])] = (part[1], flags, date_s)
+                    found[int(uid)] = (part[1], canonical_flags(flags.decode().split()), date_s)
         self._other.unselect()
         return found
 
@@ -129,8 +133,8 @@ QUICK = ("all", "no CONDSTORE", "bare")  # the others take a minute more, and th
         for name, removed in CAPABILITY_SETS.items()
     ]
 )
-async def account(request: pytest.FixtureRequest, dovecot: Dovecot) -> AsyncIterator[DovecotAccount]:
-    made = DovecotAccount(dovecot, f"contract-{next(_USERS)}", request.param)
+async def account(request: pytest.FixtureRequest, dovecot: Dovecot) -> AsyncIterator[LiveAccount]:
+    made = LiveAccount(dovecot, f"contract-{next(_USERS)}", request.param)
     made.create("Trash")
     async with asyncio.timeout(30):
         yield made
@@ -147,8 +151,8 @@ class TestCompressed(PortContract):
     """The same over a line that is compressed."""
 
     @pytest.fixture
-    async def account(self, compressing: Dovecot) -> AsyncIterator[DovecotAccount]:
-        made = DovecotAccount(compressing, f"contract-{next(_USERS)}", frozenset(), is_compressed=True)
+    async def account(self, compressing: Dovecot) -> AsyncIterator[LiveAccount]:
+        made = LiveAccount(compressing, f"contract-{next(_USERS)}", frozenset(), is_compressed=True)
         made.create("Trash")
         compressed: list[bool] = []
         compress = ImapSession.compress

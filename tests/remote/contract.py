@@ -473,6 +473,19 @@ class PortContract:
             known = applied(known, scan)
             assert known == flags_of(account)
 
+    async def test_which_messages_are_there_now(self, account: Account) -> None:
+        """Also of those that others expunged while the mailbox is open, and though it is open for changes."""
+        for number in range(1, 6):
+            account.deliver("INBOX", raw_of(number))
+        remote = account.remote()
+        await remote.listing()
+        scan = await scanned(remote)
+        async with remote.visit(INBOX, scan.epoch) as box:
+            assert await box.has(uids_of(1, 3, 9)) == set(uids_of(1, 3))
+            account.expunge("INBOX", [3, 4])
+            assert await box.has(uids_of(1, 3, 4, 5)) == set(uids_of(1, 5))
+            assert await box.has([]) == set()
+
     async def test_a_message_is_found_by_its_head(self, account: Account) -> None:
         head = b"Date: %s\r\nTo: B <b@x.example>, c@X.example\r\nCc: d@x.example\r\nSubject: %s\r\n\r\nbody\r\n"
         for number in range(1, 40):

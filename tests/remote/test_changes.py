@@ -191,6 +191,17 @@ async def test_mailbox_ids_without_list_status(times: int) -> None:
         assert inbox.messages == (None if times == 4 else 3)
 
 
+@pytest.mark.parametrize("garbage", ["{c\x7fU", "\x01)b", "\x01\r\nb", '"ab', "(a", "{3}", "\x00", "ä", "x" * 256])
+async def test_mailbox_ids_that_are_none(garbage: str) -> None:
+    """Cyrus 3.6 answers STATUS with whatever lies in memory: then no id of the listing is believed."""
+    store = store_of(3)
+    store.mailbox("other").mailbox_id = garbage
+    async with serving(store) as (_, remote):
+        found = {mailbox.name: mailbox for mailbox in (await remote.listing()).mailboxes}
+    assert {mailbox.object_id for mailbox in found.values()} == {""}
+    assert (found[INBOX].messages, found[INBOX].next_uid) == (3, "4")
+
+
 async def test_no_mailbox_at_all_is_no_listing() -> None:
     async with serving(store_of(1)) as (server, remote):
         server.faults.add("LIST", Answer("OK nothing"), times=None)

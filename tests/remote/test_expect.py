@@ -10,18 +10,21 @@ from typing import Any
 import pytest
 
 from maild.core.errors import ConnectionLost, Rejected
-from maild.core.model import Cursor, MailboxName, Scan
+from maild.core.model import Cursor, Fetched, MailboxName, Scan
+from maild.remote.imap.opening import AHEAD_MESSAGES, AHEAD_OCTETS
 from maild.remote.imap.remote import ImapRemote
 from maild.testing.dialogue import Dialogue
-from maild.testing.faults import Cut, Hold
+from maild.testing.faults import Action, Answer, Cut, Hold, Rewrite
 from maild.testing.imap import ALL, ImapServer
 from maild.testing.store import Store
 from tests.remote.conftest import DEADLINE_S, PASSWORD, USER, imap_endpoint
 from tests.remote.contract import raw_of, scanned, uids_of
+from tests.remote.test_imap_remote import refuse_body
 
 pytestmark = pytest.mark.usefixtures("quiet_loop")
 
 INBOX, OTHER = MailboxName("INBOX"), MailboxName("Other")
+FLAGGED = frozenset({"\\Flagged"})
 
 
 @asynccontextmanager
@@ -257,6 +260,125 @@ async def test_push_may_take_the_session() -> None:
         async with remote.watch([INBOX], [INBOX], "idle") as news:
             assert news.method == "idle"
             assert (await scanned(remote, cursor)).complete
+
+
+# -- small new messages come along
+
+
+async def fetched(remote: ImapRemote, cursor: Cursor) -> tuple[Scan, list[Fetched]]:
+    """A scan, and all that it found new, asked for at once and once."""
+    async with remote.visit(INBOX) as box:
+        scan = await box.scan(cursor)
+        batches = iter([[uid for uid, _, _ in scan.items]])
+        return scan, [one async for several in box.fetch(batches, refuse_body) for one in several]
+
+
+def bodies_asked(server: ImapServer) -> list[str]:
+    """The sets of UIDs of which the messages were asked for, cut or whole."""
+    return [command.split()[2] for command in server.journal if "BODY.PEEK[]" in command]
+
+
+@pytest.mark.parametrize("missing", [set(), {"QRESYNC"}, {"UNSELECT"}])
+async def test_small_new_messages_come_along(missing: set[str]) -> None:
+    async with serving(ALL - missing) as (server, remote, cursor):
+        for number in (4, 5):
+            server.store.deliver("INBOX", raw_of(number), ["\\Flagged"])
+        await listed(server, remote, cursor, has_mail=True)
+        await server.until(lambda: len(bodies_asked(server)) == 1)
+        server.faults.add("*", Hold(asyncio.Event()))  # whatever is asked for now is never answered
+        async with asyncio.timeout(DEADLINE_S):
+            scan, found = await fetched(remote, cursor)
+        server.faults.clear()
+        told = [(one.uid, one.flags, one.raw) for one in found]
+        assert told == [(uid, FLAGGED, raw_of(int(uid))) for uid in uids_of(4, 5)]
+        assert all(one.date_s for one in found)
+        assert facts_of(scan) == facts_of(await scanned(remote, cursor))
+
+
+async def test_small_new_messages_come_along_with_a_scan_that_is_not_begun_ahead() -> None:
+    async with serving() as (server, remote, cursor):
+        server.store.deliver("INBOX", raw_of(4))
+        await remote.listing()
+        remote.expect(INBOX, cursor, has_mail=True)
+        for _ in range(2):  # the next time nothing is expected
+            _, found = await fetched(remote, cursor)
+            assert [(one.uid, one.raw) for one in found] == [(uid, raw_of(4)) for uid in uids_of(4)]
+        assert bodies_asked(server) == ["4:7", "4"]
+
+
+async def test_nothing_comes_along_of_which_the_server_did_not_tell() -> None:
+    async with serving() as (server, remote, cursor):
+        server.store.deliver("INBOX", raw_of(4))
+        await listed(server, remote, cursor)
+        _, found = await fetched(remote, cursor)
+        assert ([one.uid for one in found], bodies_asked(server)) == (uids_of(4), ["4"])
+
+
+async def test_big_messages_and_more_than_a_few_are_fetched_by_themselves() -> None:
+    raws = {number: raw_of(number, AHEAD_OCTETS * (number == 5)) for number in range(4, 4 + AHEAD_MESSAGES + 3)}
+    async with serving() as (server, remote, cursor):
+        for raw in raws.values():
+            server.store.deliver("INBOX", raw)
+        await listed(server, remote, cursor, has_mail=True)
+        _, found = await fetched(remote, cursor)
+        assert {int(one.uid): one.raw for one in found} == raws
+        assert len(found) == len(raws)
+        assert bodies_asked(server) == ["4:7", "5,8:10"]
+
+
+@pytest.mark.parametrize("octets", [AHEAD_OCTETS - 1, AHEAD_OCTETS, AHEAD_OCTETS + 1])
+async def test_a_message_that_is_just_cut_or_just_not(octets: int) -> None:
+    raw = raw_of(4) + b"z" * (octets - len(raw_of(4)))
+    async with serving() as (server, remote, cursor):
+        server.store.deliver("INBOX", raw)
+        await listed(server, remote, cursor, has_mail=True)
+        _, found = await fetched(remote, cursor)
+        assert [one.raw for one in found] == [raw]
+        assert bodies_asked(server)[1:] == ([] if octets < AHEAD_OCTETS else ["4"])
+
+
+def _with_another_size(response: bytes) -> bytes:
+    return response.replace(b"RFC822.SIZE ", b"RFC822.SIZE 1")
+
+
+def _without_flags(response: bytes) -> bytes:
+    return response.replace(b"FLAGS () ", b"") if b"BODY[]" in response else response
+
+
+def _twice(response: bytes) -> bytes:
+    return response * 2 if b"BODY[]" in response else response
+
+
+@pytest.mark.parametrize(
+    ("wrong", "is_believed"),
+    [
+        (Answer("NO not now"), False),
+        (Answer("BAD what"), False),
+        (Rewrite(_with_another_size), False),
+        (Rewrite(_without_flags), False),
+        (Rewrite(_twice), True),
+    ],
+)
+async def test_what_comes_along_wrongly_is_fetched_again(wrong: Action, is_believed: bool) -> None:
+    async with serving() as (server, remote, cursor):
+        server.store.deliver("INBOX", raw_of(4))
+        server.faults.add("UID FETCH", wrong, nth=2)
+        await listed(server, remote, cursor, has_mail=True)
+        scan, found = await fetched(remote, cursor)
+        assert [(one.uid, one.raw) for one in found] == [(uid, raw_of(4)) for uid in uids_of(4)]
+        assert scan.complete
+        assert bodies_asked(server)[1:] == ([] if is_believed else ["4"])
+
+
+async def test_what_comes_along_is_of_the_scan_that_counts() -> None:
+    """The mailbox was begun anew meanwhile: the same UID is another message."""
+    async with serving() as (server, remote, cursor):
+        server.store.deliver("INBOX", raw_of(4))
+        server.store.mailbox("INBOX").renumber(77, keep=True)
+        await listed(server, remote, cursor, has_mail=True)
+        scan, found = await fetched(remote, cursor)
+        assert (scan.full, len(found)) == (True, 4)
+        assert [one.raw for one in found] == [raw_of(number) for number in (1, 2, 3, 4)]
 
 
 BOTH_AT_ONCE = r"""

@@ -9,8 +9,9 @@ something was expunged, else everything (RFC 7162). All three give the same resu
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import aclosing
+from itertools import chain
 from typing import cast
 
 import structlog
@@ -39,10 +40,10 @@ from maild.remote.imap.answers import Opened
 from maild.remote.imap.dates import internal_date
 from maild.remote.imap.facts import facts_of
 from maild.remote.imap.listing import mark_of
-from maild.remote.imap.opening import Fetches, Findings, Opening
+from maild.remote.imap.opening import AHEAD_OCTETS, Fetches, Findings, Opening
 from maild.remote.imap.parse import FetchData, uid_set
 from maild.remote.imap.session import ImapSession
-from maild.remote.imap.sets import cut, numbers_of, search
+from maild.remote.imap.sets import cut, numbers_of, search, sets, uids_of
 from maild.remote.imap.stream import messages
 
 FACTS_MESSAGES = 1000  # headers asked for by one UID FETCH
@@ -55,17 +56,29 @@ WireName = Callable[[MailboxName], str]  # raises Rejected for a mailbox that is
 
 
 class Box:
-    """One mailbox on one session; `read_only` opens it by EXAMINE."""
+    """One mailbox on one session; `read_only` opens it by EXAMINE.
+
+    With `has_mail` small messages that are new to a scan come along with it, to be there when they are fetched.
+    """
 
     def __init__(
-        self, session: ImapSession, wire: str, name: MailboxName, wire_name: WireName, *, read_only: bool = False
+        self,
+        session: ImapSession,
+        wire: str,
+        name: MailboxName,
+        wire_name: WireName,
+        *,
+        read_only: bool = False,
+        has_mail: bool = False,
     ) -> None:
         self._session = session
         self._wire = wire
         self._name = name
         self._wire_name = wire_name
         self._read_only = read_only
+        self._has_mail = has_mail
         self._begun: tuple[Cursor, Opening] | None = None
+        self._ahead: dict[int, FetchData] = {}  # whole messages that came with the scan
 
     @property
     def session(self) -> ImapSession:
@@ -96,6 +109,7 @@ class Box:
         """By QRESYNC, by CONDSTORE or all of it. Whatever is told is cut to how things were when it was opened."""
         session = self._session
         known = read_cursor(cursor)
+        self._ahead = {}
         opening: Opening | None = None
         if self._begun is not None and self._begun[0] == cursor:
             (_, opening), self._begun = self._begun, None
@@ -123,9 +137,9 @@ class Box:
         if not use_qresync and old > 1:
             fetches.append((f"1:{old - 1}", "(UID FLAGS)", f"(CHANGEDSINCE {known['m']})"))
         parameter = f" (QRESYNC ({known['v']} {known['m']}))" if use_qresync else " (CONDSTORE)"
-        return self._opening(parameter, fetches)
+        return self._opening(parameter, fetches, ahead_from=old if self._has_mail else 0)
 
-    def _opening(self, parameter: str = "", fetches: Fetches = ()) -> Opening:
+    def _opening(self, parameter: str = "", fetches: Fetches = (), ahead_from: int = 0) -> Opening:
         return Opening(
             self._session,
             self._wire,
@@ -133,6 +147,7 @@ class Box:
             read_only=self._read_only,
             parameter=parameter,
             fetches=fetches,
+            ahead_from=ahead_from,
         )
 
     async def reopen(self, epoch: Epoch) -> None:
@@ -173,6 +188,7 @@ class Box:
         if gone is None or sum(high - low + 1 for low, high in gone) > VANISHED_MOST:
             return await self._scan_all()
         vanished = frozenset(Uid(str(n)) for low, high in gone for n in range(low, high + 1))
+        self._ahead = {data.uid: data for data in told.bodies if data.uid is not None and _is_whole(data)}
         return self._scan(found, table, full=False, complete=complete, vanished=vanished)
 
     async def _gone(self, uidnext: int, expected: int) -> list[tuple[int, int]] | None:
@@ -222,6 +238,15 @@ class Box:
             self._session, [uid_set(part) for chunk in chunks for part in cut(chunk)], asked.__contains__
         )
 
+    async def has(self, uids: Collection[Uid]) -> set[Uid]:
+        opened = await self._opened()
+        await self._opening().finish()  # anew: what was expunged since it was opened may still be shown
+        await self.reopen(opened.epoch)
+        there: set[Uid] = set()
+        for part in sets(uids):
+            there |= uids_of(await search(self._session, f"UID {uid_set(part)}"))
+        return there.intersection(uids)
+
     async def holds(self, wanted: Likeness) -> bool:
         await self.settle()
         await self._opening().finish()  # anew: what came since it was opened may not be shown
@@ -231,7 +256,11 @@ class Box:
         """A set that the server refuses is asked for again message by message: a bad one costs only itself."""
         expected: set[int] = set()
         refused: list[int] = []
-        sets = (part for batch in batches for part in cut(numbers_of(batch)))
+        first = numbers_of(next(batches, ())) if self._ahead else []
+        if came := [self._ahead.pop(uid) for uid in first if uid in self._ahead]:
+            yield [_fetched(data.uid, data) for data in came if data.uid is not None]
+            first = [uid for uid in first if all(uid != data.uid for data in came)]
+        sets = (part for batch in chain((first,), map(numbers_of, batches)) for part in cut(batch))
         async with aclosing(self._stream(sets, open_body, expected, refused)) as stream:
             async for several in stream:
                 yield several
@@ -285,6 +314,12 @@ class Box:
         if permitted is None:
             raise Rejected(f"mailbox {self._name} is open for reading only")
         return permitted
+
+
+def _is_whole(data: FetchData) -> bool:
+    """Whether a message that came along was not cut, by all that the server says of it."""
+    body = data.sections.get(b"")
+    return isinstance(body, bytes | bytearray) and 0 < len(body) < AHEAD_OCTETS and len(body) == data.size
 
 
 def _fetched(uid: int, data: FetchData) -> Fetched:

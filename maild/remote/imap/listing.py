@@ -6,6 +6,7 @@ A server that refuses an extension which it advertises, or answers it with nothi
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,6 +20,7 @@ from maild.remote.imap.parse import Data, Event, Token, number, printable
 from maild.remote.imap.session import Command, ImapSession, quoted
 
 STATUS_WINDOW = 64  # STATUS commands sent ahead
+_OBJECT_ID = re.compile(rb"[A-Za-z0-9_-]{1,255}")
 
 log = structlog.get_logger()
 _ROLES = {r.lower(): r for r in ("\\All", "\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash")}
@@ -32,16 +34,21 @@ class Mailbox:
     wire: str
     public: RemoteMailbox
     is_selectable: bool = True
+    is_subscribed: bool = False
 
 
 @dataclass(slots=True)
 class Names:
-    """All that LIST told. `known` holds the selectable ones, wanted or not; `wanted` are those of the config."""
+    """All that LIST told. `known` holds the selectable ones, wanted or not; `wanted` are those of the config.
+
+    `left_out` are those that are not subscribed, and would be wanted otherwise.
+    """
 
     known: dict[MailboxName, Mailbox] = field(default_factory=dict)
     wanted: list[Mailbox] = field(default_factory=list)
     unusable: dict[str, str] = field(default_factory=dict)
     present: set[MailboxName] = field(default_factory=set)
+    left_out: set[MailboxName] = field(default_factory=set)
     separator: str = ""
     is_utf8: bool = False  # the server's names are raw UTF-8, not modified UTF-7
 
@@ -67,18 +74,28 @@ class Names:
         self.present.discard(mailbox.public.name)
 
 
-async def list_mailboxes(session: ImapSession, when_sent: Callable[[], None] = lambda: None) -> list[Event]:
+async def list_mailboxes(
+    session: ImapSession, when_sent: Callable[[], None] = lambda: None, *, subscribed: bool = False
+) -> list[Event]:
     """All LIST and STATUS responses, at least one LIST. Raises ProtocolViolation where the server tells of none.
 
-    `when_sent` is called each time when LIST has been sent and not been answered.
+    `when_sent` is called each time when LIST has been sent and not been answered. With `subscribed` they tell, or LSUB
+    responses do, which mailboxes are; raises Rejected where the server does not say.
     """
+    events = await _listed_with_status(session, when_sent, subscribed=subscribed)
+    if subscribed and not any(mailbox.is_subscribed for mailbox, _ in _all_listed(events)):
+        events += (await session.run("LSUB", '""', '"*"')).events
+    return events
+
+
+async def _listed_with_status(session: ImapSession, when_sent: Callable[[], None], *, subscribed: bool) -> list[Event]:
 
     async def asked(*options: str) -> Reply:
         command = session.launch("LIST", '""', '"*"', *options)
         when_sent()
         return await session.finish(command)
 
-    for options in _return_options(session):
+    for options in _return_options(session, subscribed=subscribed):
         try:
             reply = await asked(f"RETURN ({options})")
         except Rejected:  # Proton Bridge
@@ -95,17 +112,18 @@ async def list_mailboxes(session: ImapSession, when_sent: Callable[[], None] = l
     return reply.events
 
 
-def _return_options(session: ImapSession) -> Iterator[str]:
+def _return_options(session: ImapSession, *, subscribed: bool) -> Iterator[str]:
     """What to ask for with an extended LIST, from the most to the least."""
     if not (session.has("LIST-EXTENDED") or session.has("LIST-STATUS") or session.has("SPECIAL-USE")):
         return
     special = ["SPECIAL-USE"] if session.has("SPECIAL-USE") else []
+    special += ["SUBSCRIBED"] if subscribed and session.has("LIST-EXTENDED") else []
     if session.has("LIST-STATUS"):
         if session.has("OBJECTID"):
             yield " ".join([*special, f"STATUS ({status_items(session)} MAILBOXID)"])
         yield " ".join([*special, f"STATUS ({status_items(session)})"])
     elif special:
-        yield "SPECIAL-USE"
+        yield " ".join(special)
 
 
 def status_items(session: ImapSession) -> str:
@@ -138,6 +156,9 @@ async def _ask_status(session: ImapSession, mailboxes: Sequence[Mailbox], items:
 def with_status(mailboxes: Iterable[Mailbox], events: Iterable[Event]) -> list[Mailbox]:
     """The mailboxes with what STATUS told of them."""
     told = {wire: items for event in events if (status := _status(event)) is not None for wire, items in [status]}
+    if any(b"MAILBOXID" in items and not object_id(items[b"MAILBOXID"]) for items in told.values()):
+        for items in told.values():  # Cyrus 3.6 answers STATUS with memory it has freed: another each time
+            items.pop(b"MAILBOXID", None)
     return [_with_items(mailbox, told[mailbox.wire]) if mailbox.wire in told else mailbox for mailbox in mailboxes]
 
 
@@ -168,9 +189,9 @@ def _with_items(mailbox: Mailbox, items: dict[bytes, Token]) -> Mailbox:
 
 
 def object_id(token: Token) -> str:
-    """A MAILBOXID in its parentheses (RFC 8474 §4), or ""."""
+    """A MAILBOXID in its parentheses (RFC 8474 §4), or "" for none and for what cannot be one (§7)."""
     inner = token[0] if isinstance(token, list) and token else token
-    return printable(inner) if isinstance(inner, bytes) else ""
+    return inner.decode() if isinstance(inner, bytes) and _OBJECT_ID.fullmatch(inner) else ""
 
 
 def mark_of(uidvalidity: int, uidnext: int, modseq: int, messages: int) -> str | None:
@@ -184,20 +205,26 @@ def wire_name(name: bytes) -> str:
     return "INBOX" if text.upper() == "INBOX" else text
 
 
-def understood(events: Iterable[Event], patterns: tuple[str, ...], foreign: tuple[str, ...]) -> Names:
-    """Sort out what LIST told: what is there, what the patterns want, what cannot be used and why."""
+def understood(
+    events: Sequence[Event], patterns: tuple[str, ...], foreign: tuple[str, ...], *, subscribed_only: bool = False
+) -> Names:
+    """Sort out what LIST told: what is there, what the patterns want, what cannot be used and why.
+
+    `subscribed_only`: of these, INBOX and those that LIST or LSUB told to be subscribed.
+    """
     names = Names()
     raw = encoded = False
-    for event in events:
-        listed = _listed(event.tokens) if isinstance(event, Data) and event.name == "LIST" else None
-        if listed is None:
-            continue
-        mailbox, separator = listed
+    subscribed = {mailbox.wire for mailbox, _ in _all_listed(events, "LIST", "LSUB") if mailbox.is_subscribed}
+    for mailbox, separator in _all_listed(events):
         names.separator = separator if mailbox.wire == "INBOX" and separator else names.separator or separator
         names.present.add(mailbox.public.name)
         raw, encoded = raw or not mailbox.wire.isascii(), encoded or mailbox.public.name != mailbox.wire
         if mailbox.is_selectable:
-            _sort_in(names, mailbox, is_wanted=_is_wanted(mailbox, patterns, foreign))
+            is_wanted = _is_wanted(mailbox, patterns, foreign)
+            if is_wanted and subscribed_only and mailbox.wire not in {*subscribed, "INBOX"}:
+                names.left_out.add(mailbox.public.name)
+                is_wanted = False
+            _sort_in(names, mailbox, is_wanted=is_wanted)
     names.is_utf8 = raw and not encoded
     return names
 
@@ -220,6 +247,17 @@ def _is_wanted(mailbox: Mailbox, patterns: tuple[str, ...], foreign: tuple[str, 
     return matches(mailbox.public.name, patterns)
 
 
+def _all_listed(events: Iterable[Event], *names: str) -> Iterator[tuple[Mailbox, str]]:
+    """What LIST told, or these responses; whatever LSUB names is subscribed."""
+    for event in events:
+        if isinstance(event, Data) and event.name in (names or ("LIST",)):
+            listed = _listed(event.tokens)
+            if listed is not None:
+                mailbox, separator = listed
+                is_subscribed = mailbox.is_subscribed or (event.name == "LSUB" and mailbox.is_selectable)
+                yield replace(mailbox, is_subscribed=is_subscribed), separator
+
+
 def _listed(tokens: list[Token]) -> tuple[Mailbox, str] | None:
     """One LIST response (RFC 9051 §7.3.1) as a mailbox and its separator, "" for NIL; None for what is no mailbox."""
     if len(tokens) < 3 or not isinstance(tokens[0], list):
@@ -236,7 +274,8 @@ def _listed(tokens: list[Token]) -> tuple[Mailbox, str] | None:
     levels = tuple(text.split(separator)) if separator else (text,)
     role = next((_ROLES[a] for a in sorted(attributes) if a in _ROLES), "")
     public = RemoteMailbox(MailboxName(text), levels, role)
-    return Mailbox(wire, public, is_selectable=not attributes & _UNSELECTABLE), separator
+    is_selectable = not attributes & _UNSELECTABLE
+    return Mailbox(wire, public, is_selectable, "\\subscribed" in attributes), separator
 
 
 def _is_sendable(wire: str) -> bool:

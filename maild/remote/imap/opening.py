@@ -18,6 +18,8 @@ from maild.remote.imap.session import Command, ImapSession, ignore, quoted
 
 SCAN_LIMIT_S = None  # a big mailbox may take minutes; silence still ends it
 MOST_TOLD = 10_000_000  # messages in one mailbox
+AHEAD_MESSAGES = 4  # that come along unseen: so many …
+AHEAD_OCTETS = 128 << 10  # … of so many octets; what a line loses by them where they are not wanted is little
 _OF_A_MAILBOX = frozenset(
     {"CLOSED", "HIGHESTMODSEQ", "MESSAGELIMIT", "NOMODSEQ", "PERMANENTFLAGS", "UIDNEXT", "UIDVALIDITY"}
 )
@@ -35,6 +37,7 @@ class Findings:
     truncated: bool = False
     table: ScanTable = field(default_factory=ScanTable)
     vanished: list[tuple[int, int]] = field(default_factory=list)
+    bodies: list[FetchData] = field(default_factory=list)  # messages that came along
     flags: list[str] = field(default_factory=list)
     permanent: list[str] | None = None
 
@@ -44,6 +47,8 @@ class Findings:
                 self.table.add(uid, flags, max(event.size or 0, 0))
                 if len(self.table) > MOST_TOLD:
                     raise ProtocolViolation("the server tells of messages without end")
+                if b"" in event.sections and len(self.bodies) < AHEAD_MESSAGES:
+                    self.bodies.append(event)
             case Vanished(earlier=True, ranges=ranges):  # the others are of now: the next pass hears of them again
                 self.vanished.extend(ranges)
             case Vanished():
@@ -62,7 +67,7 @@ class Findings:
     def _forget(self) -> None:
         """All of it was of the mailbox that was open before (RFC 7162 §3.2.11, CLOSED)."""
         self.uidvalidity = self.uidnext = self.modseq = self.exists = self.expunges = 0
-        self.truncated, self.table, self.vanished = False, ScanTable(), []
+        self.truncated, self.table, self.vanished, self.bodies = False, ScanTable(), [], []
         self.flags, self.permanent = [], None
 
     def _take_code(self, code: str, argument: bytes) -> None:
@@ -91,6 +96,7 @@ class Findings:
 
 
 Fetches = Sequence[tuple[str, ...]]  # what UID FETCH is to get: the set, the items, a modifier
+_AHEAD_ITEMS = f"(UID FLAGS INTERNALDATE RFC822.SIZE BODY.PEEK[]<0.{AHEAD_OCTETS}>)"
 
 
 class Opening:
@@ -101,6 +107,8 @@ class Opening:
 
     It may be sent behind commands that are not about a mailbox. Of a server that answers those and these at once, which
     it may (RFC 9051 §5.5), answers are taken for those of the older command: then `finish` asks for everything again.
+
+    With `ahead_from` messages from that UID on come along, a few, each cut to `AHEAD_OCTETS`, in `told.bodies`.
     """
 
     def __init__(
@@ -112,6 +120,7 @@ class Opening:
         read_only: bool,
         parameter: str = "",
         fetches: Fetches = (),
+        ahead_from: int = 0,
     ) -> None:
         self.found = Findings()
         self.told = Findings()
@@ -129,7 +138,12 @@ class Opening:
         self._command = session.launch(verb, quoted(wire) + parameter, collect=self.found.take)
         if fetches:
             session.set_selected(True)
-        self._fetches = [session.launch("FETCH", *fetch, prefix="UID", collect=self.told.take) for fetch in fetches]
+        self._fetches = [self._launch_fetch(*fetch) for fetch in fetches]
+        some = f"{ahead_from}:{ahead_from + AHEAD_MESSAGES - 1}"
+        self._ahead = [self._launch_fetch(some, _AHEAD_ITEMS)] if ahead_from else []
+
+    def _launch_fetch(self, *words: str) -> Command:
+        return self._session.launch("FETCH", *words, prefix="UID", collect=self.told.take)
 
     def _overhear(self, event: Event) -> None:
         match event:
@@ -160,7 +174,7 @@ class Opening:
             reply = await session.finish(self._command, SCAN_LIMIT_S)
         except Rejected as exc:
             session.set_selected(False)
-            for fetch in self._fetches:
+            for fetch in (*self._fetches, *self._ahead):
                 await finish_anyhow(session, fetch)
             raise Rejected(f"mailbox {self._name} cannot be opened: {exc.text}", code=exc.code) from exc
         session.set_selected(True)
@@ -183,6 +197,8 @@ class Opening:
                 self.told.truncated |= reply.tagged.code == "MESSAGELIMIT"
             except Rejected as exc:
                 refusal = refusal or exc
+        for ahead in self._ahead:
+            await finish_anyhow(self._session, ahead)
         if refusal is not None and self.found.exists:  # n:* in an empty mailbox is an error for some servers
             raise refusal
 

@@ -1,8 +1,9 @@
 """The port for IMAP: an account's mailboxes over a few sessions.
 
 Set-up to the first FETCH, in round trips: TCP, greeting, log in, (ID, ENABLE, NAMESPACE, LIST in one write), and
-SELECT with the FETCH of flags and sizes right behind it; where this disk has news they go out behind LIST. COMPRESS
-costs one more, for its answer has to come before anything else is sent.
+SELECT with the FETCH of flags and sizes right behind it; where this disk has news, or the server told of some, they
+go out behind LIST, and small new messages come along. COMPRESS costs one more, for its answer has to come before
+anything else is sent.
 
 A session remembers which mailbox it has open, so that several visits of one need no round trip for that.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import structlog
@@ -68,9 +70,10 @@ class ImapRemote:
         self._returned = anyio.Condition()
         self._listing_on: ImapSession | None = None  # which LIST is under way on, so that more may be sent behind it
         self._is_listing = False  # or about to
-        self._wish: tuple[MailboxName, Cursor, bool] | None = None  # what `expect` was told before LIST was sent
+        self._wish: Callable[[], None] | None = None  # what `expect` was told before LIST was sent
         self._begun: dict[ImapSession, Box] = {}  # mailboxes that are being opened there ahead of any visit
         self._expected: Box | None = None  # the one among them that is for a visit after the last listing
+        self._with_mail: set[MailboxName] = set()  # mailboxes of which the next visit finds new messages
         self._names = Names()
         self._foreign: tuple[str, ...] = ()  # prefixes of mailboxes that are not one's own
         self._experience = Experience()
@@ -233,6 +236,7 @@ class ImapRemote:
 
     async def listing(self) -> Listing:
         self._expected = None  # what it told may be old
+        self._with_mail.clear()
         self._is_listing = True
         try:
             return await self._list()
@@ -248,7 +252,8 @@ class ImapRemote:
             if left is not None:
                 await finish_anyhow(session, left)
             foreign = await foreign_prefixes(session, namespaces)
-            names = understood(events, self._endpoint.mailboxes, foreign)
+            only = self._endpoint.subscribed_only
+            names = understood(events, self._endpoint.mailboxes, foreign, subscribed_only=only)
             if session.has("CONDSTORE") and not session.has("LIST-STATUS"):
                 events += await ask_status(session, names.wanted)
             self._names, self._foreign = names, foreign
@@ -259,6 +264,7 @@ class ImapRemote:
                 names.separator,
                 names.with_role("\\Trash"),
                 names.roles(),
+                frozenset(names.left_out),
             )
 
     async def _listed(self, session: ImapSession) -> list[Event]:
@@ -268,23 +274,25 @@ class ImapRemote:
             if session.has("LIST-STATUS") or not session.has("CONDSTORE"):
                 self._listing_on = session
             if self._wish is not None:
-                (mailbox, cursor, read_only), self._wish = self._wish, None
-                self.expect(mailbox, cursor, read_only=read_only)
+                wish, self._wish = self._wish, None
+                wish()
 
         try:
-            return await list_mailboxes(session, sent)
+            return await list_mailboxes(session, sent, subscribed=self._endpoint.subscribed_only)
         finally:
             self._listing_on = None
 
-    def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False) -> None:
+    def expect(self, mailbox: MailboxName, cursor: Cursor, *, read_only: bool = False, has_mail: bool = False) -> None:
         session, known = self._listing_on, self._names.known.get(mailbox)
+        self._with_mail |= {mailbox} if has_mail else set()
         if session is None:
-            self._wish = (mailbox, cursor, read_only) if self._is_listing else None
+            wish = partial(self.expect, mailbox, cursor, read_only=read_only, has_mail=has_mail)
+            self._wish = wish if self._is_listing else None
             return
         wire = known.wire if known is not None else "INBOX" if mailbox == "INBOX" else ""
         if not wire or session.is_lost or session in self._begun:
             return
-        box = Box(session, wire, mailbox, self._wire_name, read_only=read_only)
+        box = Box(session, wire, mailbox, self._wire_name, read_only=read_only, has_mail=has_mail)
         if box.begin(cursor):
             self._begun[session] = self._expected = box
 
@@ -308,7 +316,9 @@ class ImapRemote:
             if expected is not None and expected.session is session:
                 box, self._expected = expected, None
             else:
-                box = Box(session, wire, mailbox, self._wire_name, read_only=read_only)
+                has_mail = epoch is None and mailbox in self._with_mail
+                box = Box(session, wire, mailbox, self._wire_name, read_only=read_only, has_mail=has_mail)
+            self._with_mail.discard(mailbox)
             if epoch is not None:
                 await box.reopen(epoch)
             yield box

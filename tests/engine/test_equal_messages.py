@@ -1,0 +1,102 @@
+"""Of several equal messages each is one: what moves or deletes one of them says nothing about the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from maild.core.model import Cursor, Scan
+from maild.testing.memory import MemoryBox
+from tests.engine.twin import Twin
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["no_message_id", "wrong_sizes"])
+async def twin(request: pytest.FixtureRequest, quick_path: Path) -> Twin:
+    """One message in two mailboxes, of which facts do not tell where it went; and others beside it."""
+    if request.param == "wrong_sizes":
+        request.getfixturevalue("wrong_sizes")
+    twin = Twin(quick_path, message_ids=request.param != "no_message_id")
+    twin.configure(remote_delete="expunge")
+    for mailbox in ("Other", "Archive", "Trash"):
+        twin.store.create(mailbox, "\\Trash" if mailbox == "Trash" else "")
+    twin.deliver(1)
+    twin.deliver(2)
+    twin.deliver(1, "Other")
+    twin.deliver(3, "Other")
+    await twin.synced()
+    return twin
+
+
+async def then_there_are(twin: Twin, **wanted: list[int]) -> None:
+    """After two more passes both sides hold these, by number, and rest."""
+    for _ in range(2):
+        await twin.synced()
+    twin.assert_equal()
+    found = {name: sorted(shown.raw for shown in twin.there(name)) for name in twin.store.names}
+    assert found == {name: sorted(map(twin.body, wanted.get(name, []))) for name in twin.store.names}
+    await twin.quiet()
+
+
+async def test_what_both_sides_deleted_is_not_taken_for_come_back(twin: Twin) -> None:
+    """The new one in Archive is the other, moved there; its old file goes with the move."""
+    twin.one(1).unlink()
+    twin.store.expunge("INBOX", [twin.uid(1)])
+    twin.store.move("Other", [twin.uid(1, "Other")], "Archive")
+    await then_there_are(twin, INBOX=[2], Other=[3], Archive=[1])
+
+
+async def test_it_is_not_taken_for_come_back_while_the_other_is_not_looked_at(twin: Twin) -> None:
+    twin.one(1).unlink()
+    twin.store.expunge("INBOX", [twin.uid(1)])
+    twin.store.move("Other", [twin.uid(1, "Other")], "Archive")
+    await twin.sync(only=["INBOX", "Archive"])
+    await then_there_are(twin, INBOX=[2], Other=[3], Archive=[1])
+
+
+async def test_it_is_not_taken_for_the_copy_of_a_move_that_was_cut(twin: Twin) -> None:
+    """One moves here, the other on the server, to the same mailbox: there are two."""
+    twin.move(twin.one(1), "Archive")
+    twin.store.move("Other", [twin.uid(1, "Other")], "Archive")
+    await then_there_are(twin, INBOX=[2], Other=[3], Archive=[1, 1])
+
+
+async def test_it_is_not_taken_for_the_copy_of_a_deletion_that_was_cut(twin: Twin) -> None:
+    """One is deleted here, the other moves to the trash on the server: there it is twice."""
+    twin.configure(remote_delete="trash")
+    twin.one(1).unlink()
+    twin.store.move("Other", [twin.uid(1, "Other")], "Trash")
+    await then_there_are(twin, INBOX=[2], Other=[3], Trash=[1, 1])
+
+
+async def test_it_counts_as_come_back_while_the_other_is_still_there(twin: Twin) -> None:
+    """The server moved what was deleted here, and both are the only ones that it can have been."""
+    twin.store.move("INBOX", [twin.uid(1)], "Archive")
+    twin.one(1).unlink()
+    await then_there_are(twin, INBOX=[2], Other=[1, 3])
+
+
+async def test_the_other_moves_after_its_mailbox_was_looked_at(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mailbox was scanned before, and shows nothing: whether it is still there is asked once more."""
+    twin.configure(connections=1)
+    twin.one(1).unlink()
+    twin.store.expunge("INBOX", [twin.uid(1)])
+    twin.deliver(4, "Other")
+    original, moved = MemoryBox.scan, list[str]()
+
+    async def scan(self: MemoryBox, cursor: Cursor | None) -> Scan:
+        if self.mailbox.name == "Archive" and not moved:
+            moved.append("Other")
+            assert [name for name in scanned if name != "Archive"] == ["INBOX", "Other"]
+            twin.store.move("Other", [twin.uid(1, "Other")], "Archive")
+        scanned.append(self.mailbox.name)
+        return await original(self, cursor)
+
+    scanned = list[str]()
+    twin.deliver(5, "Archive")
+    monkeypatch.setattr(MemoryBox, "scan", scan)
+    await twin.sync()
+    assert moved
+    await then_there_are(twin, INBOX=[2], Other=[3, 4], Archive=[1, 5])

@@ -1,0 +1,221 @@
+"""Messages that the server has from here under a Uid that nobody told, and which move on before the next pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maild.local.state import Changes, State
+from maild.testing.imap import ALL, ImapServer
+from maild.testing.memory import MemoryBox
+from maild.testing.store import Store
+from tests.engine.twin import Twin, WireTwin
+from tests.engine.world import PASSWORD, USER
+
+pytestmark = pytest.mark.anyio
+
+
+class Killed(BaseException):
+    """The process has ended here."""
+
+
+@pytest.fixture(params=["message_id", "no_message_id"])
+def twin(quick_path: Path, request: pytest.FixtureRequest) -> Twin:
+    return prepared(Twin(quick_path, message_ids=request.param == "message_id"))
+
+
+def prepared(twin: Twin) -> Twin:
+    twin.configure(remote_delete="expunge", connections=1)
+    for mailbox in ("Archive", "Work", "Other"):
+        twin.store.create(mailbox)
+    return twin
+
+
+@pytest.fixture(params=["killed", "appended", "moved"])
+async def untold(twin: Twin, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Twin:
+    """Message 1 is in Archive on both sides, with a flag, and no pair knows it."""
+    twin.settings["tells_uids"] = request.param == "killed"
+    twin.deliver(2)
+    if request.param == "moved":
+        twin.deliver(1, flags=["\\Flagged"])
+    await twin.synced()
+    if request.param == "moved":
+        twin.move(twin.one(1), "Archive")
+    else:
+        twin.write(1, "Archive", "F")
+    if request.param == "killed":
+        await killed_before_a_pair(twin, monkeypatch)
+    else:
+        await twin.synced()
+    assert len(twin.here("Archive")) == len(twin.there("Archive")) == 1
+    assert pairs(twin, "Archive") == 0
+    return twin
+
+
+async def killed_before_a_pair(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = State.apply
+
+    def apply(self: State, changes: Iterable[Changes]) -> None:
+        several = list(changes)
+        if any(change.add for change in several):
+            raise Killed
+        original(self, several)
+
+    with monkeypatch.context() as patch, pytest.raises(BaseExceptionGroup) as caught:
+        patch.setattr(State, "apply", apply)
+        await twin.sync()
+    assert caught.value.split(Killed)[1] is None
+
+
+async def killed_before_it_is_sent(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    def append(*_: Any) -> Any:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(BaseExceptionGroup):
+        patch.setattr(MemoryBox, "append", append)
+        await twin.sync()
+
+
+def pairs(twin: Twin, mailbox: str) -> int:
+    state = State.open(twin.state_dir / "work.sqlite")
+    try:
+        return next(state.count(row.id) for name, row in state.mailboxes().items() if name == mailbox)
+    finally:
+        state.close()
+
+
+async def then_it_is_in(twin: Twin, mailbox: str, flags: tuple[str, ...] = ("\\Flagged",)) -> None:
+    """After another pass it is there on both sides, and nowhere else; and what was to be told has been forgotten."""
+    await twin.synced()
+    assert [(shown.raw, shown.flags) for shown in twin.there(mailbox)] == [(twin.body(1), flags)]
+    assert sum(len(twin.there(name)) for name in twin.store.names) == 2
+    await twin.synced()
+    twin.assert_equal()
+    await twin.quiet()
+    state = State.open(twin.state_dir / "work.sqlite")
+    try:
+        assert [state.orphans(row.id) for row in state.mailboxes().values()] == [{}] * len(state.mailboxes())
+    finally:
+        state.close()
+
+
+async def test_nothing_moves(untold: Twin) -> None:
+    await untold.synced()
+    assert untold.remote.journal == []
+    await then_it_is_in(untold, "Archive")
+
+
+async def test_a_flag_that_goes_is_not_there_again(untold: Twin) -> None:
+    """The base of its flags is what the server was given."""
+    untold.relabel(untold.one(1, "Archive"), "S")
+    await untold.synced()
+    await then_it_is_in(untold, "Archive", ("\\Seen",))
+
+
+@pytest.mark.parametrize("new_name", [False, True])
+async def test_the_reader_moves_it_on(untold: Twin, new_name: bool) -> None:
+    untold.move(untold.one(1, "Archive"), "Work", new_name=new_name)
+    await untold.synced()
+    (change,) = untold.remote.journal
+    assert change.startswith("move Archive ")
+    await then_it_is_in(untold, "Work")
+
+
+async def test_the_reader_moves_it_on_and_only_its_new_mailbox_is_asked_for(untold: Twin) -> None:
+    """It is not sent from there, but waits for a pass that sees both."""
+    untold.move(untold.one(1, "Archive"), "Work")
+    report = await untold.sync(only=["Work"])
+    assert untold.remote.journal == []
+    assert "messages that were moved here from Archive: 1" in str(report.mailboxes["Work"].error)
+    await then_it_is_in(untold, "Work")
+
+
+async def test_the_reader_moves_it_on_and_only_its_old_mailbox_is_asked_for(untold: Twin) -> None:
+    untold.move(untold.one(1, "Archive"), "Work")
+    await untold.sync(only=["Archive"])
+    assert untold.remote.journal == []
+    await then_it_is_in(untold, "Work")
+
+
+async def test_a_dry_run_changes_nothing(untold: Twin) -> None:
+    untold.move(untold.one(1, "Archive"), "Work")
+    report = await untold.sync(dry_run=True)
+    assert report.mailboxes["Archive"].moved_there == 1
+    assert untold.remote.journal == []
+    assert pairs(untold, "Archive") == 0
+    await then_it_is_in(untold, "Work")
+
+
+async def test_the_reader_deletes_it(untold: Twin) -> None:
+    untold.one(1, "Archive").unlink()
+    await untold.synced()
+    assert [shown for name in untold.store.names for shown in untold.there(name)] == untold.here("INBOX")
+    await untold.quiet()
+
+
+async def test_it_moves_on_on_the_server(untold: Twin) -> None:
+    """Its file follows: it is neither sent again nor fetched into another file."""
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")
+    (before,) = untold.files("Archive")
+    inode = before.stat().st_ino
+    await untold.synced()
+    assert untold.remote.journal == []
+    assert [path.stat().st_ino for path in untold.files("Work")] == [inode]
+    await then_it_is_in(untold, "Work")
+
+
+async def test_it_moves_on_on_both_sides(untold: Twin) -> None:
+    """The server's place wins."""
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Other")
+    untold.move(untold.one(1, "Archive"), "Work")
+    await untold.synced()
+    assert untold.remote.journal == []
+    await then_it_is_in(untold, "Other")
+
+
+async def test_killed_before_it_was_sent(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server never had it: it is sent from where its file is now, once."""
+    twin.deliver(2)
+    await twin.synced()
+    twin.write(1, "Archive", "F")
+    await killed_before_it_is_sent(twin, monkeypatch)
+    twin.move(twin.one(1, "Archive"), "Work")
+    await twin.synced()
+    assert [change.partition(" ")[0] for change in twin.remote.journal] == ["append"]
+    await then_it_is_in(twin, "Work")
+
+
+async def test_an_equal_message_that_moved_there_is_another(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before it was sent, then deleted: what is new in its mailbox was in Other before."""
+    twin.deliver(2)
+    twin.deliver(1, "Other", ["\\Flagged"])
+    await twin.synced()
+    twin.write(1, "Archive", "F")
+    await killed_before_it_is_sent(twin, monkeypatch)
+    twin.one(1, "Archive").unlink()
+    twin.store.move("Other", [twin.uid(1, "Other")], "Archive")
+    await then_it_is_in(twin, "Archive")
+
+
+@pytest.mark.parametrize("lacking", [{"UIDPLUS"}, {"UIDPLUS", "MOVE"}], ids=["move", "copy"])
+async def test_a_server_without_uidplus(quick_path: Path, lacking: set[str]) -> None:
+    """The reader moves it twice, with a pass between."""
+    async with ImapServer(Store(), {USER: PASSWORD}, capabilities=ALL - lacking) as server:
+        twin = WireTwin.over(quick_path, server)
+        prepared(twin)
+        twin.deliver(1, flags=["\\Flagged"])
+        twin.deliver(2)
+        await twin.synced()
+        twin.move(twin.one(1), "Archive")
+        await twin.synced()
+        twin.move(twin.one(1, "Archive"), "Work")
+        await twin.synced()
+        twin.store.move("Work", [twin.uid(1, "Work")], "Other")
+        for _ in range(2):
+            await twin.synced()
+        assert not [change for change in server.mutations if change.startswith("APPEND")]
+        assert [shown.raw for shown in twin.here("Other")] == [twin.body(1)]
+        twin.assert_equal()

@@ -214,7 +214,7 @@ class Outbox:
 
     def is_in_hand(self, item_id: str) -> bool:
         """Whether this drainer has claimed the item, and not let go of it."""
-        return self._journal is not None and item_id in self._journal.held
+        return (drainers := self._journal) is not None and item_id in drainers.held
 
     def record(self, items: Sequence[Item]) -> None:
         """Write what is known about items into their files and let go of them, durable on return.
@@ -244,8 +244,8 @@ class Outbox:
 
     def _held(self) -> dict[str, Item]:
         """What the drainer has in hand. Whoever is not it calls this before reading `.toml`s."""
-        if self._journal is not None:
-            return dict(self._journal.held)
+        if (drainers := self._journal) is not None:
+            return dict(drainers.held)
         from maild.local import journal  # 5 ms that `maild sendmail` never needs
 
         with _translated("read the journal in", self.path):

@@ -1,4 +1,4 @@
-"""The messages of one drain on their way: claimed, announced, settled, each durable before what follows from it.
+"""The messages of one drain on their way: claimed, begun, settled, each durable before what follows from it.
 
 Several connections work on one wave; what they have to record at one time is made durable together.
 """

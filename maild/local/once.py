@@ -64,7 +64,7 @@ def deliver_once(root: Path, relative: PurePosixPath, letters: Sequence[Letter])
                     rename_new(letter.key, name, directory.tmp, directory.descriptor(subdir))
                 except FileExistsError:
                     os.unlink(letter.key, dir_fd=directory.tmp)
-            for descriptor in {directory.descriptor(_place(letter)[0]) for letter in letters}:
+            for descriptor in (directory.cur, directory.new):  # also the name that a reader gave one meanwhile
                 os.fsync(descriptor)
     finally:
         directory.close()

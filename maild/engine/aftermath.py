@@ -87,10 +87,15 @@ class Aftermath:
     async def catch_up(self, items: Sequence[Item]) -> bool:
         """See to what an earlier drain could not, or did not live to; whether there was anything."""
         self.has_failed = False
-        left = [self.judged(item) for item in items if not item.phase and self._is_due(item)]
+        left = [item.id for item in items if not item.phase and self._is_due(item)]
         for at in range(0, len(left), BATCH):
-            await self._see_to(left[at : at + BATCH], may_be_there=True)
+            batch = await anyio.to_thread.run_sync(self._outbox.claim, left[at : at + BATCH], self._if_due)
+            await self._see_to(batch, may_be_there=True)
         return bool(left)
+
+    def _if_due(self, item: Item) -> Item | None:
+        """The item as it is now that nobody else changes it."""
+        return self.judged(item) if self._is_due(item) else None
 
     def _is_due(self, item: Item) -> bool:
         is_reported = not outgoing.owes_report(item) and not outgoing.owes_delay_notice(item, self._clock())
@@ -118,14 +123,13 @@ class Aftermath:
                 await anyio.to_thread.run_sync(self._outbox.record, [i for i in batch if self._outbox.is_in_hand(i.id)])
 
     def _carry_out(self, batch: Sequence[Item], may_be_there: bool) -> None:
-        """In a thread: copies, reports, then what is known is written down or forgotten."""
+        """In a thread: copies, reports, then what is known is written down or forgotten. All are in hand until then."""
         self._copy([item for item in batch if item.copy == "begun"], may_be_there)
         done = [replace(item, copy="done") if item.copy == "begun" else item for item in batch]
         done = [self._reported(item) for item in done]
         over = [item for item in done if item.is_over and item.state == "sent"]
         self._outbox.remove([item.id for item in over])
-        rest = [(item, before) for item, before in zip(done, batch, strict=True) if item not in over]
-        self._outbox.record([item for item, before in rest if item != before or self._outbox.is_in_hand(item.id)])
+        self._outbox.record([item for item in done if item not in over])
 
     # -- copies
 

@@ -24,12 +24,12 @@ from maild.core.likeness import Likeness
 from maild.core.model import MailboxName
 from maild.core.names import directory
 from maild.core.outgoing import Item
-from maild.engine import doubts
+from maild.engine import aftermath, doubts
 from maild.engine.accept import Order, prepared
 from maild.engine.doubts import looking
 from maild.engine.own_copies import wants_copy
 from maild.engine.submit import submit_all
-from maild.local.once import letter_key
+from maild.local.once import deliver_once, letter_key
 from maild.local.outbox import ItemBusy, Outbox
 from maild.local.state import State
 from maild.remote.smtp import Offline
@@ -629,6 +629,32 @@ async def test_a_maildir_that_is_not_there_keeps_the_copy_waiting(world: World) 
     assert len(world.mailbox("Sent")) == 1
     assert world.outbox.contents().items == ()
     assert len(world.server.journal) == 1
+
+
+async def test_nobody_changes_what_is_being_seen_to(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled in between, the message would be back when it is written down that its report is delivered."""
+    item = world.accept()
+    (world.root / "state" / "work.sqlite").touch()
+    (world.root / "Mail" / "work").mkdir(parents=True)
+    world.server.react("rcpt", "550 5.1.1 nobody")
+    await world.drain()
+    assert world.mailbox("INBOX") == []
+    (world.root / "Mail" / "work" / ".maild").touch()
+    refused: list[str] = []
+
+    def deliver(*args: Any) -> None:
+        deliver_once(*args)
+        with pytest.raises(ItemBusy):
+            Outbox(world.root / "state").cancel(item.id)
+        refused.append(item.id)
+
+    monkeypatch.setattr(aftermath, "deliver_once", deliver)
+    await world.drain()
+    assert refused == [item.id]
+    assert len(world.mailbox("INBOX")) == 1
+    Outbox(world.root / "state").cancel(item.id)
+    await world.drain()
+    assert world.outbox.contents().items == ()
 
 
 # -- crashes

@@ -83,15 +83,15 @@ class Orphan:
     """A message without a pair, known by content, with the flags of its last base. Mostly its epoch has ended.
 
     `only` as in `Pair`: where it is not "", its deletion on the other side is not to come undone. One that is "unsure"
-    is a file that is being deleted, unless its message comes after all; one that is "sent" the server may have, or has,
-    under a Uid that nobody told: wherever its file is by now, that message is not to be sent again.
+    is a file that is being deleted, unless its message comes after all; one that is "sent" the server has taken under a
+    Uid that nobody told, one that is "sending" it may have: neither is to be sent again while it is there.
     """
 
     key: Key
     flags: Flags
     size_octets: int
     digest: bytes
-    only: Only | Literal["unsure", "sent"] = ""
+    only: Only | Literal["unsure", "sending", "sent"] = ""
 
     @property
     def content(self) -> Content:
@@ -400,7 +400,7 @@ class State:
             )
 
     def with_leftovers(self) -> set[int]:
-        """The mailboxes with messages that did not travel, either way, or of which nobody knows whether they did."""
+        """The mailboxes with messages that did not travel, either way, or of which nobody told the Uid."""
         return {row[0] for row in self.rows(pair_rows.LEFTOVERS)}
 
     def hold_back(self, mailbox_id: int, items: Iterable[Unsent], now_s: float | None = None) -> None:

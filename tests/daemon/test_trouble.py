@@ -361,7 +361,7 @@ async def reload_another(line: Line, daemon: DaemonInside, other: str, held: asy
         held.set()
         await has_all(line, daemon)
         await daemon.until_pushed()
-        assert [numbers(daemon).count(n) for n in range(1, line.delivered + 1)] == [1] * line.delivered
+        assert numbers(daemon) == list(range(1, line.delivered + 1))
 
 
 def with_wrong_password(line: Line, tmp_path: Path) -> tuple[DaemonInside, Path]:

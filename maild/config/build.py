@@ -20,7 +20,7 @@ class _Endpoint(TypedDict):
     secret: values.Secret
     tls: values.Tls
     allow_plaintext: bool
-    auth: values.Auth
+    auth: values.Pop3Auth
     ca_file: Path | None
     tls_fingerprint: str | None
     client_cert: Path | None
@@ -120,7 +120,7 @@ def _endpoint(
 ) -> _Endpoint:
     """What is not said comes from the account's incoming server, else from the protocol and the address."""
     implicit, other = _PORTS[protocol]
-    auth = section.auth or (incoming.auth if incoming else "auto")
+    auth = section.auth or (incoming.auth if incoming and incoming.auth != "apop" else "auto")
     own = _secret(section, owner, auth)
     if isinstance(own, values.OAuth2) and incoming and isinstance(incoming.secret, values.OAuth2):
         own = _apart(own, incoming.secret)
@@ -145,7 +145,7 @@ def _endpoint(
     )
 
 
-def _secret(section: schema.EndpointSection, owner: _Owner, auth: values.Auth) -> values.Secret | None:
+def _secret(section: schema.EndpointSection, owner: _Owner, auth: values.Pop3Auth) -> values.Secret | None:
     """The one source that is given; the rules have seen that there are not two."""
     if section.password is not None:
         return values.Password(section.password)

@@ -91,7 +91,7 @@ class EndpointSection(Section):
     tls: values.Tls = "implicit"
     allow_plaintext: bool = False
     user: Line | None = None
-    auth: values.Auth | None = None
+    auth: values.Pop3Auth | None = None
     password: Line | None = Field(default=None, repr=False)
     password_command: Argv | None = None
     password_file: DiskPath | None = None
@@ -108,6 +108,7 @@ class EndpointSection(Section):
 class ImapSection(EndpointSection):
     """`[accounts.NAME.imap]`"""
 
+    auth: values.Auth | None = None
     mailboxes: Patterns = ["*"]
     subscribed_only: bool = False
     push: values.Push = "auto"
@@ -133,6 +134,7 @@ class Pop3Section(EndpointSection):
 class SmtpSection(EndpointSection):
     """`[accounts.NAME.smtp]`; user, auth and secret default to those of the account's imap or pop3 section."""
 
+    auth: values.Auth | None = None
     sent: values.Sent = "auto"
     sent_mailbox: Line | None = None
     undo: Duration = _written("0s")

@@ -12,6 +12,7 @@ from typing import Literal
 
 Tls = Literal["implicit", "starttls", "none"]
 Auth = Literal["auto", "plain", "login", "scram-sha-256", "oauthbearer", "xoauth2", "external"]
+Pop3Auth = Auth | Literal["apop"]
 Layout = Literal["nested", "maildir++"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "console", "json"]
@@ -117,7 +118,7 @@ class Endpoint:
     secret: Secret
     tls: Tls = "implicit"
     allow_plaintext: bool = False
-    auth: Auth = "auto"
+    auth: Pop3Auth = "auto"  # "apop" for POP3 only
     ca_file: Path | None = None
     tls_fingerprint: str | None = None
     client_cert: Path | None = None

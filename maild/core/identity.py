@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from maild.core.model import Facts
 
 DIGEST_OCTETS = 16
+PIECE_OCTETS = 256 << 10  # bigger blocks of memory come from the kernel and are zeroed by it each time
+_CR = 0x0D
 
 _LONE_CR = re.compile(rb"\r(?!\n)")
 _FIELD = re.compile(rb"\n(message-id|date)[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)", re.IGNORECASE)
@@ -83,6 +85,21 @@ def disk_and_content(wire: Octets) -> tuple[bytes, bytes]:
     if len(stripped) == len(wire) or _LONE_CR.search(wire) is None:
         return stripped, stripped
     return bytes(wire).replace(b"\r\n", b"\n"), stripped
+
+
+def wire_pieces(wire: bytes | bytearray, octets: int = PIECE_OCTETS) -> Iterator[bytes | bytearray]:
+    """The wire form in pieces whose disk forms are, together, the disk form of the whole: no CRLF is cut.
+
+    The first piece holds the header, unless that is huge.
+    """
+    start = 0
+    while len(wire) - start > octets:
+        end = start + octets
+        if wire[end - 1] == _CR:  # a CR before it is a lone one, whatever follows
+            end -= 1
+        yield wire[start:end]
+        start = end
+    yield wire[start:] if start else wire
 
 
 def content_of(octets: bytes) -> bytes:

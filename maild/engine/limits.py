@@ -16,9 +16,9 @@ DESCRIPTORS = 16_384
 LOOKUPS = 64
 GIVE_BACK_EVERY_S = 60.0
 COLLECT_AFTER = 300  # passes; the collector's own turn may be hours away, as `settle_in` has it
-_M_MMAP_THRESHOLD = -3  # malloc.h
-_M_ARENA_MAX = -8
-_BIG_OCTETS = 256 * 1024
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
+_BIG_OCTETS = 320 << 10  # above what asyncio reads at once, 256 KiB: mapped and zeroed anew it would be for each read
+_FREE_OCTETS = 1 << 20  # kept at the heap's end, for the same reason
 
 
 def settle_in() -> None:
@@ -69,6 +69,7 @@ def keep_memory_small() -> None:
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, _BIG_OCTETS)
+        mallopt(_M_TRIM_THRESHOLD, _FREE_OCTETS)
 
 
 class Lookups(ThreadPoolExecutor):

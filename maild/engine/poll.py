@@ -157,7 +157,9 @@ def _begun(
         _begin_anew_if_other(state, table, mailbox, Epoch(f"pop3 {pop3.user}@{pop3.host}"), now_s)
     policy = Policy(pop3.leave_on_server, pop3.delete_with_local, pop3.max_message_size_octets)
     maildir = _open_maildir(account, state, mailbox, where, dry_run=dry_run)
-    return Visit(account, pop3, thread, report, mailbox, maildir, table, policy, dry_run, now, now_s)
+    visit = Visit(account, pop3, thread, report, mailbox, maildir, table, policy, dry_run, now, now_s)
+    visit.recall_doubts()
+    return visit
 
 
 def _begin_anew_if_other(state: State, table: MaildropTable, mailbox: MailboxState, epoch: Epoch, now_s: float) -> None:
@@ -190,18 +192,17 @@ def _open_maildir(
 async def _poll(visit: Visit, remote: Pop3Remote) -> None:
     """Sessions until one comes to its end. What a lost one brought stays, so the next has less to do."""
     for attempt in range(1, TRIES + 1):
-        before = visit.suspect
         try:
             async with remote.opened() as drop:
                 return await _visit(visit, drop)
         except (ConnectionLost, ProtocolViolation) as exc:
+            if visit.is_pulling:
+                await visit.state.run(visit.doubt)
             delay_s = RETRY_DELAY_S * attempt
             login_delay_s = visit.terms.login_delay_s if visit.terms is not None else 0
             if not visit.is_pulling or attempt == TRIES or login_delay_s > delay_s:
                 raise
             visit.is_pulling = False
-            if visit.suspect is not None and visit.suspect == before:
-                visit.given_up.add(visit.suspect)
             log.warning("session.retried", account=visit.account.name, mailbox=INBOX, reason=exc.text)
             await anyio.sleep(delay_s)
     raise ConnectionLost(f"{visit.pop3.host}: no session came to its end")

@@ -18,6 +18,7 @@ import anyio.to_thread
 import structlog
 
 from maild.config import Account, Pop3
+from maild.core.backoff import LONGEST_RETRY_S
 from maild.core.errors import MaildError
 from maild.core.identity import header_facts
 from maild.core.maildrop import (
@@ -47,7 +48,11 @@ from maild.remote.pop3.remote import Maildrop, Retrieved
 
 PULLING_SINCE = "pop3_pulling_since"  # when a pull began that has not ended: its files may have no pairs yet
 NOT_PULLING = "-"
-QUEUE_OCTETS = 2 << 20  # for the disk: there is one session only, and what it does not read the line holds
+SUSPECTS = "pop3_suspects"  # messages at which a session ended since a pull was complete, one a line
+SUSPECTS_KEPT = 100
+ENDS_CONNECTION = "the connection ends whenever it is fetched"
+TRY_AGAIN_S = LONGEST_RETRY_S  # a message that ends connections costs a poll each time that it is asked for
+QUEUE_OCTETS = 4 << 20  # for the disk: there is one session only, and what it does not read the line holds
 FACTS_KEPT = 2000
 CLOCK_SLACK_S = 2.0  # file times are those of the kernel's tick
 
@@ -58,9 +63,10 @@ log = structlog.get_logger()
 class Visit:
     """What the steps of one poll share. `maildir` is missing only in a dry run.
 
-    `listed` are the messages of this session by what they are, `sizes` what LIST told by number; `given_up` are those
-    at which the connection was lost again and again, `suspect` the one it was lost at last. `terms` are those of the
-    server, once it was logged in to. `now` is the clock, `now_s` what it said when the poll began.
+    `listed` are the messages of this session by what they are, `sizes` what LIST told by number; `doubted` are those
+    at which the connection was lost, in this poll or before, so that they are asked for last; `given_up` those at which
+    it was lost again; `suspect` is the one that is on its way. `terms` are those of the server, once it was logged in
+    to. `now` is the clock, `now_s` what it said when the poll began.
     """
 
     account: Account
@@ -78,6 +84,7 @@ class Visit:
     listed: dict[Uid, int] = field(default_factory=dict)
     sizes: dict[int, int] = field(default_factory=dict)
     known: dict[Uid, Known] = field(default_factory=dict)
+    doubted: set[Uid] = field(default_factory=set)
     given_up: set[Uid] = field(default_factory=set)
     suspect: Uid | None = None
     is_pulling: bool = False
@@ -86,6 +93,32 @@ class Visit:
     @property
     def box(self) -> MailboxReport:
         return self.report.mailbox(self.mailbox.name)
+
+    def recall_doubts(self) -> None:
+        """Learn at which messages earlier polls lost their connections. Blocks."""
+        state = self.state.state
+        for uid, one in state.skipped(self.mailbox.id).items():
+            if one.reason == ENDS_CONNECTION:
+                is_due = not one.last_s <= self.now_s < one.last_s + TRY_AGAIN_S
+                (self.doubted if is_due else self.given_up).add(uid)
+        self.doubted.update(map(Uid, _lines(state.meta(SUSPECTS))))
+
+    def doubt(self) -> None:
+        """The connection was lost: the second time at a message that message is given up. Blocks.
+
+        Remembered at once, for where the server wants a delay between two logins this poll ends here.
+        """
+        uid, state = self.suspect, self.state.state
+        if uid is None:
+            return
+        if uid in self.doubted:
+            self.given_up.add(uid)
+            size = self.sizes.get(self.listed.get(uid, 0), 0)
+            state.skip(self.mailbox.id, [Skipped(uid, ENDS_CONNECTION, size)], self.now_s)
+            log.warning("message.skipped", account=self.account.name, uid=uid, reason=ENDS_CONNECTION)
+        self.doubted.add(uid)
+        others = [one for one in _lines(state.meta(SUSPECTS)) if one != uid]
+        state.set_meta(SUSPECTS, "\n".join([*others, uid][-SUSPECTS_KEPT:]))
 
     def announce_change(self) -> None:
         """Let the Maildir's generation rise before the first change of a poll. Blocks."""
@@ -198,6 +231,7 @@ class Retrieval:
         self._leave_out()
         wanted = [_Wanted(number, uid, visit.sizes.get(number, 0)) for uid, number in self._fresh.items()]
         wanted += [_Wanted(number, None, visit.sizes.get(number, 0)) for number in self._nameless]
+        wanted.sort(key=lambda one: one.uid in visit.doubted)
         self._left_messages, self._left_octets = len(wanted), sum(one.size_octets for one in wanted)
         self._expect(self._left_messages, self._left_octets)
         if visit.dry_run or visit.maildir is None:
@@ -226,7 +260,7 @@ class Retrieval:
             if size > limit:
                 self._left_out.append(Skipped(uid, f"larger than max_message_size ({size} octets)", size))
             elif uid in visit.given_up:
-                self._left_out.append(Skipped(uid, "the connection ends whenever it is fetched", size))
+                self._left_out.append(Skipped(uid, ENDS_CONNECTION, size))
             else:
                 continue
             del self._fresh[uid]
@@ -355,6 +389,8 @@ class Retrieval:
         visit, state = self._visit, self._visit.state.state
         if state.meta(PULLING_SINCE) != NOT_PULLING:
             state.set_meta(PULLING_SINCE, NOT_PULLING)
+        if state.meta(SUSPECTS):
+            state.set_meta(SUSPECTS, "")
         if (orphans := state.orphans(visit.mailbox.id)) and self._has_looked:
             state.drop_orphans(visit.mailbox.id, list(orphans))
         skipped = state.skipped(visit.mailbox.id)
@@ -366,6 +402,10 @@ class Retrieval:
         if past := skipped.keys() - left_out.keys():
             state.unskip(visit.mailbox.id, past)
         visit.box.skipped = len(self._left_out)
+
+
+def _lines(text: str | None) -> list[str]:
+    return text.split("\n") if text else []
 
 
 def _header_digest(raw: bytes | Spool) -> bytes | None:

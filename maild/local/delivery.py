@@ -15,7 +15,7 @@ from pathlib import Path
 
 from maild.core.errors import LocalError
 from maild.core.flags import join_info, to_letters
-from maild.core.identity import disk_and_content, fingerprint
+from maild.core.identity import Digester, disk_and_content, wire_pieces
 from maild.core.model import Flags, Key, Uid
 from maild.local.directory import translated
 from maild.local.durable import disk_error_texts, fsync_many, write_all
@@ -173,9 +173,12 @@ def _write(incoming: Incoming, file: TemporaryFile) -> _Written:
     if isinstance(incoming.raw, Spool):
         size_octets, of_content = incoming.raw.finish()
     else:
-        octets, content = disk_and_content(incoming.raw)
-        size_octets, of_content = fingerprint(content)
-        write_all(file.descriptor, octets)
+        digester = Digester()
+        for piece in wire_pieces(incoming.raw):
+            octets, content = disk_and_content(piece)
+            digester.update(content)
+            write_all(file.descriptor, octets)
+        size_octets, of_content = digester.size_octets, digester.digest()
         incoming.raw = b""
     if incoming.date_s is not None:
         os.utime(file.descriptor, (time.time(), min(max(incoming.date_s, 0), _LATEST_S)))

@@ -33,7 +33,7 @@ from maild.remote.auth import keep_out_of_log
 from maild.remote.scram import NAME as SCRAM
 from maild.remote.scram import ChannelBinding, Scram, escaped_name
 
-__all__ = ["ChannelBinding", "Exchange", "Mechanism", "choose", "refusal_hint"]
+__all__ = ["ChannelBinding", "Exchange", "Mechanism", "check_sendable", "choose", "refusal_hint"]
 
 _MOST_CHALLENGES = 8
 _DETAIL_CHARACTERS = 200
@@ -158,7 +158,7 @@ def choose(
 
     Raises AuthRejected, and nothing is sent, if there is none, or if user or secret hold what cannot be sent.
     """
-    _check_sendable(user, secret)
+    check_sendable(user, secret)
     wanted = _wanted(endpoint)
     makers: dict[str, Callable[[], Mechanism]] = {
         "EXTERNAL": external,
@@ -190,8 +190,11 @@ def _wanted(endpoint: Endpoint) -> tuple[str, ...]:
             return (name.upper(),)
 
 
-def _check_sendable(user: str, secret: str) -> None:
-    """NUL ends a field in PLAIN, %x01 one in OAUTHBEARER, and a line break a line."""
+def check_sendable(user: str, secret: str) -> None:
+    """Raise AuthRejected for what no protocol can send.
+
+    NUL ends a field in PLAIN, %x01 one in OAUTHBEARER, and a line break a line.
+    """
     if any(c in user + secret for c in "\r\n\0\x01"):
         raise AuthRejected(
             "user or password holds a line break or NUL, which cannot be sent to a mail server", "correct it"

@@ -217,6 +217,20 @@ host = "b.example"
 """
 
 
+def test_apop_is_of_pop3_alone(tmp_path: Path) -> None:
+    """Who sends by the same user and password does so in another way."""
+    text = (
+        '[accounts.a]\naddress = "me@a.example"\n[accounts.a.pop3]\nhost = "a.example"\nauth = "apop"\n'
+        'password = "secret"\n[accounts.a.smtp]\nhost = "b.example"\n'
+    )
+    account = loaded(tmp_path, text).accounts["a"]
+    assert account.pop3 is not None
+    assert account.smtp is not None
+    assert (account.pop3.auth, account.smtp.auth) == ("apop", "auto")
+    with pytest.raises(ConfigError, match=r"accounts\.a\.smtp\.auth: must be"):
+        loaded(tmp_path, f'{text}auth = "apop"\n')
+
+
 def secrets_of(tmp_path: Path, imap: str, smtp: str) -> tuple[Secret, Secret]:
     account = loaded(tmp_path, IMAP_AND_SMTP.format(imap=imap, smtp=smtp)).accounts["a"]
     assert account.imap is not None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maild.core.identity import Digester, canonical, content_of, digest, header_facts, identify
+from maild.core.identity import Digester, canonical, content_of, digest, header_facts, identify, wire_pieces
 from maild.core.model import Facts
 
 octets = st.one_of(st.binary(), st.lists(st.sampled_from([b"\r", b"\n", b"a", b"\r\n", b"bc"])).map(b"".join))
@@ -47,6 +47,14 @@ def test_the_disk_form_changes_line_ends_only(wire: bytes, disk: bytes) -> None:
 @given(octets)
 def test_the_disk_form_is_the_plain_replacement(wire: bytes) -> None:
     assert canonical(wire) == wire.replace(b"\r\n", b"\n")
+
+
+@given(octets, st.integers(2, 9))
+def test_pieces_of_the_wire_form_are_the_disk_form_together(wire: bytes, most: int) -> None:
+    pieces = list(wire_pieces(wire, most))
+    assert b"".join(pieces) == wire
+    assert all(0 < len(piece) <= most for piece in pieces) or pieces == [b""]
+    assert b"".join(map(canonical, pieces)) == canonical(wire)
 
 
 @given(octets)

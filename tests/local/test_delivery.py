@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maild.core.errors import LocalError, Retry, Scope
-from maild.core.identity import canonical, digest
+from maild.core.identity import PIECE_OCTETS, canonical, digest
 from maild.core.model import Flags, Uid
 from maild.core.names import MailboxUnusable
 from maild.local.delivery import Delivered, DeliveryFailed, Incoming, stage
@@ -52,6 +52,14 @@ def listing(maildir: Maildir, subdir: str) -> list[Path]:
 
 def visible(maildir: Maildir) -> list[bytes]:
     return sorted(path.read_bytes() for subdir in ("new", "cur") for path in listing(maildir, subdir))
+
+
+@pytest.mark.parametrize("before", [PIECE_OCTETS - 1, PIECE_OCTETS, 2 * PIECE_OCTETS - 2])
+def test_a_message_that_is_written_in_pieces_keeps_every_octet(inbox: Maildir, before: int) -> None:
+    octets = bytearray((b"x: y\r\n\r\n" + before * b"a")[:before] + b"\r\n" + PIECE_OCTETS * b"b\r" + b"\n")
+    (delivered,) = stage([Incoming(inbox, Uid("1"), frozenset(), DATE_S, octets)]).commit()
+    assert delivered.path.read_bytes() == canonical(octets)
+    assert (delivered.size_octets, delivered.digest) == (len(octets.translate(None, b"\r")), digest(octets))
 
 
 def test_messages_arrive_with_flags_date_and_every_octet(inbox: Maildir) -> None:

@@ -231,6 +231,36 @@ async def test_user_and_pass_on_request() -> None:
         assert server.journal == ["CAPA", f"USER {USER}", "PASS ***"]
 
 
+async def test_apop_on_request() -> None:
+    """The proof of RFC 1939 §7, and no password on the line."""
+    users = {USER: "tanstaaf"}
+    async with Pop3Server((), users, timestamp="<1896.697170952@dbc.mtview.ca.us>") as server:
+        async with connected(endpoint(server.port)) as session:
+            await session.login(USER, "tanstaaf")
+        async with connected(endpoint(server.port, auth="apop")) as session:
+            await session.login(USER, "tanstaaf")
+            assert await Maildrop(session).listing() == []
+            with pytest.raises(AuthRejected):
+                await session.login(USER, "a\nb")
+        async with connected(endpoint(server.port, auth="apop")) as session:
+            with pytest.raises(AuthRejected, match="refused to log in"):
+                await session.login(USER, "another")
+        assert [line for line in server.journal if line.split(" ")[0] in {"AUTH", "USER", "PASS"}] == ["AUTH ***"]
+        assert f"APOP {USER} c4c9334bac560ecc979e58001b3e22fb" in server.journal
+
+
+@pytest.mark.parametrize("tls", ["none", "starttls"])
+async def test_apop_that_is_not_offered(authority: Authority, tls: str) -> None:
+    """A timestamp that came before the handshake is nobody's word."""
+    options = {"stls_context": authority.good().server_context(), "timestamp": "<1@a>"} if tls == "starttls" else {}
+    async with served(**options) as server:
+        where = endpoint(server.port, auth="apop", tls=tls, ca_file=authority.ca_file, host="localhost")
+        async with connected(where) as session:
+            with pytest.raises(AuthRejected, match="does not offer APOP"):
+                await session.login(USER, PASSWORD)
+        assert not any(line.startswith(("APOP", "USER", "AUTH")) for line in server.journal)
+
+
 async def test_a_mechanism_that_is_not_offered() -> None:
     async with served() as server, connected(endpoint(server.port, auth="scram-sha-256")) as session:
         with pytest.raises(AuthRejected):

@@ -159,7 +159,8 @@ class Parser:
         self.violation: ProtocolViolation | None = None
         self._partial = bytearray()
         self._parts: list[bytes | bytearray | Sink] = []  # line, literal, line, literal … of the response being read
-        self._literal: bytearray | None = None
+        self._is_in_literal = False
+        self._literal: bytearray | None = None  # one that has come in part only
         self._filled = 0
         self._sink: Sink | None = None
         self._left = 0
@@ -191,8 +192,8 @@ class Parser:
             source = bytes(view)
         end = len(view) if length is None else length
         pos = 0
-        while pos < end or (self._left == 0 and self._open_literal()):
-            if self._open_literal():
+        while pos < end or (self._left == 0 and self._is_in_literal):
+            if self._is_in_literal:
                 pos = self._fill_literal(view, pos, end)
                 continue
             eol = source.find(b"\n", pos, end)
@@ -207,9 +208,6 @@ class Parser:
                 line = bytes(view[pos:eol])
             pos = eol + 1
             self._line(line.removesuffix(b"\r"), events)
-
-    def _open_literal(self) -> bool:
-        return self._literal is not None or self._sink is not None
 
     def _keep_partial(self, octets: bytes | memoryview) -> None:
         if len(self._partial) + len(octets) > self.limits.line:
@@ -226,10 +224,9 @@ class Parser:
                     f"the server announced a message of {size} octets, the limit is {self.limits.body}"
                 )
             self._sink = self.open_body(size)
-        if self._sink is None:
-            if size > self.limits.literal:
-                raise ProtocolViolation(f"the server announced {size} octets, the limit is {self.limits.literal}")
-            self._literal = bytearray(size)
+        if self._sink is None and size > self.limits.literal:
+            raise ProtocolViolation(f"the server announced {size} octets, the limit is {self.limits.literal}")
+        self._is_in_literal = True
         self._left, self._filled = size, 0
 
     def _fill_literal(self, view: memoryview, pos: int, end: int) -> int:
@@ -237,16 +234,21 @@ class Parser:
         if self._sink is not None:
             if take:
                 self._sink.write(view[pos : pos + take])
-        elif self._literal is not None:
+        elif take == self._left and self._literal is None:  # whole, as most are: copied once
+            self._end_literal(bytes(view[pos : pos + take]))
+            return pos + take
+        else:
+            if self._literal is None:
+                self._literal = bytearray(self._left)
             self._literal[self._filled : self._filled + take] = view[pos : pos + take]
         self._filled += take
         self._left -= take
         if not self._left:
-            self._end_literal()
+            self._end_literal(self._sink if self._sink is not None else self._literal or b"")
         return pos + take
 
-    def _end_literal(self) -> None:
-        value: bytes | bytearray | Sink = self._sink if self._sink is not None else (self._literal or b"")
+    def _end_literal(self, value: bytes | bytearray | Sink) -> None:
+        self._is_in_literal, self._left = False, 0
         self._sink = self._literal = None
         if self._fast is not None:
             self._fast.sections[self._section] = value

@@ -289,6 +289,7 @@ class ImapRemote:
             names.with_role("\\Trash"),
             names.roles(),
             frozenset(names.left_out),
+            session.has("MOVE"),
         )
 
     async def _listed(self, session: ImapSession) -> list[Event]:

@@ -11,6 +11,8 @@ What this file keeps:
 
 from __future__ import annotations
 
+import hashlib
+import re
 import ssl
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
@@ -32,7 +34,7 @@ from maild.core.errors import (
 from maild.remote.masking import masked
 from maild.remote.net import check_pin, tls_context, tls_hint, translated
 from maild.remote.pop3.parse import Expected, Limits, Parser, Reply, Shape, read_capabilities
-from maild.remote.sasl import Exchange, choose
+from maild.remote.sasl import Exchange, check_sendable, choose
 
 CONNECT_TIMEOUT_S = 30.0
 STALL_S = 60.0  # within this a reply must be whole, or bring `STALL_OCTETS` of it
@@ -52,6 +54,8 @@ _BUSY = ("too many", "maximum number", "connection limit", "try again later", "i
 _WITHOUT_STLS = 'nothing was sent; use port 995 with tls = "implicit" if the server offers it'
 _TAMPERING = "somebody on the network may be tampering with the connection; nothing secret was sent"
 
+_TIMESTAMP = re.compile(r"<[^<>\s]+>")
+
 Command = tuple[str, Expected]
 
 
@@ -63,6 +67,7 @@ class Pop3Session:
         self.server = f"{endpoint.host}:{endpoint.port}"
         self.capabilities: dict[str, tuple[str, ...]] = {}
         self.is_lost = False
+        self._timestamp = ""  # of the greeting; with it a server says that it can do APOP
         self._stream = stream
         self._limits = limits
         self._parser = Parser(limits)
@@ -90,6 +95,8 @@ class Pop3Session:
         greeting = await self._reply()
         if not greeting.ok:
             raise _refusal(f"{self.server} does not want to talk", greeting)
+        if (timestamp := _TIMESTAMP.search(greeting.text)) is not None and self.endpoint.tls != "starttls":
+            self._timestamp = timestamp[0]
         if self.endpoint.tls == "starttls":
             await self.ask_capabilities()
             await self._start_tls()
@@ -140,10 +147,15 @@ class Pop3Session:
     # -- logging in
 
     async def login(self, user: str, secret: str) -> None:
-        """AUTH (RFC 5034) with the strongest mechanism that both sides allow, else USER and PASS.
+        """AUTH (RFC 5034) with the strongest mechanism that both sides allow, else USER and PASS. APOP on request.
 
         Raises AuthRejected, or Unavailable where the server says that it is not about the password.
         """
+        if self.endpoint.auth == "apop":
+            reply = await self._prove(user, secret)
+            if not reply.ok:
+                raise _refused_login(self.server, user, reply, "")
+            return
         offered = {name.upper() for name in self.capabilities.get("SASL", ())}
         mechanism = choose(self.endpoint, user, secret, offered, has_own_command=True)
         detail = ""
@@ -158,6 +170,16 @@ class Pop3Session:
                 reply = await self.run(f"PASS {secret}", may_refuse=True)
         if not reply.ok:
             raise _refused_login(self.server, user, reply, detail)
+
+    async def _prove(self, user: str, secret: str) -> Reply:
+        """APOP (RFC 1939 §7). Its MD5 does not hold against whoever poses as the server, so nobody gets it unasked."""
+        check_sendable(user, secret)
+        if not self._timestamp:
+            late = " inside TLS" if self.endpoint.tls == "starttls" else ""
+            text = f"{self.server} does not offer APOP: it greets without a timestamp{late}"
+            raise AuthRejected(text, 'nothing was sent; auth = "auto" takes what there is')
+        proof = hashlib.md5(f"{self._timestamp}{secret}".encode(), usedforsecurity=False).hexdigest()
+        return await self.run(f"APOP {user} {proof}", may_refuse=True)
 
     async def _authenticate(self, exchange: Exchange) -> Reply:
         reply = await self.run(f"AUTH {exchange.argument}", may_refuse=True)

@@ -22,7 +22,7 @@ class Pop3Server:
     """See the module. `ssl_context` makes TLS implicit, `stls_context` offers STLS.
 
     `latency_s` is added to the way of every octet from the client, as a round trip would be; `line_end` LF makes it one
-    of those servers.
+    of those servers; with a `timestamp` in its greeting (RFC 1939 §7) it has APOP.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Pop3Server:
         ssl_context: ssl.SSLContext | None = None,
         stls_context: ssl.SSLContext | None = None,
         line_end: bytes = b"\r\n",
+        timestamp: str = "",
         latency_s: float = 0.0,
     ) -> None:
         self.faults = Faults()
@@ -47,6 +48,7 @@ class Pop3Server:
             messages=[],
             stls_context=stls_context,
             line_end=line_end,
+            timestamp=timestamp,
         )
         self._next_uid = 1
         self._ssl_context = ssl_context
@@ -134,7 +136,8 @@ class Pop3Server:
             reply = Reply(session.wire, self.faults.due("CONNECT", session.number))
             await reply.begin()
             greeting = reply.answer()
-            await reply.send(session.status("ready") if greeting is None else greeting.encode() + b"\r\n", tagged=True)
+            ready = session.status(f"ready {self._policy.timestamp}".rstrip())
+            await reply.send(ready if greeting is None else greeting.encode() + b"\r\n", tagged=True)
             await session.wire.flush()
             while not session.is_over:
                 await self._answer_next(session)

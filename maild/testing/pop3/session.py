@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class Policy:
     stls_context: ssl.SSLContext | None
     line_end: bytes = b"\r\n"
     locked_by: int = 0
+    timestamp: str = ""  # in the greeting: then there is APOP
 
 
 @dataclass(slots=True)
@@ -137,6 +139,16 @@ async def _pass(session: Session, words: list[str], __: Reply) -> bytes:
     return session.enter(session.user, " ".join(words))
 
 
+async def _apop(session: Session, words: list[str], _: Reply) -> bytes:
+    """RFC 1939 §7."""
+    if not session.policy.timestamp or len(words) != 2:
+        raise Refused("no APOP here")
+    user, proof = words
+    password = session.policy.users.get(user, "")
+    wanted = hashlib.md5(f"{session.policy.timestamp}{password}".encode(), usedforsecurity=False).hexdigest()
+    return session.enter(user, password if proof == wanted else "")
+
+
 async def _auth(session: Session, words: list[str], reply: Reply) -> bytes:
     if not words or words[0].upper() != "PLAIN":
         raise Refused("unknown mechanism")
@@ -211,6 +223,7 @@ COMMANDS = {
     "USER": Command(_user, False),
     "PASS": Command(_pass, False),
     "AUTH": Command(_auth, False),
+    "APOP": Command(_apop, False),
     "STAT": Command(_stat, True),
     "LIST": Command(_list, True),
     "UIDL": Command(_uidl, True),

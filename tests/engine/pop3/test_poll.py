@@ -134,6 +134,52 @@ async def test_a_message_that_ends_every_connection_is_given_up(world: PopWorld)
     assert world.on_disk() == disk_form([raw for raw in raws if raw != poison.raw])
 
 
+@pytest.mark.parametrize("is_delayed", [False, True], ids=["at once", "LOGIN-DELAY"])
+async def test_messages_that_end_every_connection_cost_a_poll_each_and_no_more(
+    world: PopWorld, is_delayed: bool
+) -> None:
+    """Three of them are more than the tries of one poll; where the server wants a delay each poll has one try."""
+    if is_delayed:
+        world.server.capabilities.add("LOGIN-DELAY 900")
+    raws = world.deliver(8)
+    poison = {world.server.messages[n].raw for n in (0, 3, 7)}
+    good = [raw for raw in raws if raw not in poison]
+
+    def poisoned(response: bytes) -> bytes:
+        return b"garbage\r\n" if any(raw in response for raw in poison) else response
+
+    world.server.faults.add("RETR", Rewrite(poisoned), times=None)
+    polls = [await world.poll()]
+    while polls[-1].error is not None and len(polls) < 10:
+        world.now_s += 900.0
+        polls.append(await world.poll())
+    assert len(polls) == (7 if is_delayed else 3)
+    assert polls[-1].total("skipped") == 3
+    assert world.on_disk() == disk_form(good)
+    world.deliver(1, start=100)
+    report = await world.polled()
+    assert (report.total("pulled"), report.total("skipped")) == (1, 3)
+
+    poison.clear()
+    world.now_s += 4 * 3600.0
+    assert (await world.polled()).total("pulled") == 3
+    report = await world.polled()
+    assert (report.total("pulled"), report.total("skipped")) == (0, 0)
+    assert len(world.on_disk()) == 9
+
+
+async def test_a_message_that_was_cut_off_once_is_asked_for_last(world: PopWorld) -> None:
+    """What follows it must not wait for it."""
+    world.server.capabilities.add("LOGIN-DELAY 900")
+    raws = world.deliver(3)
+    world.server.faults.add("RETR", Cut(after_octets=60))
+    assert (await world.poll()).error is not None
+    world.commands()
+    assert (await world.polled()).total("pulled") == 3
+    assert [line for line in world.commands() if line.startswith("RETR")] == ["RETR 2", "RETR 3", "RETR 1"]
+    assert world.on_disk() == disk_form(raws)
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [

@@ -37,7 +37,7 @@ test-long: lint live-packages ## the same with the long tests, and Hypothesis se
 	MAILD_HISTORIES=$${MAILD_HISTORIES:-10000} $(BIN)/pytest $(BESIDE) -m "" --hypothesis-profile=long -o faulthandler_timeout=3600 $(PYTEST_ARGS)
 
 bench: $(READY) ## maild beside its peers: times, memory, bytes kept
-	@.ci/debian "the bench" dovecot-imapd dovecot-lmtpd dovecot-pop3d isync offlineimap3 mpop getmail6 fetchmail procmail || true
+	@.ci/debian "the bench" dovecot-imapd dovecot-lmtpd dovecot-pop3d isync interimap offlineimap3 mpop getmail6 fetchmail procmail || true
 	@.ci/debian "the bench of sending" msmtp postfix || true
 	$(BIN)/python -m tests.bench.run $(BENCH_ARGS)
 

@@ -44,7 +44,8 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         propagate.py   deliveries to this disk, in batches, files first and then the state
         accept.py      an outgoing message: to whom, through which account, what it looks like on the wire
         submit.py      draining the outbox; wave.py: its messages on their way, each step recorded before it is made;
-                       aftermath.py: the copy in Sent, reports, forgetting; doubts.py: was it sent? the server's Sent
+                       aftermath.py: the copy in Sent, reports, forgetting; doubts.py: was it sent? the server's Sent;
+                       own_copies.py: does the server keep copies of its own?
         status.py      what all accounts and the outbox are doing, as one document, from stored state
         lifetime.py    how work on an account begins and ends, whatever its protocol
         report.py      what a pass is doing and has done; limits.py: descriptors and memory of the process
@@ -61,8 +62,9 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         state.py       SQLite: pairs, cursors; schema.py: its tables and their versions; pairs.py: rows of pairs;
                        withheld.py: what was not done: messages not taken, plans refused;
                        overview.py: what a person is told of all that, read beside its owner
-        outbox.py      the spool of outgoing messages; itemfile.py: what is known of one, as TOML; once.py: letters of
-                       our own, delivered exactly once; sent.py: which mailbox is for what was sent
+        outbox.py      the spool of outgoing messages; itemfile.py: what is known of one, as TOML; journal.py: what is
+                       in hand; once.py: letters of our own, delivered exactly once; sent.py: which mailbox is for what
+                       was sent
         maildrop.py    what is known of a POP3 maildrop; elsewhere.py: files that a reader moved to other mailboxes
         notify.py      what systemd is told
         watch.py       changes on this disk, heard of as they are made

@@ -69,6 +69,7 @@ EVENTS = {
     "message.failed": "a recipient will not get a message; a report is in the INBOX",
     "message.doubted": "whether a message was sent cannot be looked up on the server now",
     "message.confirmed": "a message of which it was not known whether it was sent is in the server's Sent mailbox",
+    "sent.learned": "it was found out who keeps the copies of what is sent",
     "login.rejected": "the server refused the credentials",
     "login.needed": "the refresh token of an OAuth login dies soon: `maild login` has to be run before then",
     "token.refreshed": "an access token was renewed ahead of its end, or after a refusal",

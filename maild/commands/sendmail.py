@@ -22,6 +22,7 @@ from maild.engine.accept import NoAccount, Order, Refused, prepared
 from maild.local.outbox import Outbox
 
 OK, USAGE, DATA_ERROR, TRY_LATER, DENIED, BAD_CONFIG = 0, 64, 65, 75, 77, 78  # sysexits.h
+LARGEST_OCTETS = 256 << 20  # what a server takes, which is less, it says itself
 
 HELP = """\
 usage: maild sendmail [-t] [-i] [-f ADDRESS] [-F NAME] [--at TIME] [--account NAME] [--] [RECIPIENT …]
@@ -102,7 +103,11 @@ def run(config: Path | None, words: Sequence[str]) -> int:
 
 def _accept(config: Path | None, order: Order) -> int:
     senders = read_senders(config)
-    raw = sys.stdin.buffer.read()
+    raw = sys.stdin.buffer.read(LARGEST_OCTETS + 1)
+    if len(raw) > LARGEST_OCTETS:
+        raise Refused(
+            f"the message has more than {LARGEST_OCTETS >> 20} MiB, which no server takes", "nothing was sent"
+        )
     item, text = prepared(raw, order, senders, time.time())
     Outbox(senders.state_dir).accept(item, text)
     _tell_daemon(senders.state_dir)

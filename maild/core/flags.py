@@ -7,6 +7,7 @@ for keywords by the mailbox's own list, and letters of other programs, which sta
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 
 from maild.core.model import Flags, Key
@@ -32,9 +33,11 @@ def canonical_flags(names: Iterable[str]) -> Flags:
     return frozenset(found.values())
 
 
-def keywords_of(flags: Flags) -> list[str]:
+@functools.lru_cache(maxsize=1024)
+def keywords_of(flags: Flags) -> tuple[str, ...]:
     """Those flags that need a letter of the mailbox's own list, in order, without regard to case."""
-    return sorted((flag for flag in flags if flag.lower() not in _LETTER_OF), key=lambda flag: (flag.lower(), flag))
+    keywords = (flag for flag in flags if flag.lower() not in _LETTER_OF)
+    return tuple(sorted(keywords, key=lambda flag: (flag.lower(), flag)))
 
 
 def same_flags(one: Flags, other: Flags) -> bool:

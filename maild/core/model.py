@@ -55,7 +55,8 @@ class Listing:
     `present` names everything the server has, wanted or not, selectable or not: what is missing there is gone.
     `separator` divides levels, "" where there are none. `trash` is the mailbox with the role \\Trash, wanted or not;
     `roles` are the selectable mailboxes that have one, by role, wanted or not. `left_out` are those that the patterns
-    want, and that are not subscribed, as the config asks for.
+    want, and that are not subscribed, as the config asks for. `moves_whole`: the server moves a message in one step
+    (RFC 6851 §3.3), so that no cut leaves it in both mailboxes.
     """
 
     mailboxes: tuple[RemoteMailbox, ...]
@@ -65,6 +66,7 @@ class Listing:
     trash: MailboxName | None = None
     roles: Mapping[str, RemoteMailbox] = field(default_factory=dict)
     left_out: frozenset[MailboxName] = frozenset()
+    moves_whole: bool = False
 
 
 class ScanTable:

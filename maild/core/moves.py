@@ -7,6 +7,7 @@ Each appearance is used once, and where there are several the nearest wins: the 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -36,6 +37,7 @@ class NewMessage(NamedTuple):
 
 
 NOTHING: Mapping[Gone, File] = {}
+SLACK_OCTETS = 64  # by which a server's sizes may be wrong, as Exchange's are
 
 
 def local_moves(gone: Iterable[Gone], files: Mapping[Content, Sequence[File]]) -> dict[Gone, File]:
@@ -102,3 +104,14 @@ def remote_moves(
                 far.append(one)
         moved.update(zip(far, (found[n] for n in left), strict=False))
     return moved
+
+
+def likely(sizes: Sequence[int], fresh: Sequence[tuple[Uid, int]]) -> list[Uid]:
+    """Those that may have one of these sizes on disk, where each line is an octet shorter than on the wire."""
+    ordered = sorted(sizes)
+    likely: list[Uid] = []
+    for uid, size in fresh:
+        at = bisect_right(ordered, size + SLACK_OCTETS) - 1
+        if at >= 0 and ordered[at] * 2 + SLACK_OCTETS >= size:
+            likely.append(uid)
+    return likely

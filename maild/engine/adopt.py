@@ -12,7 +12,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 from maild.core.errors import LocalError
 from maild.core.flags import same_flags
@@ -98,6 +98,10 @@ class Unpaired:
         alike = (key for key in found if same_flags(maildir.flags(self.entries[key]), flags))
         return next(alike, found[0] if found else None)
 
+    def untold(self) -> list[Orphan]:
+        """What the server has, or may have, under a Uid that nobody told."""
+        return [orphan for orphan in self.orphans.values() if orphan.only in {"sending", "sent"}]
+
     def content_of(self, key: Key) -> Content:
         return self.identities[key].size_octets, self.identities[key].digest
 
@@ -143,9 +147,9 @@ class Unpaired:
         return self.entries.pop(key), self.identities.pop(key), NO_FLAGS if orphan is None else orphan.flags
 
 
-def sent_orphan(key: Key, flags: Flags, content: Content) -> Orphan:
-    """What the server is given, to be noted before: whoever comes after a kill looks for it there."""
-    return Orphan(key, flags, *content, only="sent")
+def sent_orphan(key: Key, flags: Flags, content: Content, only: Literal["sending", "sent"] = "sent") -> Orphan:
+    """What the server has been given; with "sending" what it is about to be: after a kill it is looked for there."""
+    return Orphan(key, flags, *content, only=only)
 
 
 def unsure_of(mailbox_id: int, orphan: Orphan) -> Unsure:
@@ -267,17 +271,18 @@ def adopt(
             moved.append(Changes(was.mailbox_id, drop=[was.pair.uid]))
         here, there = flags_here(maildir, entry, base), remote[uid]
         pairs[key] = Pair(uid, key, there, identity.size_octets, identity.digest)
-        operation = merge_flags(replace(pairs[key], flags=base), here, there, permitted)
+        was_base = pairs[key] if base == there else Pair(uid, key, base, identity.size_octets, identity.digest)
+        operation = merge_flags(was_base, here, there, permitted)
         if not same_flags(operation.flags, here):
             changes[key] = entry, operation.flags
+            agreed[key] = there - missing_in(here | base, there)
         if operation.add or operation.remove:
             adopted.merges.append(operation)
-        agreed[key] = there - missing_in(here | base, there)
     done = maildir.set_flags(list(changes.values())) if changes else {}
     for key, pair in pairs.items():
         entry = done.get(key, entries[key])
         if same_flags(flags_here(maildir, entry, pair.flags), pair.flags):
-            pairs[key] = replace(pair, info=entry.info)
+            pairs[key] = Pair(pair.uid, key, pair.flags, pair.size_octets, pair.digest, info=entry.info)
     for key in changes.keys() - done.keys():
         pairs[key] = replace(pairs[key], flags=agreed[key])
         adopted.has_escaped = True

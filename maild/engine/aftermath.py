@@ -25,6 +25,8 @@ from maild.core.names import directory
 from maild.core.notices import Occasion, delay_notice, failure_report
 from maild.core.outgoing import Item
 from maild.engine.accept import date_field
+from maild.engine.doubts import FindSent
+from maild.engine.own_copies import OwnCopies, wants_copy
 from maild.local.once import Letter, check_mounted, deliver_once, find_keys, letter_key
 from maild.local.outbox import Outbox
 from maild.local.sent import sent_directory
@@ -34,28 +36,7 @@ GATHER_S = (
     0.1  # for so long the first waits for more, so that many share their fsyncs; at the end of a drain none waits
 )
 
-# Submission servers that put what they take into the account's Sent mailbox themselves; a copy would be a second one.
-# Google: "Sent mail is stored in [Gmail]/Sent Mail by SMTP", so clients are told not to save (Gmail's IMAP client
-# settings). Microsoft: Exchange Online and Outlook.com keep what is submitted in Sent Items. iCloud is not here:
-# reports go both ways. Others leave the copy to the client, as RFC 6409 does.
-KEEPING_HOSTS = frozenset(
-    {
-        "smtp.gmail.com",
-        "smtp.googlemail.com",
-        "smtp.office365.com",
-        "smtp-mail.outlook.com",
-        "outlook.office365.com",
-        "smtp.outlook.com",
-        "smtp.live.com",
-    }
-)
-
 log = structlog.get_logger()
-
-
-def wants_copy(smtp: Smtp) -> bool:
-    """Whether a copy of what was sent belongs into the local Sent mailbox."""
-    return smtp.sent == "copy" or (smtp.sent == "auto" and smtp.host.lower().rstrip(".") not in KEEPING_HOSTS)
 
 
 class Aftermath:
@@ -68,9 +49,11 @@ class Aftermath:
         outbox: Outbox,
         state: Path,
         on_failure: Callable[[Item], None] | None,
+        find_sent: FindSent | None,
         clock: Callable[[], float],
     ) -> None:
         self.has_failed = False
+        self.own_copies = OwnCopies(account, smtp, outbox.path, outbox.text, find_sent)
         self._account = account
         self._smtp = smtp
         self._outbox = outbox
@@ -85,7 +68,7 @@ class Aftermath:
 
     def add(self, item: Item) -> None:
         """See to a message of which it has just been recorded what became of it."""
-        if self._queue is not None and self._is_due(item):
+        if self._queue is not None:
             self._queue.send_nowait(item)
 
     @asynccontextmanager
@@ -101,12 +84,18 @@ class Aftermath:
                 self._queue = None
                 queue.close()
 
-    async def catch_up(self, items: Sequence[Item]) -> None:
-        """See to what an earlier drain could not, or did not live to."""
+    async def catch_up(self, items: Sequence[Item]) -> bool:
+        """See to what an earlier drain could not, or did not live to; whether there was anything."""
         self.has_failed = False
-        left = [self.judged(item) for item in items if not item.phase and self._is_due(item)]
+        left = [item.id for item in items if not item.phase and self._is_due(item)]
         for at in range(0, len(left), BATCH):
-            await self._see_to(left[at : at + BATCH], may_be_there=True)
+            batch = await anyio.to_thread.run_sync(self._outbox.claim, left[at : at + BATCH], self._if_due)
+            await self._see_to(batch, may_be_there=True)
+        return bool(left)
+
+    def _if_due(self, item: Item) -> Item | None:
+        """The item as it is now that nobody else changes it."""
+        return self.judged(item) if self._is_due(item) else None
 
     def _is_due(self, item: Item) -> bool:
         is_reported = not outgoing.owes_report(item) and not outgoing.owes_delay_notice(item, self._clock())
@@ -123,37 +112,31 @@ class Aftermath:
                 await self._see_to(batch, may_be_there=False)
 
     async def _see_to(self, batch: Sequence[Item], *, may_be_there: bool) -> None:
+        if self.own_copies.are_found or not may_be_there:
+            batch = await self.own_copies.sorted_out(batch)
         try:
             await anyio.to_thread.run_sync(self._carry_out, batch, may_be_there)
         except LocalError as exc:
             self.has_failed = True
             log.warning("outbox.stopped", account=self._account.name, reason=exc.text, hint=exc.hint)
+            with suppress(LocalError):  # the same, told once; what is in hand is put down by the next drain
+                await anyio.to_thread.run_sync(self._outbox.record, [i for i in batch if self._outbox.is_in_hand(i.id)])
 
     def _carry_out(self, batch: Sequence[Item], may_be_there: bool) -> None:
-        """In a thread: copies, reports, then what is known is written down or forgotten."""
+        """In a thread: copies, reports, then what is known is written down or forgotten. All are in hand until then."""
         self._copy([item for item in batch if item.copy == "begun"], may_be_there)
         done = [replace(item, copy="done") if item.copy == "begun" else item for item in batch]
         done = [self._reported(item) for item in done]
         over = [item for item in done if item.is_over and item.state == "sent"]
         self._outbox.remove([item.id for item in over])
-        rest = [item for item, before in zip(done, batch, strict=True) if item not in over and item != before]
-        self._outbox.record(rest)
-        self._outbox.place(*(item for item in done if item.is_over and item.state == "failed"))
+        self._outbox.record([item for item in done if item not in over])
 
     # -- copies
 
     def _copy(self, items: Sequence[Item], may_be_there: bool) -> None:
         if not items:
             return
-        letters = [
-            Letter(
-                letter_key(item.id, item.created_s, "sent"),
-                self._outbox.text(item.id),
-                is_seen=True,
-            )
-            for item in items
-            if self._outbox.has_text(item.id)
-        ]
+        letters = [self._letter(item) for item in items if self._outbox.has_text(item.id)]
         account = self._account
         check_mounted(account.maildir, self._state)
         if may_be_there:
@@ -162,6 +145,12 @@ class Aftermath:
         if letters:
             relative = sent_directory(account.maildir, account.layout, self._state, self._smtp.sent_mailbox)
             deliver_once(account.maildir, relative, letters)
+
+    def _letter(self, item: Item) -> Letter:
+        """Where nobody will ask for the message again, its file itself: it has two names for a moment."""
+        key = letter_key(item.id, item.created_s, "sent")
+        is_over = item.is_over and item.state == "sent"
+        return Letter(key, self._outbox.text_path(item.id) if is_over else self._outbox.text(item.id), is_seen=True)
 
     # -- reports
 

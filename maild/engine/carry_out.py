@@ -213,7 +213,7 @@ def _note_moves(
             sent.append(sent_orphan(key, there, pair.content))
             if pair.uid in merged:
                 unpaired[key] = pair.flags, merged[pair.uid].flags
-    if row.epoch is None and add and (epoch := this.work.epochs.get(target)) is not None:
+    if row.epoch is None and (add or sent) and (epoch := this.work.epochs.get(target)) is not None:
         state.set_epoch(row.id, epoch)  # it is new, and its own pass, which does this, may yet fail
     state.apply([Changes(this.mailbox.id, drop=drop), Changes(row.id, add=add, sent=sent)])
     this.work.sent.update((row.id, orphan.key) for orphan in sent)

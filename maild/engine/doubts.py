@@ -43,7 +43,7 @@ async def settle_doubts(account: str, outbox: Outbox, items: list[Item], find_se
             continue
         octets = await anyio.to_thread.run_sync(outbox.text, item.id)
         try:
-            is_found = await _look(find_sent, Likeness.of(octets, item.created_s))
+            is_found = await look(find_sent, Likeness.of(octets, item.created_s), LOOK_S)
         except MaildError as exc:
             log.warning("message.doubted", account=account, item=item.id, reason=exc.text, hint=exc.hint)
             may_pass = exc.retry is Retry.LATER and exc.scope is Scope.ACCOUNT and now_s < item.next_s + LOOK_FOR_S
@@ -56,10 +56,11 @@ async def settle_doubts(account: str, outbox: Outbox, items: list[Item], find_se
             log.info("message.confirmed", account=account, item=item.id)
 
 
-async def _look(find_sent: FindSent, wanted: Likeness) -> bool | None:
-    with anyio.move_on_after(LOOK_S):
+async def look(find_sent: FindSent, wanted: Likeness, timeout_s: float) -> bool | None:
+    """What `find_sent` tells. Raises MaildError, also where that takes too long."""
+    with anyio.move_on_after(timeout_s):
         return await find_sent(wanted)
-    raise Unavailable(f"the server did not tell within {LOOK_S:g} s what it has sent")
+    raise Unavailable(f"the server did not tell within {timeout_s:g} s what it has sent")
 
 
 def _unless_changed(seen: Item, later: Item, found: Item) -> Item:

@@ -155,7 +155,7 @@ def _gone_unseen(work: Work, looked: Collection[int], contents: Collection[Conte
         if row.id in looked or not is_synchronised or (place is not None and not _has_changed(row, place)):
             continue
         pairs = [pair for pair in state.pairs_with(row.id, contents) if not pair.only]
-        sent = [o for o in state.orphans(row.id).values() if o.only == "sent" and o.content in contents]
+        sent = [o for o in state.orphans(row.id).values() if o.only in {"sending", "sent"} and o.content in contents]
         known: list[Pair | Orphan] = [*pairs, *sent]
         if not known:
             continue

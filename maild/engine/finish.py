@@ -82,10 +82,8 @@ def _still_kept_there(this: MailboxPass) -> set[Key]:
 
 
 def _still_untold(this: MailboxPass) -> set[Key]:
-    """What the server got in this pass and told no Uid of, or what waits for another mailbox's pass."""
-    sent = {key for mailbox_id, key in this.work.sent if mailbox_id == this.mailbox.id}
-    waiting = (this.unpaired.orphans[key] for key in this.awaited & this.unpaired.orphans.keys())
-    return sent | {orphan.key for orphan in waiting if orphan.only == "sent"}
+    """What the server got in this pass and told no Uid of, and what waits for another pass, or another mailbox's."""
+    return this.untold | {key for mailbox_id, key in this.work.sent if mailbox_id == this.mailbox.id}
 
 
 def _identity(this: MailboxPass) -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from maild.config.values import Layout
-from maild.core.flags import same_flags
-from maild.core.model import Flags, Key, Pair, Uid
+from maild.core.flags import same_flags, split_info
+from maild.core.model import NO_FLAGS, Flags, Key, Pair, Uid
 from maild.core.reconcile import LocalNews
 from maild.local.maildir import Maildir
 from maild.local.scan import Entry
@@ -52,8 +52,9 @@ def open_mailbox(root: Path, mailbox: MailboxState) -> Maildir | None:
 def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may_note: bool = True) -> Look:
     """Compare the whole directory with the pairs. Blocks.
 
-    Most names are those that the state expects, and are not looked at one by one; unless the keywords' letters changed.
-    Names that readers gave without changing flags are noted for the next time, if `may_note`.
+    Most names are those that the state expects, and are not looked at one by one; unless their letters mean something
+    else by now, as a changed list of keywords may make them. Names that readers gave without changing flags are noted
+    for the next time, if `may_note`.
     """
     if maildir is None:
         return Look(is_here=False, news=LocalNews(gone=_gone_with_directory(state, mailbox)))
@@ -62,10 +63,16 @@ def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may
     settled = stamp.text() if is_settled(stamp, now_ns) else None
     expected, others = state.names(mailbox.id)
     other_names: Collection[Key] | None = None  # keys that have one instead of the expected; None: nobody knows
-    if others > MOST_NAMELESS or _keywords_changed(mailbox, stamp):
+    otherwise = _meaning_otherwise(state, mailbox, maildir) if _keywords_changed(mailbox, stamp) else {}
+    if others + len(otherwise) > MOST_NAMELESS:
         entries, doubtful = maildir.entries(), state.keys(mailbox.id)
     else:
         entries, doubtful, other_names = maildir.differences(expected)
+        still = {key: entry for key, entry in otherwise.items() if key not in entries and key not in doubtful}
+        found = maildir.locate(dict.fromkeys(still, NO_FLAGS), still) if still else {}
+        entries.update(found)
+        other_names |= found.keys()
+        settled = settled if len(found) == len(still) else None
         doubtful.update(state.nameless(mailbox.id, others) if others else ())
     doubtful.update(entries)
     pairs = state.pairs_by_key(mailbox.id, doubtful) if doubtful else {}
@@ -121,6 +128,18 @@ def _keywords_changed(mailbox: MailboxState, stamp: Stamp) -> bool:
     if before is None:
         return stamp.keywords_octets > 0
     return (before.keywords_ns, before.keywords_octets) != (stamp.keywords_ns, stamp.keywords_octets)
+
+
+def _meaning_otherwise(state: State, mailbox: MailboxState, maildir: Maildir) -> dict[Key, Entry]:
+    """Files that have the names that the state expects, which by now mean other flags than they did."""
+    maildir.refresh_keywords()
+    found: dict[Key, Entry] = {}
+    for info, flags in state.meanings(mailbox.id):
+        letters = split_info(info)[1]
+        subdir = "new" if letters is None else "cur"
+        if not same_flags(flags_here(maildir, Entry(Key(""), subdir, letters), flags), flags):
+            found.update((key, Entry(key, subdir, letters)) for key in state.keys_meaning(mailbox.id, info, flags))
+    return found
 
 
 def _gone_with_directory(state: State, mailbox: MailboxState) -> dict[Uid, Pair]:

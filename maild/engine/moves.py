@@ -22,10 +22,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from maild.core.model import NO_FLAGS, Content, Facts, Key, MailboxName, Pair, Uid
-from maild.core.moves import File, Gone, NewMessage, local_moves, remote_moves
+from maild.core.moves import File, Gone, NewMessage, likely, local_moves, remote_moves
 from maild.engine.adopt import Unsure
 from maild.engine.apply import Relocation
-from maild.engine.proof import FactsOf, Known, contents_of, likely, sole
+from maild.engine.proof import FactsOf, Known, contents_of, sole
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass, Move
 from maild.engine.untold import settle_untold
@@ -51,10 +51,11 @@ async def settle_moves(
     _follow_server(by_name, moved_here, {one: new for one, new in moved_there.items() if new.mailbox != one.mailbox})
     for one in [one for one, new in moved_there.items() if new.mailbox == one.mailbox and one not in moved_here]:
         await work.state.run(_await_content, by_name[one.mailbox], one.pair)
-    copied = await _copied_already(work, passes, moved_here, facts_of)
+    copied = set() if work.moves_whole else await _copied_already(work, passes, moved_here, facts_of)
     for one, file in moved_here.items():
         _follow_file(by_name, one, file, is_copied=one in copied)
-    await _note_trashed(work, passes, facts_of)
+    if not work.moves_whole:
+        await _note_trashed(work, passes, facts_of)
     await _note_doomable(work, passes, found_here)
 
 

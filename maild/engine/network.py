@@ -3,15 +3,22 @@
 Nothing is read out of the kernel's messages but that there was one (rtnetlink(7), groups for IPv4 and IPv6 addresses).
 Whether the machine slept shows in the difference of two clocks, of which one stands still meanwhile (clock_gettime(2)).
 A process that was stopped, and a virtual machine that was, show in a wait that took too long or in the time of day.
+
+The clocks are looked at as soon as the kernel says that it set one, which it does at the end of a sleep (timerfd of
+CLOCK_REALTIME with TFD_TIMER_CANCEL_ON_SET, timerfd_create(2)): what logind tells on the bus, where there is no bus as
+well. Now and then they are looked at all the same.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
+import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import anyio
@@ -23,6 +30,8 @@ JUMPED_S = 60.0
 SETTLE_S = 0.5  # addresses come and go in bursts
 _IPV4_ADDRESS, _IPV6_ADDRESS = 0x10, 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR (linux/rtnetlink.h)
 _OCTETS = 1 << 16
+_ABSOLUTE, _CANCEL_ON_SET = 0x1, 0x2  # TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET (sys/timerfd.h)
+_NEVER_S = (1 << (8 * ctypes.sizeof(ctypes.c_long) - 1)) - 1
 
 log = structlog.get_logger()
 
@@ -65,14 +74,83 @@ async def watch_network(changed: Callable[[], None], read: Callable[[], Clocks] 
 
 
 async def _watch_clocks(changed: Callable[[], None], read: Callable[[], Clocks]) -> None:
-    before = read()
-    while True:
-        await anyio.sleep(LOOK_AT_CLOCK_S)
-        now = read()
-        if reason := interruption(before, now, LOOK_AT_CLOCK_S):
-            log.info("network.changed", reason=reason)
-            changed()
-        before = now
+    with _set_clocks() as is_set:
+        before = read()
+        while True:
+            with anyio.move_on_after(LOOK_AT_CLOCK_S):
+                await is_set.wait()
+            is_set.clear()
+            now = read()
+            if reason := interruption(before, now, LOOK_AT_CLOCK_S):
+                log.info("network.changed", reason=reason)
+                changed()
+            before = now
+
+
+@contextmanager
+def _set_clocks() -> Iterator[asyncio.Event]:
+    """Set each time when the kernel has set the wall's clock; never where it cannot tell."""
+    is_set, loop = asyncio.Event(), asyncio.get_running_loop()
+    try:
+        timer = ClockTimer()
+    except OSError as exc:
+        log.debug("watch.failed", reason=f"a clock that is set is noticed late: {exc.strerror}")
+        yield is_set
+        return
+
+    def told() -> None:
+        if timer.take():
+            is_set.set()
+
+    try:
+        loop.add_reader(timer.descriptor, told)
+        yield is_set
+    finally:
+        loop.remove_reader(timer.descriptor)
+        timer.close()
+
+
+class ClockTimer:
+    """A timer that never ends, and is cancelled when the wall's clock is set: then its descriptor can be read.
+
+    Raises OSError where the kernel has none. Python has it from 3.13 on (os.timerfd_create).
+    """
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        flags = os.O_NONBLOCK | os.O_CLOEXEC  # as TFD_NONBLOCK and TFD_CLOEXEC
+        self.descriptor = self._checked(self._libc.timerfd_create(time.CLOCK_REALTIME, flags))
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def take(self) -> bool:
+        """Whether the clock was set since the last call."""
+        try:
+            os.read(self.descriptor, 8)
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            if exc.errno != errno.ECANCELED:
+                raise
+        self._begin()
+        return True
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+    def _begin(self) -> None:
+        at = (ctypes.c_long * 4)(0, 0, _NEVER_S, 0)  # struct itimerspec
+        self._checked(self._libc.timerfd_settime(self.descriptor, _ABSOLUTE | _CANCEL_ON_SET, at, None))
+
+    def _checked(self, result: int) -> int:
+        if result < 0:
+            number = ctypes.get_errno()
+            if number != errno.ECANCELED:  # set once more while it was begun: armed all the same
+                raise OSError(number, os.strerror(number))
+        return result
 
 
 async def _watch_addresses(changed: Callable[[], None]) -> None:

@@ -5,7 +5,6 @@ Cheap facts (size, Message-ID, Date) nominate; different messages may share them
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
@@ -21,8 +20,6 @@ from maild.engine.crew import TRIES, is_tried_again, pause
 from maild.engine.pull import FETCH_MESSAGES, FETCH_OCTETS, Work
 from maild.engine.sync import MailboxPass
 from maild.local.state import MailboxState
-
-SLACK_OCTETS = 64  # by which a server's sizes may be wrong, as Exchange's are
 
 FactsOf = Callable[[MailboxPass, Sequence[Uid]], Awaitable[Mapping[Uid, Facts]]]
 Known = tuple[int | None, str]  # a message as the state knows it: mailbox and Uid; without a pair None and its key
@@ -67,15 +64,10 @@ async def contents_of(work: Work, this: MailboxPass, uids: set[Uid]) -> dict[Uid
     return found
 
 
-def likely(sizes: Sequence[int], fresh: Sequence[tuple[Uid, int]]) -> list[Uid]:
-    """Those that may have one of these sizes on disk, where each line is an octet shorter than on the wire."""
-    ordered = sorted(sizes)
-    likely: list[Uid] = []
-    for uid, size in fresh:
-        at = bisect_right(ordered, size + SLACK_OCTETS) - 1
-        if at >= 0 and ordered[at] * 2 + SLACK_OCTETS >= size:
-            likely.append(uid)
-    return likely
+async def unknown_elsewhere(work: Work, but: Collection[Known], contents: Collection[Content]) -> set[Content]:
+    """Those of these contents that no other message is known to have, wherever it is: it may have been copied."""
+    known = await work.state.run(_all_with, work, contents) if contents else []
+    return set(contents) - {content for mailbox_id, id_, content in known if (mailbox_id, id_) not in but}
 
 
 async def sole(work: Work, rivals: Collection[Known], contents: Collection[Content]) -> set[Content]:

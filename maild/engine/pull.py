@@ -74,6 +74,7 @@ class Work:
     is_announced: bool = False
     listed: frozenset[MailboxName] = frozenset()  # what the server has
     left_out: frozenset[MailboxName] = frozenset()  # of these, what is not subscribed where that counts
+    moves_whole: bool = False  # no move that was cut off is in both mailboxes there
     doubts: dict[MailboxName, Doubts] = field(default_factory=dict)
     trash: MailboxName | None = None  # where deleted messages go on the server
     is_trash_filled: bool = False  # in this pass

@@ -30,7 +30,7 @@ from maild.engine.adopt import Unpaired, sent_orphan
 from maild.engine.look import flags_here
 from maild.engine.pull import Work
 from maild.local.maildir import Maildir
-from maild.local.state import Changes, MailboxState
+from maild.local.state import Changes, MailboxState, Orphan
 from maild.local.withheld import Unsent
 
 SOME = 200  # messages per step, after which what was done is noted
@@ -136,7 +136,7 @@ def _note_sending(
     work: Work, mailbox: MailboxState, unpaired: Unpaired, permitted: Permitted, flags: Mapping[Key, Flags]
 ) -> None:
     """A kill after this leaves a message on the server, or none: which, the next pass finds out by content."""
-    sent = [sent_orphan(key, permitted.of(mine), unpaired.content_of(key)) for key, mine in flags.items()]
+    sent = [sent_orphan(key, permitted.of(mine), unpaired.content_of(key), "sending") for key, mine in flags.items()]
     if sent:
         work.state.state.apply([Changes(mailbox.id, sent=sent)])
         work.sent.update((mailbox.id, orphan.key) for orphan in sent)
@@ -154,6 +154,7 @@ def _note_answers(
     state = work.state.state
     pairs: list[Pair] = []
     held: list[Unsent] = []
+    sent: list[Orphan] = []
     for answer in answers:
         identity = unpaired.identities[answer.key]
         if answer.refusal:
@@ -167,6 +168,7 @@ def _note_answers(
             )
         elif answer.uid is None:
             report.is_complete = False  # it is there and nobody said under which Uid: adopted next time
+            sent.append(sent_orphan(answer.key, permitted.of(flags[answer.key]), unpaired.content_of(answer.key)))
             report.appended += 1
         else:
             base = permitted.of(flags[answer.key])
@@ -176,9 +178,10 @@ def _note_answers(
     report.appended += len(pairs)
     report.paired += len(pairs)
     report.refused += len(held)
-    if pairs:
-        state.apply([Changes(mailbox.id, add=pairs)])
+    if pairs or sent:
+        state.apply([Changes(mailbox.id, add=pairs, sent=sent)])
         state.unsent_done(mailbox.id, [pair.key for pair in pairs])
     if held:
         state.hold_back(mailbox.id, held)
         work.sent.difference_update((mailbox.id, one.key) for one in held)
+    work.sent.difference_update((mailbox.id, pair.key) for pair in pairs)

@@ -41,7 +41,8 @@ class MailboxReport:
     FIELDS = ("name", "state", "error", *COUNTERS)
     __slots__ = FIELDS
 
-    def __init__(self, name: str, state: str = "pending", error: str | None = None) -> None:
+    def __init__(self, name: str, state: str = "pending", error: str | None = None, **counters: int) -> None:
+        """Counters that are not given are 0."""
         self.name = name
         self.state = state
         self.error = error
@@ -51,6 +52,8 @@ class MailboxReport:
         self.deleted = self.deleted_there = 0
         self.held_back = self.refused = self.skipped = 0
         self.wanted = self.wanted_octets = 0
+        for counter, value in counters.items():
+            setattr(self, counter, value)
 
     def as_dict(self) -> dict[str, object]:
         """All that there is of it, as JSON can have it."""

@@ -1,9 +1,9 @@
 """Draining the outbox: one account's due messages, over as many connections as pay, each step recorded beforehand.
 
 What this file keeps:
-- a message is claimed before its envelope is sent, and its body is announced in the outbox before it is sent, while
-  the server is asked for it; so after a crash it is known which messages may have been submitted without an answer,
-  and they are never doubled silently;
+- a message is claimed before its envelope is sent, and it is recorded that its body follows before any of that is
+  sent; so after a crash it is known which messages may have been submitted without an answer, and they are never
+  doubled silently;
 - what became of a message is durable before anything else is made of it: the copy for the Sent mailbox, the reports;
 - time without a connection is no attempt: nothing is claimed before a session is open;
 - a slow or refusing server holds up nobody but its own account.
@@ -31,8 +31,9 @@ from maild.core import outgoing
 from maild.core.backoff import reconnect_delay_s
 from maild.core.errors import ConfigError, ConnectionLost, MaildError, ProtocolViolation
 from maild.core.outgoing import Item, Reply, State, Submission, Verdict
-from maild.engine.aftermath import Aftermath, wants_copy
+from maild.engine.aftermath import Aftermath
 from maild.engine.doubts import FindSent, looking, settle_doubts
+from maild.engine.own_copies import wants_copy
 from maild.engine.wave import Wave, only_ours
 from maild.local.outbox import Outbox
 from maild.remote.auth import Credentials
@@ -105,7 +106,7 @@ class Submitter:
         self._timeouts = timeouts
         self._credentials = Credentials(account.smtp, account.name)
         state = state_dir / f"{account.name}.sqlite"
-        self._aftermath = Aftermath(account, account.smtp, outbox, state, on_failure, clock)
+        self._aftermath = Aftermath(account, account.smtp, outbox, state, on_failure, find_sent, clock)
         self._failures = 0
         self._first_failure_s = 0.0
         self._is_stopping = False
@@ -122,11 +123,7 @@ class Submitter:
         self._is_stopping = False
         drained = Drained(self.account.name)
         try:
-            await self._recover()
-            await self._settle_doubts()
-            await self._aftermath.catch_up(await self._items())
-            due = await self._due(everything=everything)
-            if due:
+            if due := self._due(await self._in_order(), everything=everything):
                 await self._submit(due, drained, everything=everything)
         except MaildError as exc:
             drained.error = exc
@@ -144,21 +141,23 @@ class Submitter:
         contents = await anyio.to_thread.run_sync(self._outbox.contents)
         return [item for item in contents.items if item.account == self.account.name]
 
-    async def _due(self, *, everything: bool) -> list[Item]:
+    def _due(self, items: Sequence[Item], *, everything: bool) -> list[Item]:
         now_s = self._clock()
-        return [item for item in await self._items() if not item.phase and item.due(now_s, everything=everything)]
+        return [item for item in items if not item.phase and item.due(now_s, everything=everything)]
 
-    async def _recover(self) -> None:
-        """Attempts that a failing disk left open in an earlier drain; no other drain of this account runs now."""
-        left = [outgoing.interrupted(item, self._clock()) for item in await self._items() if item.phase]
-        if left:
-            await anyio.to_thread.run_sync(self._outbox.record, left)
-
-    async def _settle_doubts(self) -> None:
-        """Look for what may have been sent among what the server has in its Sent mailbox."""
-        if self._find_sent is not None and not wants_copy(self._smtp):
+    async def _in_order(self) -> list[Item]:
+        """All items, after seeing to what earlier drains have left."""
+        items = await self._items()
+        if left := [item for item in items if item.phase or self._outbox.is_in_hand(item.id)]:
+            # A failing disk left their attempts open: no other drain of this account runs now.
+            ended = [outgoing.interrupted(item, self._clock()) if item.phase else item for item in left]
+            await anyio.to_thread.run_sync(self._outbox.record, ended)
             items = await self._items()
+        keeps_own = self._aftermath.own_copies.are_found or not wants_copy(self._smtp)
+        if self._find_sent is not None and keeps_own and any(item.with_state("uncertain") for item in items):
             await settle_doubts(self.account.name, self._outbox, items, self._find_sent, self._clock())
+            items = await self._items()
+        return await self._items() if await self._aftermath.catch_up(items) else items
 
     async def _wakes_at(self, drained: Drained) -> float | None:
         """When there is something to do again. A refused login waits for a change, a missing network for a while."""
@@ -177,7 +176,10 @@ class Submitter:
     async def _submit(self, due: Sequence[Item], drained: Drained, *, everything: bool) -> None:
         if self._credentials.refused is not None and not await self._credentials.has_changed():
             raise self._credentials.refused
-        find_due = partial(self._due, everything=everything)
+
+        async def find_due() -> list[Item]:
+            return self._due(await self._items(), everything=everything)
+
         wave = Wave(self._outbox, self._aftermath, drained.counts, find_due, self._clock)
         wave.add(due)
         wanted = 1 if self._failures else min(CONNECTIONS, 1 + len(due) // PER_CONNECTION)
@@ -235,6 +237,7 @@ class Submitter:
             return outgoing.settled(outgoing.claimed(item, addresses), deferred, now_s) if addresses else None
 
         items = await anyio.to_thread.run_sync(self._outbox.claim, [item.id for item in due], attempted)
+        await anyio.to_thread.run_sync(self._outbox.record, items)
         for item in items:
             drained.counts.update(r.state for r in item.recipients if r.state in ("deferred", "failed"))
         await self._aftermath.catch_up(items)
@@ -259,9 +262,7 @@ class Submitter:
         was_of_use = False
         try:
             while not session.is_over and not self._is_stopping and await wave.has_more():
-                async with aclosing(
-                    session.submit(partial(self._take, wave), wave.begin_body, wave.announce)
-                ) as answers:
+                async with aclosing(session.submit(partial(self._take, wave), wave.begin_body)) as answers:
                     async for submission, verdicts in answers:
                         was_of_use |= any(verdict.state in ("sent", "failed") for verdict in verdicts.values())
                         wave.settle(submission, verdicts)

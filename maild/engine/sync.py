@@ -44,6 +44,7 @@ from maild.core.model import (
     Skipped,
     Uid,
 )
+from maild.core.moves import likely
 from maild.core.ports import RemoteBox
 from maild.core.reconcile import RemoteNews, Rules, proven_gone, reconcile
 from maild.engine.adopt import Alike, Unpaired, kept_uid, match_facts, read_unpaired, unsure_of
@@ -54,7 +55,7 @@ from maild.engine.pull import Doubts, Pull, Work
 from maild.local.maildir import Maildir
 from maild.local.scan import Entry
 from maild.local.state import MailboxState, SkippedMessage
-from maild.local.withheld import Refusal, Unsent
+from maild.local.withheld import Refusal, Unsent, UnsentMessage
 
 ANY_FLAGS = Permitted(frozenset({"\\Answered", "\\Deleted", "\\Draft", "\\Flagged", "\\Seen", "$Forwarded"}))
 LOOKED_UP = 1000  # pairs looked up at a time
@@ -108,7 +109,10 @@ class MailboxPass:
         self._scan: Scan | None = None
         self.here: dict[Uid, Flags] = {}
         self.left_out: list[Skipped] = []
-        self.waiting: set[Key] = set()  # files that the server did not take, until their time has come
+        self.unfetched: list[tuple[Uid, int]] = []  # with sizes: those, and others that do not come in this pass
+        self.waiting: set[Key] = set()  # files that the server did not take, or may have, until their time has come
+        self.untold: set[Key] = set()  # files of which is to be remembered that the server has taken them
+        self._untold_before = 0
         self.matched: dict[Uid, Key] = {}
         self._planned: tuple[list[Key], list[Uid]] = [], []  # deletions here and there, as the guard saw them
         self._counted = 0  # messages that they were measured against
@@ -154,6 +158,7 @@ class MailboxPass:
         skipped = state.skipped(mailbox.id) if self.same_epoch else {}
         wait = {uid for uid, m in skipped.items() if m.size_octets > limit or not self.work.is_due(m)}
         self.report.skipped = len(wait)
+        self.unfetched = [(uid, skipped[uid].size_octets) for uid in wait]
         if self.same_epoch:
             items = iter(scan.items)
             while part := list(islice(items, LOOKED_UP)):
@@ -200,6 +205,7 @@ class MailboxPass:
         if self.left_out:
             self.remote.fresh = self.remote.fresh.without({message.uid for message in self.left_out})
         self.report.skipped += len(self.left_out)
+        self.unfetched += [(message.uid, message.size_octets) for message in self.left_out]
 
     def _look_closer(self) -> None:
         """The flags of the files that the server changed, and what the files without a pair are."""
@@ -215,22 +221,31 @@ class MailboxPass:
         is_known = self.same_epoch or self.mailbox.epoch is None
         entries = self.look.unpaired if is_known else maildir.entries()
         state = self.work.state.state
+        self._untold_before = sum(note.only == "sent" for note in state.orphans(self.mailbox.id).values())
         needs_all = not self.same_epoch or self.mailbox.last_pass_s is None
         self.unpaired = read_unpaired(state, self.mailbox, maildir, entries, needs_all=needs_all)
         unsent = state.unsent(self.mailbox.id) if self.same_epoch else {}
         if not self.work.dry_run and unsent.keys() - entries.keys():
             state.unsent_done(self.mailbox.id, unsent.keys() - entries.keys())
         self.waiting = {key for key, m in unsent.items() if key in entries and not self.work.is_due(m)}
-        self._hold_back_unreadable()
+        self._hold_back_unreadable(unsent)
         self.report.held_back = len((unsent.keys() | self.unpaired.unreadable.keys()) & entries.keys())
 
-    def _hold_back_unreadable(self) -> None:
-        tried = {key: file for key, file in self.unpaired.unreadable.items() if key not in self.waiting}
-        if tried and not self.work.dry_run:
-            held = [Unsent(key, file.reason, file.size_octets or 0) for key, file in tried.items()]
+    def _hold_back_unreadable(self, unsent: Mapping[Key, UnsentMessage]) -> None:
+        """They are tried at every pass. What came under a Uid that nobody told may be one of them: it waits."""
+        unreadable, notes = self.unpaired.unreadable, {note.key: note for note in self.unpaired.untold()}
+        if not unreadable:
+            return
+        self.untold |= unreadable.keys() & notes.keys()
+        sizes = [notes[key].size_octets for key in self.untold]
+        if may_be := set(likely(sizes, [(uid, size) for uid, _, size in self.remote.fresh])):
+            self.remote.fresh = self.remote.fresh.without(may_be)
+            self.is_missed = True
+        if not self.work.dry_run:
+            held = [Unsent(key, file.reason, file.size_octets or 0, waits=False) for key, file in unreadable.items()]
             self.work.state.state.hold_back(self.mailbox.id, held)
-            for file in tried.values():
-                self.log.warning("message.refused", octets=file.size_octets, reason=file.reason)
+            for key in unreadable.keys() - unsent.keys():
+                self.log.warning("message.refused", octets=unreadable[key].size_octets, reason=unreadable[key].reason)
 
     def look_without_server(self) -> None:
         """Only this disk: what the files without a pair are. Blocks."""
@@ -336,8 +351,9 @@ class MailboxPass:
             was.pair.uid == kept_uid(key) for key, was in self.unpaired.unsure.items()
         )  # their pairs went first
         total = self.work.state.state.count(self.mailbox.id) - forgotten + going
+        untold = sum(note.only == "sent" for note in self.unpaired.untold())  # of which no pair was made since
         if self.mailbox.messages is not None:
-            total = min(total, self.mailbox.messages)
+            total = min(total + untold, self.mailbox.messages + self._untold_before)
         return total
 
     async def match(self, box: RemoteBox) -> None:

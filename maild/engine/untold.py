@@ -4,19 +4,26 @@ A pass was killed between an APPEND and the pair, or the server has no UIDPLUS. 
 next pass adopts file and message by content. Here is what happens if one of them has moved on meanwhile: without it
 the message would be sent a second time from where its file is by then.
 
-Comes before `engine.moves`, which then finds pairs whose file or message is gone, as any others.
+- the file has gone on, the message is where it was sent to: a pair whose file is gone, as any other;
+- the file is gone altogether: the same if the server is known to have taken the message ("sent"). Else ("sending") the
+  equal message may be anybody's, and is fetched: that a file is gone proves nothing about it;
+- the message has gone on, the file is where it was: the file follows.
+
+Contents decide, and only where no other message is known to have the same. Comes before `engine.moves`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from maild.core.flags import same_flags
-from maild.core.model import NO_FLAGS, Facts, Key, Pair, Uid
+from maild.core.model import NO_FLAGS, Content, Key, Pair, Uid
+from maild.core.moves import likely
 from maild.engine.adopt import kept_uid
 from maild.engine.apply import Relocation
-from maild.engine.proof import FactsOf, contents_of, likely, sole
+from maild.engine.proof import FactsOf, contents_of, unknown_elsewhere
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass
 from maild.local.state import Changes, Orphan
@@ -29,76 +36,164 @@ class _File:
     this: MailboxPass
     key: Key
 
+    @property
+    def message_id(self) -> bytes:
+        return self.this.unpaired.identities[self.key].facts.message_id
+
 
 async def settle_untold(work: Work, passes: Sequence[MailboxPass], facts_of: FactsOf) -> None:
-    """Find these messages where their file, or they themselves, are no longer where they were sent to."""
+    """Find these messages where their file, or they themselves, are no longer where they were sent to.
+
+    Not to be called while a session is held.
+    """
     for p in passes:
-        sent = [orphan for orphan in p.unpaired.orphans.values() if orphan.only == "sent"] if p.same_epoch else []
-        for orphan in (orphan for orphan in sent if orphan.key not in p.unpaired.unreadable):
-            file = _file_of(orphan, p, passes)
-            if file is None or file.this is not p:
-                if (uid := await _message(work, p, p, orphan, file, facts_of)) is not None:
-                    await _pair(work, p, orphan, uid)
-                    continue
-            elif _fresh_like(p, orphan):
-                continue  # adopted by what it is
-            for q in (q for q in passes if q is not p and file is not None):
-                if file is not None and (uid := await _message(work, p, q, orphan, file, facts_of)) is not None:
-                    _follow(p, orphan, file, q, uid)
-                    break
+        notes = [note for note in p.unpaired.untold() if note.key not in p.unpaired.unreadable] if p.same_epoch else []
+        away = [note for note in notes if note.key not in p.unpaired.entries]
+        files = {note.key: _File(p, note.key) for note in notes if note.key in p.unpaired.entries}
+        if away:
+            files |= _files_of(away, passes)
+            await _find_messages(work, p, away, files, facts_of)
+        left = [note for note in notes if note.key in files and note.key in p.unpaired.orphans]
+        if left:
+            await _find_moved(work, p, left, files, passes, facts_of)
 
 
-def _file_of(orphan: Orphan, this: MailboxPass, passes: Sequence[MailboxPass]) -> _File | None:
-    """Its file: where it was, under its name elsewhere, or one of its content."""
-    if orphan.key in this.unpaired.entries:
-        return _File(this, orphan.key)
-    alike = [_File(q, key) for q in passes for key in q.unpaired.by_content.get(orphan.content, ())]
-    alike = [file for file in alike if file.key in file.this.unpaired.entries]
-    return next((file for file in alike if file.key == orphan.key), alike[0] if alike else None)
+def _is_partial(work: Work) -> bool:
+    """Whether file or message may be in a mailbox that this pass does not see."""
+    return work.is_asked or bool(work.failed & work.listed)
 
 
-def _fresh_like(this: MailboxPass, orphan: Orphan) -> list[Uid]:
-    return likely([orphan.size_octets], [(uid, size) for uid, _, size in this.remote.fresh if uid not in this.retried])
+def _waiting_text(work: Work, messages: int) -> str:
+    return (
+        f"messages that were sent from here and may have moved since: {messages}; they wait for a pass that looks"
+        f" everywhere: maild sync {work.account.name}"
+    )
 
 
-async def _message(
-    work: Work, sent_to: MailboxPass, where: MailboxPass, orphan: Orphan, file: _File | None, facts_of: FactsOf
-) -> Uid | None:
-    """The new message in `where` that has the content; None too where it may be another's that moved there."""
-    found = _fresh_like(where, orphan)
-    if found and file is not None:
-        found = _with_facts(await facts_of(where, found), file.this.unpaired.identities[file.key].facts)
-    contents = await contents_of(work, where, set(found)) if found else {}
-    uid = next((uid for uid in found if contents.get(uid) == orphan.content), None)
-    if uid is None or not await sole(work, {(None, orphan.key)}, {orphan.content}):
-        return None
-    return uid
+# -- the file is gone
 
 
-def _with_facts(found: Mapping[Uid, Facts], wanted: Facts) -> list[Uid]:
-    """Sizes may be wrong; where there is a Message-ID, it is not."""
-    return [uid for uid, facts in found.items() if facts.message_id == wanted.message_id]
+async def _find_messages(
+    work: Work, p: MailboxPass, away: Sequence[Orphan], files: Mapping[Key, _File], facts_of: FactsOf
+) -> None:
+    wanted = [note for note in away if note.key in files or note.only == "sent" or _is_partial(work)]
+    found = await _matched(work, p, wanted, files, facts_of, set())
+    waiting = {uid for note, uid in found if note.key not in files and note.only == "sending"}
+    pairs = {uid: Pair(uid, note.key, note.flags, *note.content) for note, uid in found if uid not in waiting}
+    if waiting:  # its file may be where this pass does not look
+        p.untold |= {note.key for note, uid in found if uid in waiting}
+        p.is_undone = p.is_missed = True
+        p.remote.fresh = p.remote.fresh.without(waiting)
+        p.report.error = _waiting_text(work, len(waiting))
+    if pairs and not work.dry_run:
+        await work.state.run(work.state.state.apply, [Changes(p.mailbox.id, add=list(pairs.values()))])
+    flags = p.remote_flags(pairs)
+    p.remote.fresh = p.remote.fresh.without(pairs) if pairs else p.remote.fresh
+    for uid, pair in pairs.items():
+        del p.unpaired.orphans[pair.key]
+        p.local.gone[uid] = pair
+        if not same_flags(flags[uid], pair.flags):
+            p.remote.changed[uid] = pair, flags[uid]
 
 
-async def _pair(work: Work, this: MailboxPass, orphan: Orphan, uid: Uid) -> None:
-    """The message is where it was sent to, and its file has gone from there: a pair whose file is gone."""
-    there = this.remote_flags({uid})[uid]
-    pair = Pair(uid, orphan.key, orphan.flags, *orphan.content)
-    if not work.dry_run:
-        await work.state.run(work.state.state.apply, [Changes(this.mailbox.id, add=[pair])])
-    del this.unpaired.orphans[orphan.key]
-    this.remote.fresh = this.remote.fresh.without({uid})
-    this.local.gone[uid] = pair
-    if not same_flags(there, pair.flags):
-        this.remote.changed[uid] = pair, there
+def _files_of(notes: Sequence[Orphan], passes: Sequence[MailboxPass]) -> dict[Key, _File]:
+    """Files with these contents, by the key of the note: under the same name if there is one."""
+    found: dict[Key, _File] = {}
+    for note in notes:
+        for q in passes:
+            for key in q.unpaired.by_content.get(note.content, ()):
+                if key in q.unpaired.entries and (key == note.key or note.key not in found):
+                    found[note.key] = _File(q, key)
+    return found
 
 
-def _follow(this: MailboxPass, orphan: Orphan, file: _File, target: MailboxPass, uid: Uid) -> None:
-    """The message has gone on to `target`: its file follows."""
+# -- the message is gone
+
+
+async def _find_moved(
+    work: Work,
+    p: MailboxPass,
+    notes: Sequence[Orphan],
+    files: Mapping[Key, _File],
+    passes: Sequence[MailboxPass],
+    facts_of: FactsOf,
+) -> None:
+    others = [q for q in passes if q is not p and _fresh_like(q, notes)]
+    if not others and not _is_partial(work) and not p.unfetched:
+        return  # they are adopted, or sent again
+    alike = _fresh_like(p, notes)
+    ids = {facts.message_id for facts in (await facts_of(p, alike)).values()} if alike else set()
+    missing = [note for note in notes if files[note.key].message_id not in ids]
+    unproven: set[bytes] = set()  # Message-IDs of what did not come
+    for q in others:
+        several = [note for note in missing if files[note.key].this is not q]
+        found = await _matched(work, q, several, files, facts_of, unproven)
+        for note, uid in found:
+            await _follow(work, p, note, files[note.key], q, uid)
+        missing = [note for note in missing if all(note is not followed for followed, _ in found)]
+    for note in missing:
+        is_sure = note.only == "sent"  # else it may never have come there, and is sent
+        may_be_elsewhere = is_sure and (_is_partial(work) or likely([note.size_octets], p.unfetched))
+        if may_be_elsewhere or files[note.key].message_id in unproven:
+            files[note.key].this.waiting.add(files[note.key].key)
+            p.untold.add(note.key)
+            if work.is_asked:
+                p.report.error = _waiting_text(work, 1)
+
+
+async def _follow(work: Work, p: MailboxPass, note: Orphan, file: _File, target: MailboxPass, uid: Uid) -> None:
+    """The message has gone on to `target`: its file follows, unless what the server does has no effect here."""
+    source = file.this
+    pair = Pair(kept_uid(note.key), note.key, note.flags, *note.content)
+    source.unpaired.take(file.key)
+    if not source.rules.deletes_here:
+        kept = Pair(kept_uid(file.key), file.key, note.flags, *note.content, only="local")
+        if not work.dry_run:
+            await work.state.run(work.state.state.apply, [Changes(source.mailbox.id, add=[kept])])
+        return
+    p.untold.add(note.key)
+    source.awaited.add(file.key)
     there = target.remote_flags({uid}).get(uid, NO_FLAGS)
     target.remote.fresh = target.remote.fresh.without({uid})
-    file.this.unpaired.take(file.key)
-    file.this.awaited.add(file.key)
-    pair = Pair(kept_uid(orphan.key), orphan.key, orphan.flags, *orphan.content)
-    move = Relocation(this.mailbox, pair, file.this.mailbox, file.key, target.mailbox, uid, there)
-    target.relocations.append(move)
+    target.relocations.append(Relocation(p.mailbox, pair, source.mailbox, file.key, target.mailbox, uid, there))
+
+
+# -- which message is which
+
+
+def _fresh_like(this: MailboxPass, notes: Iterable[Orphan]) -> list[Uid]:
+    fresh = [(uid, size) for uid, _, size in this.remote.fresh if uid not in this.retried]
+    return likely([note.size_octets for note in notes], fresh)
+
+
+async def _matched(
+    work: Work,
+    where: MailboxPass,
+    notes: Sequence[Orphan],
+    files: Mapping[Key, _File],
+    facts_of: FactsOf,
+    unproven: set[bytes],
+) -> list[tuple[Orphan, Uid]]:
+    """New messages in `where` that have the contents of these, where no other message is known that has.
+
+    The Message-IDs of those that might, and did not come, are added to `unproven`.
+    """
+    alike = _fresh_like(where, notes)
+    ids: dict[Uid, bytes] = {}
+    if alike and all(note.key in files for note in notes):  # sizes may be wrong; a Message-ID is not
+        wanted = {files[note.key].message_id for note in notes}
+        told = await facts_of(where, alike)
+        ids = {uid: facts.message_id for uid, facts in told.items() if facts.message_id in wanted}
+        alike = list(ids)
+    contents = await contents_of(work, where, set(alike)) if alike else {}
+    unproven.update(message_id for uid, message_id in ids.items() if uid not in contents)
+    by_content: dict[Content, list[Uid]] = defaultdict(list)
+    for uid in sorted(contents, key=lambda uid: (len(uid), uid)):
+        by_content[contents[uid]].append(uid)
+    ours = {(None, note.key) for note in notes}
+    safe = await unknown_elsewhere(work, ours, by_content.keys() & {note.content for note in notes})
+    found: list[tuple[Orphan, Uid]] = []
+    for note in (note for note in notes if note.content in safe):
+        if uids := by_content[note.content]:
+            found.append((note, uids.pop(0)))
+    return found

@@ -1,4 +1,4 @@
-"""The messages of one drain on their way: claimed, announced, settled, each durable before what follows from it.
+"""The messages of one drain on their way: claimed, begun, settled, each durable before what follows from it.
 
 Several connections work on one wave; what they have to record at one time is made durable together.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 import anyio
 import anyio.to_thread
@@ -21,25 +20,15 @@ from maild.engine.aftermath import Aftermath
 from maild.local.outbox import Outbox
 
 CLAIMED_AHEAD = 16  # in all; a message that is claimed cannot be cancelled
-ANNOUNCED_AHEAD = 4  # in all, beside those on the wire
-SMALL_OCTETS = 1 << 20  # a bigger message is not read ahead
+READ_AHEAD_OCTETS = 1 << 17  # a bigger message is not read before the server wants it
 
 
 @dataclass(slots=True, eq=False)
-class _Change:
-    """An item to be recorded; `failure` is why that was not possible. `is_over`: its attempt has ended with it."""
+class _Page:
+    """Items that are recorded together; `failure` is why that was not possible. The attempt at those `over` is over."""
 
-    item: Item
-    is_over: bool = False
-    failure: MaildError | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Announcement:
-    """That a body is about to be sent: recorded, and the message read, when `done`; `failure` is why that cannot be."""
-
-    item: Item
-    text: bytes = b""
+    items: list[Item] = field(default_factory=list)
+    over: list[Item] = field(default_factory=list)
     failure: MaildError | None = None
     done: anyio.Event = field(default_factory=anyio.Event)
 
@@ -61,10 +50,10 @@ class Wave:
     _due: deque[Item] = field(default_factory=deque)
     _ready: deque[Submission] = field(default_factory=deque)
     _claimed: dict[str, Item] = field(default_factory=dict)  # and not settled
-    _announced: dict[str, _Announcement] = field(default_factory=dict)  # and not begun
-    _changes: list[_Change] = field(default_factory=list)
+    _texts: dict[str, bytes] = field(default_factory=dict)  # read ahead
+    _page: _Page = field(default_factory=_Page)  # the next to be recorded
+    _is_recording: bool = False
     _claiming: anyio.Lock = field(default_factory=anyio.Lock)
-    _recording: anyio.Lock = field(default_factory=anyio.Lock)
 
     def add(self, items: Iterable[Item]) -> None:
         """More that is due. What was tried once in this wave is not tried again in it."""
@@ -85,72 +74,47 @@ class Wave:
         return bool(self._ready)
 
     def take(self) -> Submission | None:
-        """The next message that is claimed."""
-        return self._ready.popleft() if self._ready else None
-
-    def announce(self, submission: Submission) -> None:
-        """The envelope is on its way: record meanwhile that the body follows, and read it. Has the next ones claimed.
-
-        What a crash leaves from here on is uncertain, though the body may not have been begun. The next small ones are
-        announced in the same write: on a fast line the disk is what takes time.
-        """
-        self._announce(submission)
-        for following in islice(self._ready, ANNOUNCED_AHEAD):
-            if following.size_octets <= SMALL_OCTETS:
-                self._announce(following)
-        if len(self._ready) < CLAIMED_AHEAD // 2 and self._due and not self._claiming.statistics().locked:
+        """The next message that is claimed; before there is none left, the next ones are being claimed."""
+        if len(self._ready) <= CLAIMED_AHEAD // 2 and self._due and not self._claiming.statistics().locked:
             self.tasks.start_soon(self._claim_ahead)
-
-    def _announce(self, submission: Submission) -> None:
-        if submission.id in self._announced:
-            return
-        announced = _Announcement(outgoing.body_begun(self._claimed[submission.id], {}))
-        self._announced[submission.id] = announced
-        change = _Change(announced.item)
-        self._changes.append(change)
-        self.tasks.start_soon(self._carry_out, announced, change)
+        return self._ready.popleft() if self._ready else None
 
     async def begin_body(self, submission: Submission, refused: Verdicts) -> bytes:
         """The message, when it is recorded that its body is about to be sent, for all but those refused."""
-        announced = self._announced.pop(submission.id)
-        await announced.done.wait()
-        if announced.failure is not None:
-            raise announced.failure
         item = outgoing.body_begun(self._claimed[submission.id], refused)
-        if refused:
-            await self._record(item)
+        page = self._add(item)
+        await page.done.wait()
+        if page.failure is not None:
+            raise page.failure
         self._claimed[item.id] = item
-        return announced.text
-
-    async def _carry_out(self, announced: _Announcement, change: _Change) -> None:
-        try:
-            await self._write_down(change)
-            announced.text = await anyio.to_thread.run_sync(self.outbox.text, announced.item.id)
-        except MaildError as exc:
-            announced.failure = exc
-        announced.done.set()  # not after any other error: that ends the drain, and nothing must be sent
+        if (text := self._texts.pop(item.id, None)) is not None:
+            return text
+        return await anyio.to_thread.run_sync(self.outbox.text, item.id)
 
     def settle(self, submission: Submission, verdicts: Verdicts) -> None:
-        """What became of a message: recorded at once, where another body is about to begin in one write with it."""
+        """What became of a message: recorded at once, and before another body begins on its connection."""
         item = self._claimed.pop(submission.id)
-        self._announced.pop(submission.id, None)
+        self._texts.pop(submission.id, None)
         self.counts.update(verdict.state for verdict in verdicts.values())
-        settled = outgoing.settled(item, verdicts, self.clock())
-        self._changes.append(_Change(self.aftermath.judged(settled), is_over=True))
-        self.tasks.start_soon(self._write_down)
+        settled = self.aftermath.judged(outgoing.settled(item, verdicts, self.clock()))
+        self._add(settled).over.append(settled)
 
     async def let_go(self) -> None:
         """At the end of the drain: what is claimed and was not sent is as before, what may have been sent uncertain."""
+        await self._record()
         left = [outgoing.interrupted(item, self.clock()) for item in self._claimed.values()]
         self._claimed.clear()
-        self._announced.clear()
+        self._texts.clear()
         self._ready.clear()
-        self._changes.extend(_Change(item, is_over=True) for item in left)
-        await self._write_down()
+        if left:
+            await anyio.to_thread.run_sync(self.outbox.record, left)
+
+    # -- inside
 
     async def _claim_ahead(self) -> None:
         async with self._claiming:
-            await self._claim()
+            if len(self._ready) <= CLAIMED_AHEAD // 2:
+                await self._claim()
 
     async def _claim(self) -> None:
         """The next due messages. One that was cancelled or held in the meantime is not among them."""
@@ -163,40 +127,56 @@ class Wave:
             addresses = item.due(now_s, everything=seen.next_s > now_s)
             return outgoing.claimed(item, addresses) if addresses else None
 
-        for item in await anyio.to_thread.run_sync(self.outbox.claim, list(wanted), claimed):
-            self._claimed[item.id] = item
+        def take_in_hand() -> tuple[list[Item], dict[str, bytes], set[str]]:
+            items = self.outbox.claim(list(wanted), claimed)
+            there = {item.id for item in items if self.outbox.has_text(item.id)}
+            small = [item for item in items if item.id in there and item.size_octets <= READ_AHEAD_OCTETS]
+            return items, {item.id: self.outbox.text(item.id) for item in small}, there
+
+        items, texts, there = await anyio.to_thread.run_sync(take_in_hand)
+        self._claimed.update((item.id, item) for item in items)
+        self._texts.update(texts)
+        for item in items:
             submission = outgoing.submission(item)
-            if self.outbox.has_text(item.id):
+            if item.id in there:
                 self._ready.append(submission)
             else:
                 gone = Verdict("failed", Reply(0, f"the message's file {item.id}.eml is gone from the outbox"))
                 self.settle(submission, dict.fromkeys(submission.recipients, gone))
 
-    async def _record(self, item: Item) -> None:
-        """Durable on return."""
-        change = _Change(item)
-        self._changes.append(change)
-        await self._write_down(change)
+    def _add(self, item: Item) -> _Page:
+        """Have it recorded with whatever else is waiting."""
+        page = self._page
+        page.items.append(item)
+        if not self._is_recording:
+            self._is_recording = True
+            self.tasks.start_soon(self._record)
+        return page
 
-    async def _write_down(self, awaited: _Change | None = None) -> None:
-        """Make durable all that is to be recorded; whoever comes first writes for those who came meanwhile."""
-        async with self._recording:
-            batch, self._changes = self._changes, []
-            if batch:
-                await self._write(batch)
-        if awaited is not None and awaited.failure is not None:
-            raise awaited.failure
-
-    async def _write(self, batch: Sequence[_Change]) -> None:
+    async def _record(self) -> None:
+        """Make durable all that is to be recorded, page after page."""
+        self._is_recording = True
         try:
-            await anyio.to_thread.run_sync(self.outbox.record, [change.item for change in batch])
+            while self._page.items:
+                page, self._page = self._page, _Page()
+                await self._write(page)
+        finally:
+            self._is_recording = False
+
+    async def _write(self, page: _Page) -> None:
+        """After an error other than ours nobody is told that a page is done: that ends the drain."""
+        try:
+            await anyio.to_thread.run_sync(self.outbox.note, page.items)
         except MaildError as exc:
-            for change in batch:
-                change.failure = exc
+            page.failure = exc
+            page.done.set()
             raise
-        for change in batch:
-            if change.is_over:
-                self.aftermath.add(change.item)
+        except BaseException:
+            self._page.items[:0], self._page.over[:0] = page.items, page.over
+            raise
+        page.done.set()
+        for item in page.over:
+            self.aftermath.add(item)
 
 
 def only_ours(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -66,7 +66,7 @@ class AccountPass:
         work = self._work
         listing, found = await self._both_sides(only, told)
         work.report.state = "syncing"
-        work.listed, work.left_out = listing.present, listing.left_out
+        work.listed, work.left_out, work.moves_whole = listing.present, listing.left_out, listing.moves_whole
         self._separator = listing.separator
         work.trash = listing.trash
         self._note_unusable(listing)
@@ -319,8 +319,12 @@ class AccountPass:
             try:
                 async with work.remote.visit(visit.remote.name, read_only=work.dry_run) as box:
                     await this.scan(box)
-                    _resume_moves(this, self._relocations, self._before.get(this.name))
-                    await settle_moves(work, [this], lambda _, uids: box.facts(uids))
+                _resume_moves(this, self._relocations, self._before.get(this.name))
+                await settle_moves(work, [this], self._facts)
+                if this in self._left_out:
+                    await _abandon(this)
+                    return
+                async with work.remote.visit(this.name, this.found.epoch, read_only=work.dry_run) as box:
                     await leave_what_lies_elsewhere(work, [this], self._separator)
                     if not self._is_first:
                         await keep_what_came_from_elsewhere(work, [this])
@@ -365,6 +369,9 @@ def _resume_moves(
             this.remote.changed.pop(uid, None)
             this.left_behind.append(uid)
     for key in this.awaited & this.unpaired.entries.keys():
+        if (this.mailbox.id, key) in this.work.sent:  # the server has moved it here, and told no Uid
+            this.waiting.add(key)
+            continue
         this.unpaired.take(key)  # another mailbox's pass gives it a pair
     for _, move in relocations:
         if move.pair_mailbox.id == this.mailbox.id:

@@ -57,12 +57,15 @@ class Keywords:
 
     def unrepresentable(self, flags: Flags) -> frozenset[str]:
         """Those keywords that no file name can carry: all letters are taken, or it cannot stand in the list."""
+        keywords = keywords_of(flags)
+        if not keywords:
+            return frozenset()  # as most are: the file need not be looked at
         with self._lock:
             self._refresh()
             missing = self._without_letter(flags)
             fitting = missing[: len(ascii_lowercase) - len(self._used)]
-            have = {keyword for keyword in keywords_of(flags) if keyword.lower() in self.letters}
-        return frozenset(keywords_of(flags)) - have - frozenset(fitting)
+            have = {keyword for keyword in keywords if keyword.lower() in self.letters}
+        return frozenset(keywords) - have - frozenset(fitting)
 
     def _without_letter(self, flags: Flags) -> list[str]:
         """Keywords that could get a letter, one spelling each."""

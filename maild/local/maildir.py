@@ -113,6 +113,11 @@ class Maildir:
         """What the letters of a file name mean in this mailbox."""
         return from_letters(entry.letters or "", self.keywords.by_letter)
 
+    def refresh_keywords(self) -> None:
+        """Read what letters mean if that may have changed since."""
+        with translated("read the keywords of", self.path):
+            self.keywords.refresh()
+
     def unrepresentable(self, flags: Flags) -> frozenset[str]:
         """Keywords that file names here cannot carry: the 26 letters are used up, or the keyword is no IMAP atom.
 

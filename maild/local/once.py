@@ -6,6 +6,7 @@ delivering one and noting that it is delivered must not make it two. The names h
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Sequence, Set
 from contextlib import suppress
@@ -16,11 +17,12 @@ from maild.core.errors import LocalError
 from maild.core.model import Key
 from maild.core.names import MailboxUnusable
 from maild.local.directory import MailboxDirectory, translated
-from maild.local.durable import fsync_many, rename_new, write_all
+from maild.local.durable import disk_error, fsync_many, rename_new, write_all
 from maild.local.scan import scan
 from maild.local.survey import survey
 
 _MARKER = ".maild"
+_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP})
 _FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -28,11 +30,13 @@ _FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 class Letter:
     """A message in its disk form, its name, and whether it counts as read.
 
-    `may_be_there`: an earlier process may have delivered it, so it is looked for, whatever its flags are by now.
+    `octets` may be the path of a durable file that nobody changes any more: where that can have a second name, it is
+    the letter. `may_be_there`: an earlier process may have delivered it, so it is looked for, whatever its flags are by
+    now.
     """
 
     key: Key
-    octets: bytes
+    octets: bytes | Path
     is_seen: bool = False
     may_be_there: bool = False
 
@@ -52,14 +56,16 @@ def deliver_once(root: Path, relative: PurePosixPath, letters: Sequence[Letter])
         with translated("deliver messages to", directory.path):
             present = scan(directory).entries if any(letter.may_be_there for letter in letters) else {}
             missing = [letter for letter in letters if letter.key not in present]
-            _write(directory, missing)
-            for letter in missing:
-                subdir, name = ("cur", f"{letter.key}:2,S") if letter.is_seen else ("new", str(letter.key))
+            written = [letter for letter in missing if not _linked(directory, letter)]
+            _write(directory, written)
+            for letter in written:
+                subdir, name = _place(letter)
                 try:
                     rename_new(letter.key, name, directory.tmp, directory.descriptor(subdir))
                 except FileExistsError:
                     os.unlink(letter.key, dir_fd=directory.tmp)
-            fsync_many([directory.cur, directory.new])
+            for descriptor in (directory.cur, directory.new):  # also the name that a reader gave one meanwhile
+                os.fsync(descriptor)
     finally:
         directory.close()
 
@@ -86,6 +92,36 @@ def _keys(root: Path, relative: PurePosixPath) -> Set[Key]:
         directory.close()
 
 
+def _place(letter: Letter) -> tuple[str, str]:
+    return ("cur", f"{letter.key}:2,S") if letter.is_seen else ("new", str(letter.key))
+
+
+def _linked(directory: MailboxDirectory, letter: Letter) -> bool:
+    """Give a letter's file its name in the mailbox, with the time of now; False where that must be another file."""
+    if not isinstance(letter.octets, Path):
+        return False
+    subdir, name = _place(letter)
+    os.utime(letter.octets)
+    try:
+        os.link(letter.octets, name, dst_dir_fd=directory.descriptor(subdir))
+    except FileExistsError:
+        return True
+    except OSError as exc:
+        if exc.errno not in _NO_LINK:
+            raise
+        return False
+    return True
+
+
+def _octets(letter: Letter) -> bytes:
+    if isinstance(letter.octets, bytes):
+        return letter.octets
+    try:
+        return letter.octets.read_bytes()
+    except OSError as exc:
+        raise disk_error(exc, "read", letter.octets) from exc
+
+
 def _write(directory: MailboxDirectory, letters: Sequence[Letter]) -> None:
     """Into `tmp`, complete and durable."""
     descriptors: list[int] = []
@@ -94,7 +130,7 @@ def _write(directory: MailboxDirectory, letters: Sequence[Letter]) -> None:
             with suppress(FileNotFoundError):  # what a crash left
                 os.unlink(letter.key, dir_fd=directory.tmp)
             descriptors.append(os.open(letter.key, _FILE, 0o600, dir_fd=directory.tmp))
-            write_all(descriptors[-1], letter.octets)
+            write_all(descriptors[-1], _octets(letter))
         fsync_many(descriptors)
     finally:
         for descriptor in descriptors:

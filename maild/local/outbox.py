@@ -4,8 +4,9 @@ Invariants:
 - A message is accepted when its `.toml` has its name; file and directory are durable by then. An `.eml` alone is what
   a crash left of accepting or removing, and is deleted when it is a day old.
 - Every write of a `.toml` replaces it whole and is durable on return; many are made durable together.
-- A `.toml` is changed either under the edit lock, or by the drainer while it says that an attempt is running. There is
-  one drainer: it holds the drain lock for as long as it lives. So nobody changes what the other has in hands.
+- An item is changed either under the edit lock, or by the drainer while it has it in hand, which the journal tells
+  (`local.journal`). There is one drainer: it holds the drain lock for as long as it lives. So nobody changes what the
+  other has in hand.
 - `failed/` holds what has failed for good. An `.eml` that is not beside its `.toml` is in the other directory.
 
 Accepting takes no lock. Everything here blocks, and raises LocalError where the disk does not do as it should.
@@ -17,15 +18,19 @@ import fcntl
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maild.core.errors import LocalError, MaildError, Retry, Scope, StateBusy
 from maild.core.outgoing import Item, State, interrupted
 from maild.local.durable import disk_error, fsync_dir, fsync_many, make_directory, replace_file, write_all
 from maild.local.itemfile import ItemUnreadable, dump, load
+
+if TYPE_CHECKING:
+    from maild.local.journal import Journal
 
 DIRECTORY = "outbox"
 FAILED = "failed"
@@ -60,13 +65,17 @@ class Contents:
     unreadable: dict[str, str]
 
 
+_Loaded = tuple[tuple[int, int, int], Item]  # what the file looked like, and what it holds
+
+
 class Outbox:
     """The outbox of one state directory. It may be used by several threads and processes at a time."""
 
     def __init__(self, state_dir: Path) -> None:
         self.path = state_dir / DIRECTORY
         self._failed = self.path / FAILED
-        self._known: dict[Path, tuple[tuple[int, int, int], Item]] = {}
+        self._known: dict[str, _Loaded] = {}
+        self._journal: Journal | None = None  # the drainer's
 
     # -- accepting
 
@@ -94,20 +103,25 @@ class Outbox:
 
     def contents(self) -> Contents:
         """All items, those that have failed too. One whose `.toml` has not changed is not read again."""
-        found: dict[Path, tuple[tuple[int, int, int], Item]] = {}
+        held = self._held()
+        found: dict[str, _Loaded] = {}
+        items: list[Item] = []
         unreadable: dict[str, str] = {}
-        for path in self._tomls():
+        for item_id, path in self._tomls():
+            if item_id in held:
+                items.append(held[item_id])
+                continue
             try:
-                found[path] = self._loaded(path)
+                found[path] = self._loaded(item_id, path)
             except FileNotFoundError:
                 continue  # it went its way since the directory was read
             except OSError as exc:
                 raise disk_error(exc, "read", path) from exc
             except ItemUnreadable as exc:
-                unreadable[path.stem] = str(exc)
+                unreadable[item_id] = str(exc)
         self._known = found
-        items = sorted((item for _, item in found.values()), key=lambda item: (item.created_s, item.id))
-        return Contents(tuple(items), unreadable)
+        items += (item for _, item in found.values())
+        return Contents(tuple(sorted(items, key=lambda item: (item.created_s, item.id))), unreadable)
 
     def counts(self) -> dict[State, int]:
         """How many items there are in each state, as `maild status` tells it; without "sent", which do not stay."""
@@ -125,7 +139,12 @@ class Outbox:
 
     def has_text(self, item_id: str) -> bool:
         """Whether the message itself is there; somebody may have removed it by hand."""
-        return any((directory / f"{item_id}.eml").exists() for directory in (self.path, self._failed))
+        return self.text_path(item_id).exists()
+
+    def text_path(self, item_id: str) -> Path:
+        """Where the message is."""
+        path = self.path / f"{item_id}.eml"
+        return path if path.exists() else self._failed / f"{item_id}.eml"
 
     def text(self, item_id: str) -> bytes:
         """A message in its disk form, as it goes on the wire but for line ends."""
@@ -148,7 +167,6 @@ class Outbox:
             changed = change(item)
             if changed != item:
                 self.record([changed])
-            self.place(changed)
         return changed
 
     def cancel(self, item_id: str) -> Item:
@@ -172,99 +190,144 @@ class Outbox:
                     "another maild is submitting from this outbox", "it sends what is due; wait until it is done"
                 )
             self._recover()
-            yield
+            with self._writing_journal():
+                yield
         finally:
             os.close(descriptor)
 
     def claim(self, item_ids: Sequence[str], change: Callable[[Item], Item | None]) -> list[Item]:
         """Take items in hand, as `change` makes them; those for which it gives None, or that are gone, are left out.
 
-        Only for the drainer. Until `record`, `remove` or `place` lets go of them nobody else changes them.
+        Only for the drainer. Until it lets go of them, by `record` or `remove`, nobody else changes them.
         """
         with self._editing():
-            items = [found for item_id in item_ids if (found := self._read(item_id)) is not None]
+            held = self._held()
+            items = [found for item_id in item_ids if (found := self._read(item_id, held)) is not None]
             claimed = [changed for item in items if not item.phase and (changed := change(item)) is not None]
-            self.record(claimed)
+            self.note(claimed)
         return claimed
 
+    def note(self, items: Sequence[Item]) -> None:
+        """How far items in hand have come, durable on return. Only for the drainer."""
+        with _translated("write to", self.path):
+            self._drainers_journal().note(items)
+
+    def is_in_hand(self, item_id: str) -> bool:
+        """Whether this drainer has claimed the item, and not let go of it."""
+        return (drainers := self._journal) is not None and item_id in drainers.held
+
     def record(self, items: Sequence[Item]) -> None:
-        """Write what is known about items, all durable on return, with one barrier for all of them."""
+        """Write what is known about items into their files and let go of them, durable on return.
+
+        Each is then where it belongs: in `failed/` if it has failed for good, beside the others otherwise.
+        """
         for directory in (self.path, self._failed):
             here = [item for item in items if self._directory_of(item.id) == directory]
             if here:
                 with _translated("write to", directory), _opened(directory) as descriptor:
                     _replace_all(descriptor, {f"{item.id}.toml": dump(item) for item in here})
-
-    def place(self, *items: Item) -> None:
-        """Move items to where they belong: into `failed/` if they have failed for good, out of it otherwise."""
-        for item in items:
-            wanted = self._failed if item.is_over and item.state == "failed" else self.path
-            if (present := self._directory_of(item.id)) != wanted:
-                make_directory(wanted)
-                with _translated("move a message to", wanted):
-                    for suffix in (".eml", ".toml"):
-                        with suppress(FileNotFoundError):  # moved before a crash
-                            os.rename(present / f"{item.id}{suffix}", wanted / f"{item.id}{suffix}")
-                    for directory in (wanted, present):
-                        with _opened(directory) as descriptor:
-                            fsync_dir(descriptor)
+        self._place(items)
+        self._put_down(items)
 
     def remove(self, item_ids: Sequence[str]) -> None:
         """Forget items, durable on return. First it is durable that they are no more, then the messages go."""
         with _translated("remove messages from", self.path):
-            for suffix in (".toml", ".eml"):
-                for directory in (self.path, self._failed):
-                    touched = [_unlinked(directory / f"{item_id}{suffix}") for item_id in item_ids]
-                    if suffix == ".toml" and any(touched):
-                        with _opened(directory) as descriptor:
-                            fsync_dir(descriptor)
+            if elsewhere := self._without_tomls(self.path, item_ids):
+                self._without_tomls(self._failed, elsewhere)
+            if self._journal is not None:
+                self._journal.put_down(item_ids, are_gone=True)
+            for item_id in item_ids:
+                if not _unlinked(self.path / f"{item_id}.eml"):
+                    _unlinked(self._failed / f"{item_id}.eml")
 
     # -- inside
 
-    def _tomls(self) -> Iterator[Path]:
+    def _held(self) -> dict[str, Item]:
+        """What the drainer has in hand. Whoever is not it calls this before reading `.toml`s."""
+        if (drainers := self._journal) is not None:
+            return dict(drainers.held)
+        from maild.local import journal  # 5 ms that `maild sendmail` never needs
+
+        with _translated("read the journal in", self.path):
+            return journal.read(self.path)
+
+    def _drainers_journal(self) -> Journal:
+        if self._journal is None:
+            raise RuntimeError("only within draining()")
+        return self._journal
+
+    def _put_down(self, items: Sequence[Item]) -> None:
+        if self._journal is not None:
+            with _translated("write to", self.path):
+                self._journal.put_down([item.id for item in items])
+
+    def _place(self, items: Sequence[Item]) -> None:
+        """Have each where it belongs; after a power cut one may be in both places."""
+        for item in items:
+            has_failed = item.is_over and item.state == "failed"
+            wanted, other = (self._failed, self.path) if has_failed else (self.path, self._failed)
+            if (other / f"{item.id}.toml").exists():
+                make_directory(wanted)
+                with _translated("move a message to", wanted):
+                    for suffix in (".eml", ".toml"):
+                        with suppress(FileNotFoundError):  # moved before a crash
+                            os.rename(other / f"{item.id}{suffix}", wanted / f"{item.id}{suffix}")
+                        _unlinked(other / f"{item.id}{suffix}")  # two names of one file rename leaves as they are
+                    for directory in (wanted, other):
+                        with _opened(directory) as descriptor:
+                            fsync_dir(descriptor)
+
+    def _without_tomls(self, directory: Path, item_ids: Sequence[str]) -> list[str]:
+        """Remove `.toml`s, durably; those that were not there."""
+        missing = [item_id for item_id in item_ids if not _unlinked(directory / f"{item_id}.toml")]
+        if len(missing) < len(item_ids):
+            with _opened(directory) as descriptor:
+                fsync_dir(descriptor)
+        return missing
+
+    def _tomls(self) -> Iterator[tuple[str, str]]:
+        """The items' ids and the paths of their files."""
         for directory in (self.path, self._failed):
-            try:
-                names = os.listdir(directory)
-            except FileNotFoundError:
-                continue
-            except OSError as exc:
-                raise disk_error(exc, "read", directory) from exc
-            yield from (directory / name for name in names if name.endswith(".toml") and name[0] != ".")
+            tomls = (name for name in _names(directory) if name.endswith(".toml") and name[0] != ".")
+            yield from ((name[:-5], f"{directory}/{name}") for name in tomls)
 
     def _directory_of(self, item_id: str) -> Path:
         return self._failed if (self._failed / f"{item_id}.toml").exists() else self.path
 
-    def _loaded(self, path: Path) -> tuple[tuple[int, int, int], Item]:
+    def _loaded(self, item_id: str, path: str) -> _Loaded:
         """What a file looks like and holds; one that looks as it did, which every write changes, is not read again."""
-        status = path.stat()
+        status = os.stat(path)
         stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
         known = self._known.get(path)
-        return known if known and known[0] == stamp else (stamp, load(path.stem, path.read_bytes()))
+        return known if known and known[0] == stamp else (stamp, load(item_id, Path(path).read_bytes()))
 
-    def _read(self, item_id: str) -> Item | None:
-        path = self._directory_of(item_id) / f"{item_id}.toml"
+    def _read(self, item_id: str, held: Mapping[str, Item]) -> Item | None:
+        path = f"{self._directory_of(item_id)}/{item_id}.toml"
         try:
-            return self._loaded(path)[1]
+            found = self._loaded(item_id, path)[1]
         except FileNotFoundError:
             return None
         except OSError as exc:
             raise disk_error(exc, "read", path) from exc
+        return held.get(item_id, found)
 
     def _editable(self, item_id: str) -> Item:
         """The item as it is, put in order if its drainer died. Call under the edit lock."""
-        item = self._read(item_id)
+        held = self._held()
+        item = self._read(item_id, held)
+        if item is not None and (item.phase or item_id in held):
+            with _opened(self.path) as directory:
+                descriptor = os.open(_DRAIN_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
+            try:
+                if not _locked(descriptor):
+                    raise ItemBusy(f"the message {item_id} is being submitted at this moment", "try again shortly")
+                self._fold()
+            finally:
+                os.close(descriptor)
+            item = self._read(item_id, {})
         if item is None:
             raise NoSuchItem(f"the message {item_id} is no longer in the outbox")
-        if not item.phase:
-            return item
-        with _opened(self.path) as directory:
-            descriptor = os.open(_DRAIN_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
-        try:
-            if not _locked(descriptor):
-                raise ItemBusy(f"the message {item_id} is being submitted at this moment", "try again shortly")
-            return interrupted(item, time.time())
-        finally:
-            os.close(descriptor)
+        return item
 
     @contextmanager
     def _editing(self) -> Iterator[None]:
@@ -279,16 +342,39 @@ class Outbox:
         finally:
             os.close(descriptor)
 
+    @contextmanager
+    def _writing_journal(self) -> Iterator[None]:
+        from maild.local.journal import Journal
+
+        with _opened(self.path) as directory:
+            self._journal = Journal(directory)
+            try:
+                yield
+            finally:
+                with _translated("write to", self.path):
+                    self._journal.close()
+                self._journal = None
+
+    def _fold(self) -> list[Item]:
+        """Put down what a drainer that died had in hand; all items, as they are then. Call under both locks."""
+        from maild.local import journal
+
+        held, now_s = self._held(), time.time()
+        items = self.contents().items
+        left = (item for item in items if item.phase or item.id in held)
+        ended = {item.id: interrupted(item, now_s) if item.phase else item for item in left}
+        self.record(list(ended.values()))
+        with _translated("clean up", self.path), _opened(self.path) as directory:
+            journal.forget(directory)
+        return [ended.get(item.id, item) for item in items]
+
     def _recover(self) -> None:
         """After a crash: attempts that were running have ended, items go where they belong, remains are deleted."""
         with self._editing():
-            now_s = time.time()
-            items = self.contents().items
-            left = [interrupted(item, now_s) for item in items if item.phase]
-            self.record(left)
-            self.place(*items)
+            items, in_failed = self._fold(), _names(self._failed)
+            self._place([item for item in items if item.state == "failed" or f"{item.id}.toml" in in_failed])
             with _translated("clean up", self.path):
-                _delete_remains(self.path, now_s)
+                _delete_remains(self.path, in_failed, time.time())
 
 
 def _new_message(directory: int) -> tuple[str, int]:
@@ -328,12 +414,23 @@ def _replace_all(directory: int, files: dict[str, bytes]) -> None:
     fsync_dir(directory)
 
 
-def _delete_remains(path: Path, now_s: float) -> None:
-    for name in os.listdir(path):
-        is_remains = (name.startswith(".") and ".toml." in name) or (
-            name.endswith(".eml") and not (path / f"{name[:-4]}.toml").exists()
-        )
-        if is_remains and not (path / FAILED / f"{name[:-4]}.toml").exists():
+def _names(directory: Path) -> set[str]:
+    """Of the files in a directory, none where there is no such directory."""
+    try:
+        return set(os.listdir(directory))
+    except FileNotFoundError:
+        return set()
+    except OSError as exc:
+        raise disk_error(exc, "read", directory) from exc
+
+
+def _delete_remains(path: Path, in_failed: Set[str], now_s: float) -> None:
+    names = _names(path)
+    known = names | in_failed
+    for name in names:
+        is_temporary = name.startswith(".") and (".toml." in name or ".journal." in name)
+        is_alone = name.endswith(".eml") and f"{name[:-4]}.toml" not in known
+        if is_temporary or is_alone:
             with suppress(FileNotFoundError):
                 if os.stat(path / name).st_mtime < now_s - _STALE_S:
                     os.unlink(path / name)

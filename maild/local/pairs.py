@@ -15,8 +15,12 @@ from maild.local.schema import Row
 
 BASE = "SELECT uid, key, flags, only FROM pairs WHERE mailbox = ?"
 PAIRS = "SELECT uid, key, flags, size_octets, digest, only, info FROM pairs WHERE mailbox = ?"
-LEFTOVERS = (
-    "SELECT mailbox FROM skipped UNION SELECT mailbox FROM unsent UNION SELECT mailbox FROM orphans WHERE only = 'sent'"
+LEFTOVERS = " UNION ".join(
+    (
+        "SELECT mailbox FROM skipped",
+        "SELECT mailbox FROM unsent",
+        "SELECT mailbox FROM orphans WHERE only IN ('sending', 'sent')",
+    )
 )
 WITH_CONTENT = (
     "SELECT mailbox, uid, size_octets, digest FROM pairs WHERE only <> 'local'",
@@ -25,6 +29,8 @@ WITH_CONTENT = (
 NAMES = (
     "SELECT group_concat(key || info, x'0a'), count(*) - count(info) FROM pairs WHERE mailbox = ? AND only <> 'remote'"
 )
+MEANINGS = "SELECT DISTINCT info, flags FROM pairs WHERE mailbox = ? AND only = '' AND info IS NOT NULL"
+MEANING = "SELECT key FROM pairs WHERE mailbox = ? AND only = '' AND info = ? AND flags = ?"
 NAMELESS = "SELECT key FROM pairs WHERE mailbox = ? AND only <> 'remote' AND info IS NULL LIMIT ?"
 
 

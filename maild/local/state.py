@@ -83,15 +83,15 @@ class Orphan:
     """A message without a pair, known by content, with the flags of its last base. Mostly its epoch has ended.
 
     `only` as in `Pair`: where it is not "", its deletion on the other side is not to come undone. One that is "unsure"
-    is a file that is being deleted, unless its message comes after all; one that is "sent" the server may have, or has,
-    under a Uid that nobody told: wherever its file is by now, that message is not to be sent again.
+    is a file that is being deleted, unless its message comes after all; one that is "sent" the server has taken under a
+    Uid that nobody told, one that is "sending" it may have: neither is to be sent again while it is there.
     """
 
     key: Key
     flags: Flags
     size_octets: int
     digest: bytes
-    only: Only | Literal["unsure", "sent"] = ""
+    only: Only | Literal["unsure", "sending", "sent"] = ""
 
     @property
     def content(self) -> Content:
@@ -292,6 +292,15 @@ class State:
         """The keys of pairs whose file may have any name, at most so many."""
         return [pair_rows.key_from(row[0]) for row in self.rows(pair_rows.NAMELESS, (mailbox_id, most))]
 
+    def meanings(self, mailbox_id: int) -> list[tuple[str, Flags]]:
+        """Which infos the names of pairs' files have, and the flags that they stood for; few, however many pairs."""
+        return [(info, pair_rows.flags_from(flags)) for info, flags in self.rows(pair_rows.MEANINGS, (mailbox_id,))]
+
+    def keys_meaning(self, mailbox_id: int, info: str, flags: Flags) -> list[Key]:
+        """The keys of pairs whose file's name has this info, which stood for these flags."""
+        rows = self.rows(pair_rows.MEANING, (mailbox_id, info, pair_rows.flags_text(flags)))
+        return [pair_rows.key_from(row[0]) for row in rows]
+
     def pairs_of(self, mailbox_id: int, uids: Collection[Uid]) -> dict[Uid, Pair]:
         """The pairs of these messages; those that have none are missing."""
         return {pair.uid: pair for pair in self._pairs_where("uid", mailbox_id, list(uids), _IN_VALUES)}
@@ -391,7 +400,7 @@ class State:
             )
 
     def with_leftovers(self) -> set[int]:
-        """The mailboxes with messages that did not travel, either way, or of which nobody knows whether they did."""
+        """The mailboxes with messages that did not travel, either way, or of which nobody told the Uid."""
         return {row[0] for row in self.rows(pair_rows.LEFTOVERS)}
 
     def hold_back(self, mailbox_id: int, items: Iterable[Unsent], now_s: float | None = None) -> None:

@@ -18,11 +18,15 @@ _REMOTE, _LOCAL = "remote", "local"  # the side on which a refused plan would ha
 
 @dataclass(frozen=True, slots=True)
 class Unsent:
-    """A local message that the server did not take, with the reason in words; its size is that on the wire."""
+    """A local message that the server did not take, with the reason in words; its size is that on the wire.
+
+    One that `waits` is tried again when its time has come, else at every pass.
+    """
 
     key: Key
     reason: str
     size_octets: int = 0
+    waits: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,10 @@ def hold_back(database: sqlite3.Connection, mailbox_id: int, items: Iterable[Uns
         "INSERT INTO unsent (mailbox, key, reason, size_octets, count, first_s, last_s)"
         " VALUES (?, ?, ?, ?, 1, ?, ?) ON CONFLICT (mailbox, key) DO UPDATE SET reason = excluded.reason,"
         " size_octets = excluded.size_octets, count = count + 1, last_s = excluded.last_s",
-        [(mailbox_id, to_row(item.key), printable(item.reason), item.size_octets, now_s, now_s) for item in items],
+        [
+            (mailbox_id, to_row(i.key), printable(i.reason), i.size_octets, now_s, now_s if i.waits else 0.0)
+            for i in items
+        ],
     )
 
 

@@ -176,6 +176,12 @@ class Connection(SMTPProtocol):
         return _reply(await self._response(timeout_s))
 
     async def _response(self, timeout_s: float) -> SMTPResponse:
+        if not self._replies:
+            await self._arrived(timeout_s)
+        self._owed -= 1
+        return self._replies.popleft()
+
+    async def _arrived(self, timeout_s: float) -> None:
         with self._deadline(timeout_s, "did not answer"):
             async with asyncio.timeout(timeout_s):
                 while not self._replies:
@@ -183,8 +189,6 @@ class Connection(SMTPProtocol):
                         raise self.failure
                     self._arrival.clear()
                     await self._arrival.wait()
-        self._owed -= 1
-        return self._replies.popleft()
 
     def has_reply(self) -> bool:
         """Whether the server has said something that is not asked for yet, or is gone."""
@@ -303,4 +307,5 @@ def _reply(response: SMTPResponse) -> Reply:
 
 
 def _printable(octets: bytes) -> str:
-    return "".join(char if char.isprintable() else " " for char in octets.decode("utf-8", "replace")).strip()
+    text = octets.decode("utf-8", "replace")
+    return (text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)).strip()

@@ -37,7 +37,6 @@ _ABOUT_LOGIN = frozenset({530, 534, 535, 538})  # RFC 4954 §6: at whatever comm
 _NOT_IN_PATH = re.compile(r"[\x00-\x20\x7f<>]")
 
 Take = Callable[[], Submission | None]
-Announce = Callable[[Submission], None]
 BeginBody = Callable[[Submission, Verdicts], Awaitable[bytes]]
 
 log = structlog.get_logger()
@@ -80,12 +79,9 @@ class SmtpSession:
         """Nothing more can be submitted over it."""
         return self._closing is not None or self._connection.failure is not None
 
-    async def submit(
-        self, take: Take, begin_body: BeginBody, announce: Announce = lambda _: None
-    ) -> AsyncGenerator[tuple[Submission, Verdicts]]:
+    async def submit(self, take: Take, begin_body: BeginBody) -> AsyncGenerator[tuple[Submission, Verdicts]]:
         """Submit what `take` gives, until it gives None or the session is over; everybody gets a verdict, in order.
 
-        `announce` is called when the server is asked for the body, and may prepare it while the answer is on its way;
         `begin_body` is awaited when the server wants the body, with those it has refused; it returns the message in its
         disk form, and nothing of the body is sent before. With PIPELINING a message costs two round trips. RFC 2920
         lets the next envelope follow the body at once; Dovecot 2.3 dies of that, and leaves the body unanswered.
@@ -95,7 +91,7 @@ class SmtpSession:
             if (unfit := self._unfit(current)) is not None:
                 verdicts.update(dict.fromkeys(current.recipients, Verdict.of(unfit)))
             else:
-                await self._transaction(current, verdicts, begin_body, announce)
+                await self._transaction(current, verdicts, begin_body)
             yield current, verdicts
 
     async def close(self) -> None:
@@ -201,21 +197,20 @@ class SmtpSession:
         mail = " ".join([f"MAIL FROM:<{submission.sender}>", *parameters]) + for_mail
         return [mail.encode(charset), *(f"RCPT TO:<{r}>{for_recipient}".encode(charset) for r in submission.recipients)]
 
-    async def _transaction(
-        self, this: Submission, verdicts: dict[str, Verdict], begin_body: BeginBody, announce: Announce
-    ) -> None:
+    async def _transaction(self, this: Submission, verdicts: dict[str, Verdict], begin_body: BeginBody) -> None:
         """Submit one message, into `verdicts`. A lost connection is no error here: it is what the verdicts tell."""
         is_dot_sent = False
         accepted: list[str] = []
         try:
-            accepted, reply = await self._opened(this, verdicts, announce)
+            accepted, reply = await self._opened(this, verdicts)
             if reply is None:
                 return
             if reply.code == _START_INPUT:
-                await self._send_body(await begin_body(this, dict(verdicts)) if accepted else b"")
+                text = await begin_body(this, dict(verdicts)) if accepted else b""
+                last = await self._send_body(text)
                 if not self._connection.has_reply():
                     is_dot_sent = True
-                    self._send_dot()
+                    self._end_body(last)
                 reply = await self._next(self._timeouts.final_s)
             if 300 <= reply.code < 400 or (reply.is_positive and not is_dot_sent):
                 raise self._nonsense(reply)
@@ -239,16 +234,15 @@ class SmtpSession:
     def _can_pipeline(self) -> bool:
         return "pipelining" in self._extensions
 
-    def _send_dot(self) -> None:
-        self._connection.send([], b".\r\n")
+    def _end_body(self, last: bytes) -> None:
+        """The end of the message with the final dot, in one write."""
+        self._connection.send([], last + b".\r\n")
         self._needs_reset = self._is_inside_body = False
 
-    async def _opened(
-        self, this: Submission, verdicts: dict[str, Verdict], announce: Announce
-    ) -> tuple[list[str], Reply | None]:
+    async def _opened(self, this: Submission, verdicts: dict[str, Verdict]) -> tuple[list[str], Reply | None]:
         """MAIL, RCPT and DATA: whom the server accepted, and its answer to DATA, None where it was not asked."""
         if self._can_pipeline():
-            return await self._opened_at_once(this, verdicts, announce)
+            return await self._opened_at_once(this, verdicts)
         if self._needs_reset:
             await self._step(b"RSET")
         self._needs_reset = True
@@ -262,15 +256,11 @@ class SmtpSession:
         accepted = [address for address in this.recipients if address not in verdicts]
         if not accepted:
             return [], None
-        announce(this)
         return accepted, await self._step(b"DATA")
 
-    async def _opened_at_once(
-        self, this: Submission, verdicts: dict[str, Verdict], announce: Announce
-    ) -> tuple[list[str], Reply | None]:
+    async def _opened_at_once(self, this: Submission, verdicts: dict[str, Verdict]) -> tuple[list[str], Reply | None]:
         reset = [b"RSET"] if self._needs_reset else []
         self._connection.send([*reset, *self._envelope(this), b"DATA"])
-        announce(this)
         self._needs_reset = True
         if reset:
             await self._next(self._timeouts.command_s)
@@ -306,15 +296,19 @@ class SmtpSession:
     def _nonsense(self, reply: Reply) -> ProtocolViolation:
         return ProtocolViolation(f"{self._connection.server} answered out of turn: {reply}")
 
-    async def _send_body(self, text: bytes) -> None:
-        """All of the message but the final dot. Ends early where the server has had enough."""
+    async def _send_body(self, text: bytes) -> bytes:
+        """The message but for its last block, which is returned. Ends early where the server has had enough."""
         self._connection.owe()
         self._is_inside_body = True
-        for block in wire_blocks(text):
+        blocks = wire_blocks(text)
+        last = next(blocks)
+        for block in blocks:
             if self._connection.has_reply():
                 break
-            self._connection.send([], block)
+            self._connection.send([], last)
             await self._connection.room(self._timeouts.block_s)
+            last = block
+        return last
 
 
 def _notices(wanted: Notices) -> tuple[str, str]:

@@ -45,6 +45,7 @@ class MemoryRemote:
     """The port. `way`: "changes" tells what changed and vanished since a cursor, "full" everything each time.
 
     `has_marks` and `has_object_ids`: whether the listing proves that nothing changed, and identifies mailboxes.
+    `moves_whole`: as with MOVE; without it tests may leave copies as a COPY does that was cut off.
     """
 
     store: Store
@@ -53,6 +54,7 @@ class MemoryRemote:
     tells_uids: bool = True
     has_marks: bool = True
     has_object_ids: bool = True
+    moves_whole: bool = False
     lose_at: int | None = None
     journal: list[str] = field(default_factory=list)
     fetched: list[tuple[str, str]] = field(default_factory=list)
@@ -76,6 +78,7 @@ class MemoryRemote:
             separator=self.store.separator,
             trash=None if trash is None else MailboxName(trash),
             roles={mailbox.role: mailbox for mailbox in reversed(listed) if mailbox.role},
+            moves_whole=self.moves_whole,
         )
 
     @asynccontextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -144,6 +144,33 @@ Expunge {"Both" if self.both_ways else "None"}
 CopyArrivalDate yes
 """
         return ["mbsync", "-c", private_file(directory / "mbsyncrc", text), "-a"]
+
+
+@dataclass(frozen=True, slots=True)
+class InterImap:
+    """interimap, which keeps two IMAP servers equal: its near one is a user of `near`, a new one for each directory."""
+
+    near: Server
+    name: str = "interimap"
+
+    def missing(self) -> str | None:
+        """Debian has it."""
+        return None if shutil.which("interimap") else "no interimap: apt-get install interimap"
+
+    def version(self) -> str:
+        """As `interimap --version` says."""
+        return first_line("interimap", "--version")
+
+    def command(self, server: Server, directory: Path) -> list[str]:
+        """`interimap --config CONFIG`."""
+        near = replace(self.near, user=f"interimap-{directory.name}")
+        sides = "".join(
+            f"[{name}]\ntype = imap\nhost = {side.host}\nport = {side.port}\nSTARTTLS = NO\nauth = LOGIN\n"
+            f"username = {side.user}\npassword = {side.password}\n"
+            for name, side in (("local", near), ("remote", server))
+        )
+        text = f"database = {directory}/state.db\n{sides}"
+        return ["interimap", "--quiet", "--config", private_file(directory / "interimaprc", text)]
 
 
 @dataclass(frozen=True, slots=True)

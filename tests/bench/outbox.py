@@ -31,6 +31,7 @@ from maild import log
 from maild.config import load
 from maild.config.senders import read_senders
 from maild.engine.accept import Order, prepared
+from maild.engine.limits import settle_in
 from maild.engine.submit import submit_all
 from maild.local.outbox import Outbox
 from maild.testing.smtp import SmtpServer
@@ -168,7 +169,8 @@ def _maild_drain(directory: Path, port: int, count: int, stack: ExitStack) -> li
 
 
 def drain(path: Path) -> None:
-    """The process of that: prints its wall time as JSON."""
+    """The process of that, set up as a daemon is: prints its wall time as JSON."""
+    settle_in()
     log.configure("error")
     config = load(path)
     started = time.perf_counter()

@@ -19,11 +19,22 @@ import tomli_w
 from tests.bench import passes
 from tests.bench.arena import RUN_TIMEOUT_S, Account, Arena, Contender
 from tests.bench.asking import asking
-from tests.bench.clients import Client, Least, Maild, Mbsync, OfflineImap, Server, mail_directory, maild_program
+from tests.bench.clients import (
+    Client,
+    InterImap,
+    Least,
+    Maild,
+    Mbsync,
+    OfflineImap,
+    Server,
+    mail_directory,
+    maild_program,
+)
 from tests.bench.measure import RunFailed, Sample, timed
 from tests.bench.outbox import outbox
 from tests.bench.pop3 import pop3
 from tests.bench.push import push
+from tests.bench.rebuilt import rebuilt
 from tests.bench.report import Row, Scenario, Target
 from tests.bench.thousand import thousand
 from tests.servers.proxy import DelayProxy
@@ -165,18 +176,27 @@ def unchanged(arena: Arena) -> Scenario:
     one = arena.mail(arena.sizes.mail)
     many = arena.mailboxes(arena.sizes.mailboxes, arena.sizes.mailbox_messages)
     scenario = Scenario("unchanged", f"nothing new: INBOX of {one.messages:,}, or {len(many.mailboxes)} mailboxes")
+    interimap = InterImap(arena.server(many))
     with ExitStack() as stack:
         contenders = []
-        for account, what, rtts_ms in ((one, "INBOX", (0, 100)), (many, "mailboxes", (0, 20))):
-            clients = [(client, _Again(arena, client, account)) for client in (MAILD, MBSYNC)]
+        for account, what, rtts_ms in ((one, "INBOX", (0, 100)), (many, "mailboxes", (0, 20, 100))):
+            clients = [(client, _Again(arena, client, account)) for client in (MAILD, MBSYNC, interimap)]
             for rtt_ms in rtts_ms:
                 server = arena.distant(account, stack, rtt_ms / 1000) if rtt_ms else arena.server(account)
                 for client, again in clients:
+                    if client is MBSYNC and account is many and rtt_ms == 100:
+                        continue  # more than a minute each time
                     label = f"{client.name}, {what}, RTT {rtt_ms} ms"
                     contenders.append(
                         Contender(label, again.runner(server), ours=client is MAILD, missing=client.missing())
                     )
         arena.contest(scenario, contenders, arena.sizes.rounds)
+    cold = scenario.row("maild, INBOX, RTT 100 ms")
+    ratio = scenario.times_as_fast("maild, mailboxes, RTT 100 ms", "interimap, mailboxes, RTT 100 ms")
+    scenario.targets = [
+        Target("nothing new at 100 ms, INBOX: the whole command", cold and cold.wall_s, 0.9, " s", at_most=True),
+        Target("nothing new at 100 ms, many mailboxes: interimap's time to maild's", ratio, 1, "×"),
+    ]
     return scenario
 
 
@@ -201,21 +221,37 @@ def changes(arena: Arena) -> Scenario:
                     f" mbsync {other.wall_s:.3f} s, {share:.1f}×"
                 )
                 arena.log(f"changes: {scenario.notes[-1]}")
-                if one.what == "nothing changed":
-                    text = f"nothing changed at {rtt_ms} ms: maild's CPU"
-                    scenario.targets.append(Target(text, one.cpu_s * 1000, 30, " ms", at_most=True))
+                if one.what == passes.NOTHING:
+                    scenario.targets += _quiet(one, f"INBOX of {count:,}", rtt_ms)
                 else:
                     text = f"{one.what} at {rtt_ms} ms: mbsync's whole run to maild's work"
                     scenario.targets.append(Target(text, share, 5, "×"))
+        many = arena.mailboxes(arena.sizes.mailboxes, arena.sizes.mailbox_messages)
+        (quiet,) = _maild_passes(arena, many, stack, 100, "--only", passes.NOTHING)
+        scenario.targets.append(_round_trips_of(quiet, f"{len(many.mailboxes)} mailboxes", 100))
     return scenario
 
 
-def _maild_passes(arena: Arena, account: Account, stack: ExitStack, rtt_ms: int) -> list[passes.Pass]:
+def _quiet(one: passes.Pass, what: str, rtt_ms: int) -> list[Target]:
+    """CPU of a pass that finds nothing, and where the line has a length, its round trips."""
+    found = [Target(f"nothing changed at {rtt_ms} ms, {what}: maild's CPU", one.cpu_s * 1000, 30, " ms", at_most=True)]
+    return [*found, _round_trips_of(one, what, rtt_ms)] if rtt_ms else found
+
+
+def _round_trips_of(one: passes.Pass, what: str, rtt_ms: int) -> Target:
+    """How many times the line was gone along and back; what is left over is the work at both ends."""
+    trips = math.floor(1000 * one.wall_s / rtt_ms)
+    return Target(f"nothing changed, {what}: round trips after login", trips, 3, at_most=True)
+
+
+def _maild_passes(arena: Arena, account: Account, stack: ExitStack, rtt_ms: int, *arguments: str) -> list[passes.Pass]:
     near = arena.server(account)
     port = arena.distant(account, stack, rtt_ms / 1000).port if rtt_ms else near.port
     command = [sys.executable, "-m", "tests.bench.passes", "--port", str(port), "--near", str(near.port)]
     where = ["--user", account.user, "--password", near.password, "--directory", str(arena.directory())]
-    said = subprocess.run([*command, *where], capture_output=True, text=True, check=True, timeout=RUN_TIMEOUT_S)
+    said = subprocess.run(
+        [*command, *where, *arguments], capture_output=True, text=True, check=True, timeout=RUN_TIMEOUT_S
+    )
     return [passes.Pass(**json.loads(line)) for line in said.stdout.splitlines()]
 
 
@@ -350,6 +386,7 @@ SCENARIOS: dict[str, Callable[[Arena], Scenario]] = {
         big,
         unchanged,
         changes,
+        rebuilt,
         setup,
         start,
         asking,

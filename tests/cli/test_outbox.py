@@ -22,23 +22,10 @@ from maild.core.outgoing import Item
 from maild.engine.accept import Order, prepared
 from maild.local.outbox import Outbox
 from maild.testing.smtp import SmtpServer
+from tests.servers.sender import config_of_sender
 from tests.servers.submission import serving
 
 PASSWORD = "correct horse battery staple"
-CONFIG = """\
-[maild]
-state_dir = "{root}/state"
-maildir = "{root}/Mail"
-log_level = "error"
-[accounts.work]
-address = "me@example.org"
-[accounts.work.smtp]
-host = "127.0.0.1"
-port = {port}
-tls = "none"
-user = "me"
-password = "correct horse battery staple"
-"""
 
 
 @pytest.fixture
@@ -49,10 +36,7 @@ def server() -> Iterator[SmtpServer]:
 
 @pytest.fixture
 def config(tmp_path: Path, server: SmtpServer) -> Path:
-    path = tmp_path / "maild.toml"
-    path.write_text(CONFIG.format(root=tmp_path, port=server.port))
-    path.chmod(0o600)
-    return path
+    return config_of_sender(tmp_path, port=server.port, user="me", password=PASSWORD, log_level="error")
 
 
 @pytest.fixture

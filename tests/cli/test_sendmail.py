@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from maild.cli import main
+from maild.commands import sendmail
 from maild.commands.sendmail import Options, WrongUsage, moment, parse
 from maild.config import load
 from maild.config.senders import read_senders
@@ -217,6 +219,21 @@ def test_an_outbox_that_cannot_be_made(config: Path) -> None:
     done = run(config, "-t")
     assert done.returncode == 75
     assert b"maild sendmail: cannot" in done.stderr
+
+
+def test_a_message_that_no_server_would_take(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A program gone wild fills neither the memory nor the disk."""
+    monkeypatch.setattr(sendmail, "LARGEST_OCTETS", 1 << 20)
+    message = config.parent / "message"
+    for beyond, status in ((0, 0), (1, 65)):
+        message.write_bytes(MESSAGE + b"x" * ((1 << 20) - len(MESSAGE) + beyond))
+        with message.open() as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            assert main(["-c", str(config), "sendmail", "-t"]) == status
+    assert "the message has more than 1 MiB" in capsys.readouterr().err
+    assert len(items(config)) == 1
 
 
 def test_a_config_with_a_mistake_elsewhere_still_sends(config: Path) -> None:

@@ -7,8 +7,8 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from maild.testing.faults import Hold
 from maild.testing.imap import ImapServer
 from maild.testing.smtp import SILENCE, SmtpServer
 from maild.testing.store import Store
-from tests.daemon.process import DaemonProcess, imap_account
+from tests.daemon.process import DaemonProcess, NotifySocket, imap_account
 from tests.daemon.waiting import until
 from tests.engine.world import PASSWORD, USER, message
 
@@ -140,28 +140,96 @@ def is_in(name: str, state: str) -> Ready:
 PHASES = [name for name in vars(Phases) if not name.startswith("_")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
-async def test_in_every_phase_a_signal_ends_it_in_time_and_well(tmp_path: Path, number: signal.Signals) -> None:
-    """One daemon with an account in each phase."""
-    (modules := tmp_path / "modules").mkdir()
+@asynccontextmanager
+async def in_every_phase(directory: Path) -> AsyncIterator[tuple[DaemonProcess, Callable[[], Awaitable[None]]]]:
+    """One daemon with an account in each phase, and what starts it and waits until all are there."""
+    (modules := directory / "modules").mkdir()
     (modules / "sitecustomize.py").write_text(HANGS)
     async with AsyncExitStack() as stack:
         with ExitStack() as sockets:
-            phases = Phases(tmp_path, stack, sockets)
-            ready = {name: await getattr(phases, name)() for name in PHASES}
-            daemon = DaemonProcess(tmp_path, {name: phase.account for name, phase in ready.items()})
-            daemon.start(PYTHONPATH=str(modules))
-            try:
-                for phase in ready.values():
+            phases = Phases(directory, stack, sockets)
+            made = {name: await getattr(phases, name)() for name in PHASES}
+            daemon = DaemonProcess(directory, {name: phase.account for name, phase in made.items()})
+
+            async def start() -> None:
+                daemon.start(PYTHONPATH=str(modules))
+                for phase in made.values():
                     await phase.ready(daemon)
-                daemon.signal(number)
-                began_s = time.monotonic()
-                assert await daemon.ended() == 0
-                assert time.monotonic() - began_s < END_S
-                assert not (daemon.state_dir / "control.sock").exists()
-                assert "Traceback" not in daemon.log, daemon.log
+
+            try:
+                yield daemon, start
             finally:
                 daemon.kill()
+
+
+async def ends_in_time_and_well(daemon: DaemonProcess, number: signal.Signals = signal.SIGTERM) -> None:
+    daemon.signal(number)
+    began_s = time.monotonic()
+    assert await daemon.ended() == 0
+    assert time.monotonic() - began_s < END_S
+    assert not (daemon.state_dir / "control.sock").exists()
+    assert "Traceback" not in daemon.log, daemon.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+async def test_in_every_phase_a_signal_ends_it_in_time_and_well(tmp_path: Path, number: signal.Signals) -> None:
+    async with in_every_phase(tmp_path) as (daemon, start):
+        await start()
+        await ends_in_time_and_well(daemon, number)
+
+
+async def test_killed_in_every_phase_it_is_there_again(tmp_path: Path) -> None:
+    """All accounts come to where they were, with what is left of the lock, the socket and the state."""
+    async with in_every_phase(tmp_path) as (daemon, start):
+        await start()
+        daemon.signal(signal.SIGKILL)
+        assert await daemon.ended() == -signal.SIGKILL
+        await start()
+        assert len({path.read_bytes() for path in daemon.files(name="idle")}) == len(daemon.files(name="idle")) == 1
+        await ends_in_time_and_well(daemon)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_ended_while_it_starts_it_starts_as_well_the_next_time(
+    make: Callable[..., DaemonProcess], number: signal.Signals
+) -> None:
+    """At any instant from its first to the one at which it is ready; before it hears signals, SIGTERM just ends it."""
+    async with ImapServer(filled(3), {USER: PASSWORD}) as server:
+        daemon = make(server)
+        began_s = time.monotonic()
+        daemon.start()
+        await until(daemon.status)
+        takes_s = time.monotonic() - began_s
+        daemon.signal(signal.SIGKILL)
+        await daemon.ended()
+        for part in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+            daemon.start()
+            await asyncio.sleep(part * takes_s)  # the instant is the point
+            daemon.signal(number)
+            assert await daemon.ended() in {0, -number}
+        daemon.start()
+        await daemon.until_pushed()
+        assert len(daemon.files()) == 3
+        await ends_in_time_and_well(daemon)
+
+
+async def test_a_signal_during_a_reload_ends_it_in_time_and_well(tmp_path: Path) -> None:
+    """The reload waits for the pass of an account that is to be another; the signal does not wait for that."""
+    async with ImapServer(filled(600), {USER: PASSWORD}) as server:
+        held = server.faults.add("UID FETCH", Hold(asyncio.Event(), after_octets=60_000), nth=2, times=None)
+        daemon = DaemonProcess(tmp_path, {"work": imap_account(server.host, server.port, USER, PASSWORD)})
+        systemd = NotifySocket(tmp_path / "notify")
+        try:
+            daemon.start(NOTIFY_SOCKET=str(systemd.path))
+            await held.struck.wait()
+            daemon.accounts = {"work": imap_account(server.host, server.port, USER, PASSWORD, 'poll = "2d"')}
+            daemon.write_config()
+            daemon.signal(signal.SIGHUP)
+            await until(lambda: "RELOADING=1" in systemd.read())
+            await ends_in_time_and_well(daemon)
+        finally:
+            systemd.close()
+            daemon.kill()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import subprocess
 
@@ -11,6 +12,8 @@ import pytest
 
 from maild.engine import network
 from maild.engine.network import Clocks, interruption
+from tests.daemon.inside import open_descriptors
+from tests.daemon.waiting import until
 
 WAITED = 10.0
 BEGIN = Clocks(100.0, 5.0, 1_700_000_000.0)
@@ -69,6 +72,72 @@ async def test_without_rtnetlink_the_clocks_are_watched(monkeypatch: pytest.Monk
             tasks.start_soon(network.watch_network, changed.set, lambda: next(readings, later(asleep_s=60)))
             await changed.wait()
             tasks.cancel_scope.cancel()
+
+
+class EndedTimer:
+    """As `ClockTimer`, but that a test says when the clock is set: no test may set this machine's."""
+
+    def __init__(self) -> None:
+        self.descriptor, self._said = os.pipe()
+
+    def tell(self) -> None:
+        os.write(self._said, b"x")
+
+    def take(self) -> bool:
+        return bool(os.read(self.descriptor, 1))
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+        os.close(self._said)
+
+
+async def test_the_end_of_a_sleep_is_noticed_as_soon_as_the_kernel_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    timers: list[EndedTimer] = []
+    monkeypatch.setattr(network, "LOOK_AT_CLOCK_S", 3600.0)
+    monkeypatch.setattr(network, "ClockTimer", lambda: timers.append(EndedTimer()) or timers[-1])
+    readings = iter([later(), later(), later(asleep_s=60)])
+    changed, looked = anyio.Event(), []
+
+    def read() -> Clocks:
+        looked.append(next(readings, later(asleep_s=60)))
+        return looked[-1]
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(network.watch_network, changed.set, read)
+            await until(lambda: len(looked) == 1)
+            timers[0].tell()  # it was set, by less than a sleep
+            await until(lambda: len(looked) == 2)
+            assert not changed.is_set()
+            timers[0].tell()
+            await changed.wait()
+            tasks.cancel_scope.cancel()
+
+
+async def test_where_the_kernel_cannot_tell_the_clocks_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(network, "LOOK_AT_CLOCK_S", 0.0)
+    monkeypatch.setattr(network, "ClockTimer", refuse)
+    readings = iter([later(), later(asleep_s=60)])
+    changed = anyio.Event()
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(network.watch_network, changed.set, lambda: next(readings, later(asleep_s=60)))
+            await changed.wait()
+            tasks.cancel_scope.cancel()
+
+
+def test_a_clock_that_nobody_sets_is_silent() -> None:
+    before = open_descriptors()
+    timer = network.ClockTimer()
+    try:
+        assert not select.select([timer.descriptor], [], [], 0.05)[0]
+        assert timer.take() is False
+    finally:
+        timer.close()
+    assert open_descriptors() == before
 
 
 async def test_an_address_that_comes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

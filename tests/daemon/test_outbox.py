@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -25,20 +27,7 @@ from maild.local.outbox import Contents, Outbox
 from maild.local.watch import Watcher
 from maild.testing.smtp import SmtpServer
 from tests.daemon.waiting import until
-
-CONFIG = """\
-[maild]
-state_dir = "{root}/state"
-maildir = "{root}/Mail"
-[accounts.work]
-address = "me@example.org"
-[accounts.work.smtp]
-host = "127.0.0.1"
-port = {port}
-tls = "none"
-user = "me"
-password = "secret"
-"""
+from tests.servers.sender import config_of_sender
 
 Send = Callable[[], int]
 
@@ -51,10 +40,7 @@ async def server() -> AsyncIterator[SmtpServer]:
 
 @pytest.fixture
 def config(tmp_path: Path, server: SmtpServer) -> Path:
-    path = tmp_path / "maild.toml"
-    path.write_text(CONFIG.format(root=tmp_path, port=server.port))
-    path.chmod(0o600)
-    return path
+    return config_of_sender(tmp_path, port=server.port, user="me", password="secret")
 
 
 @pytest.fixture
@@ -89,6 +75,30 @@ async def test_a_new_message_is_sent_at_once(
                 assert await anyio.to_thread.run_sync(send) == 0
                 await until(lambda count=count: len(server.journal) == count)
             daemon.stop()
+
+
+async def test_a_message_that_fails_runs_the_users_program(
+    server: SmtpServer, config: Path, send: Send, tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    program = [
+        sys.executable,
+        "-c",
+        "import os, sys; open(sys.argv[1], 'a').write(os.environ['MAILD_ERROR'])",
+        str(told),
+    ]
+    config.write_text(config.read_text() + f"[hooks]\non_failure = {json.dumps(program)}\n")
+    server.react("rcpt", "550 5.1.1 nobody")
+    settings = load(config)
+    daemon = Daemon(settings, config)
+    with InstanceLock(settings.state_dir, "maild run"):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(daemon.run)
+            assert await anyio.to_thread.run_sync(send) == 0
+            await until(lambda: told.exists() and told.read_text())
+            daemon.stop()
+    (failed,) = Outbox(settings.state_dir).contents().items
+    assert told.read_text() == f"message {failed.id} failed: 550 5.1.1 nobody"
 
 
 async def test_a_message_that_comes_while_the_daemon_looks_is_not_overlooked(

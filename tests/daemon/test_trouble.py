@@ -238,6 +238,23 @@ async def test_notify_that_says_nothing_is_found_out_by_looking(line: Line, monk
         await has_all(line, daemon)
 
 
+@pytest.mark.parametrize("push", ["poll", "notify"])
+async def test_the_safety_pass_finds_what_nobody_tells(line: Line, monkeypatch: pytest.MonkeyPatch, push: str) -> None:
+    """Without push, and with one that says nothing: again and again, here from the other mailboxes too."""
+    monkeypatch.setattr(listen, "MISSED_S", 3600.0)  # it is not to be found out
+    line.server.faults.add("TELL", Rewrite(lambda _: b""), times=None)
+    line.store.create("Other")
+    account = imap_account("127.0.0.1", line.proxy.port, USER, PASSWORD, f'push = "{push}"', 'poll = "1s"')
+    async with DaemonInside(line.directory, {"work": account}).running() as daemon:
+        told = await daemon.until_account(lambda account: account["state"] == "idle" and account["push"] == push)
+        assert told["error"] is None
+        for n in range(2):
+            line.deliver()
+            line.store.deliver("Other", message(100 + n), (), 1_700_000_000)
+            await has_all(line, daemon)
+            await until(lambda n=n: len(daemon.files("Other")) == n + 1, SOON_S)
+
+
 @pytest.mark.parametrize(
     ("refused", "push_method", "reason"),
     [(["NOTIFY"], "idle", "no NOTIFY: "), (["NOTIFY", "IDLE"], "poll", "no IDLE: "), (["IDLE"], "poll", "no IDLE: ")],

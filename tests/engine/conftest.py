@@ -33,7 +33,8 @@ def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_fsync() -> Iterator[None]:
     """Nobody waits for a disk: what is tested is no power cut."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
+        for name in ("fsync", "fdatasync"):
+            patch.setattr(os, name, lambda _: None)
         yield
 
 

@@ -329,7 +329,7 @@ async def test_a_reader_moves_it_after_its_new_mailbox_was_found_unchanged(
     _settle(twin)
     await twin.quiet()
     twin.deliver(3)
-    original = whole.survey
+    original = visits.survey
 
     def survey(*args: Any) -> Any:
         found = original(*args)
@@ -337,7 +337,7 @@ async def test_a_reader_moves_it_after_its_new_mailbox_was_found_unchanged(
         monkeypatch.undo()
         return found
 
-    monkeypatch.setattr(whole, "survey", survey)
+    monkeypatch.setattr(visits, "survey", survey)
     await twin.synced()
     await then_it_moves(twin)
 

@@ -78,6 +78,24 @@ async def test_it_counts_as_come_back_while_the_other_is_still_there(twin: Twin)
     await then_there_are(twin, INBOX=[2], Other=[1, 3])
 
 
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_nothing_counts_as_copied_where_the_server_moves_at_once(twin: Twin, deleted: bool) -> None:
+    """A new equal message is never what a move that was cut off has left: both stay."""
+    twin.settings["moves_whole"] = True
+    twin.configure(remote_delete="trash")
+    twin.store.expunge("Other", [twin.uid(1, "Other")])
+    await twin.synced()
+    target = "Trash" if deleted else "Archive"
+    if deleted:
+        twin.one(1).unlink()
+    else:
+        twin.move(twin.one(1), target)
+    twin.store.copy("INBOX", twin.uid(1), target)
+    await twin.synced()
+    assert twin.remote.journal == [f"move INBOX 1 {target}"]
+    await then_there_are(twin, INBOX=[2], Other=[3], **{target: [1, 1]})
+
+
 async def test_the_other_moves_after_its_mailbox_was_looked_at(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its mailbox was scanned before, and shows nothing: whether it is still there is asked once more."""
     twin.configure(connections=1)

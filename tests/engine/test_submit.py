@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import shutil
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from email import message_from_bytes, policy
 from pathlib import Path
@@ -12,25 +16,29 @@ from typing import Any
 
 import pytest
 
-from maild.config import Imap, Password, Smtp
+from maild.config import Imap, Password, Smtp, load
+from maild.config.senders import read_senders
 from maild.core import outgoing
 from maild.core.errors import AuthRejected, ConnectionLost, LocalError, MaildError, Rejected
 from maild.core.likeness import Likeness
 from maild.core.model import MailboxName
 from maild.core.names import directory
 from maild.core.outgoing import Item
-from maild.engine import doubts
-from maild.engine.aftermath import wants_copy
+from maild.engine import aftermath, doubts
+from maild.engine.accept import Order, prepared
 from maild.engine.doubts import looking
-from maild.local.once import letter_key
+from maild.engine.own_copies import wants_copy
+from maild.engine.submit import submit_all
+from maild.local.once import deliver_once, letter_key
 from maild.local.outbox import ItemBusy, Outbox
 from maild.local.state import State
 from maild.remote.smtp import Offline
 from maild.testing.imap import ImapServer
-from maild.testing.smtp import EOF, RESET, SILENCE, Reaction, SmtpServer, Stage
+from maild.testing.smtp import EOF, EXTENSIONS, RESET, SILENCE, Reaction, SmtpServer, Stage
 from maild.testing.store import Store
 from tests.engine.sending import NOW, PASSWORD, SHORT, USER, A, B, C, World, states
 from tests.local.crash import Crash, Machine, every_step
+from tests.local.powercut import SyncedDisk
 
 
 @pytest.fixture
@@ -91,6 +99,34 @@ async def test_what_arrives_while_it_drains_goes_out_too(world: World) -> None:
         drained = await drain
     assert drained.counts == Counter(sent=2)
     assert world.server.connections == 1
+
+
+async def test_a_server_that_says_nothing_holds_up_no_other_account(tmp_path: Path) -> None:
+    """Side by side, each over its own connections."""
+    async with SmtpServer(users={USER: PASSWORD}) as silent, SmtpServer(users={USER: PASSWORD}) as quick:
+        silent.react("greeting", SILENCE, times=99)
+        text = f'[maild]\nstate_dir = "{tmp_path}/state"\nmaildir = "{tmp_path}/Mail"\n'
+        for name, server in (("silent", silent), ("quick", quick)):
+            text += f'[accounts.{name}]\naddress = "me@{name}.example"\n[accounts.{name}.smtp]\ntls = "none"\n'
+            text += f'host = "{server.host}"\nport = {server.port}\nuser = "{USER}"\npassword = "{PASSWORD}"\n'
+        config_file = tmp_path / "maild.toml"
+        config_file.touch(mode=0o600)
+        config_file.write_text(text)
+        config, outbox = load(config_file), Outbox(tmp_path / "state")
+        senders = read_senders(config_file)
+        for name in ("silent", "quick"):
+            raw = f"From: me@{name}.example\nSubject: hello\n\nthere\n".encode()
+            outbox.accept(*prepared(raw, Order(recipients=(A,)), senders, time.time()))
+        drain = asyncio.get_running_loop().create_task(submit_all(config, outbox))
+        await quick.until(lambda: quick.journal)
+        while {item.account for item in outbox.contents().items} != {"silent"}:
+            await asyncio.sleep(0.001)
+        while not silent.connections:
+            await asyncio.sleep(0.001)
+        assert not drain.done()
+        drain.cancel()
+        await asyncio.gather(drain, return_exceptions=True)
+    assert outbox.contents().items[0].state == "queued"
 
 
 # -- what the server says, and when it is asked again
@@ -302,18 +338,27 @@ async def test_cancelled_while_another_is_being_sent(world: World) -> None:
     assert len(world.server.taken) == 1
 
 
-async def test_cancelled_before_the_body_is_as_before(world: World) -> None:
-    """On the disk it was announced; that it was not begun is known as long as maild lives."""
-    item = world.accept(A)
-    world.server.react("data", SILENCE)
-    submitter = world.submitter()
-    with world.outbox.draining():
-        drain = asyncio.get_running_loop().create_task(submitter.drain())
-        while world.item().phase != "body":
-            await asyncio.sleep(0.001)
-        drain.cancel()
-        await asyncio.gather(drain, return_exceptions=True)
-    assert world.item() == item
+@pytest.mark.parametrize("extensions", [EXTENSIONS, ()], ids=["pipelining", "plain"])
+@pytest.mark.parametrize("stage", ["mail", "rcpt", "data"])
+@pytest.mark.parametrize("end", ["cancelled", "killed"])
+async def test_ended_before_the_body_is_as_before(tmp_path: Path, end: str, stage: Stage, extensions: Any) -> None:
+    """Nothing of the message was sent, and that is known: it is tried again at once, and nobody is in doubt."""
+    async with SmtpServer(users={USER: PASSWORD}, extensions=extensions) as server:
+        world = World(server, tmp_path)
+        item = world.accept(A)
+        server.react(stage, SILENCE)
+        with world.outbox.draining():
+            drain = asyncio.get_running_loop().create_task(world.submitter().drain())
+            await server.until(lambda: any(command.upper().startswith(stage.upper()) for command in server.commands))
+            seen = Outbox(tmp_path / "state").contents().items
+            if end == "killed":
+                shutil.copytree(tmp_path / "state", tmp_path / "left" / "state")
+            drain.cancel()
+            await asyncio.gather(drain, return_exceptions=True)
+        assert [found.phase for found in seen] == ["envelope"]
+        left = Outbox(tmp_path / "left" / "state") if end == "killed" else world.outbox
+        with left.draining():
+            assert left.contents().items == (item,)
 
 
 async def test_who_was_refused_is_recorded_before_the_body(world: World) -> None:
@@ -586,6 +631,32 @@ async def test_a_maildir_that_is_not_there_keeps_the_copy_waiting(world: World) 
     assert len(world.server.journal) == 1
 
 
+async def test_nobody_changes_what_is_being_seen_to(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled in between, the message would be back when it is written down that its report is delivered."""
+    item = world.accept()
+    (world.root / "state" / "work.sqlite").touch()
+    (world.root / "Mail" / "work").mkdir(parents=True)
+    world.server.react("rcpt", "550 5.1.1 nobody")
+    await world.drain()
+    assert world.mailbox("INBOX") == []
+    (world.root / "Mail" / "work" / ".maild").touch()
+    refused: list[str] = []
+
+    def deliver(*args: Any) -> None:
+        deliver_once(*args)
+        with pytest.raises(ItemBusy):
+            Outbox(world.root / "state").cancel(item.id)
+        refused.append(item.id)
+
+    monkeypatch.setattr(aftermath, "deliver_once", deliver)
+    await world.drain()
+    assert refused == [item.id]
+    assert len(world.mailbox("INBOX")) == 1
+    Outbox(world.root / "state").cancel(item.id)
+    await world.drain()
+    assert world.outbox.contents().items == ()
+
+
 # -- crashes
 
 
@@ -601,15 +672,29 @@ async def settle_all(world: World) -> None:
         world.now_s += 901
 
 
-@pytest.mark.parametrize("refusal", [None, "550 5.1.1 nobody"])
+@pytest.mark.parametrize(
+    ("refusal", "end"),
+    [
+        (None, "killed"),
+        (None, "power cut"),
+        ("550 5.1.1 nobody", "killed"),
+        pytest.param("550 5.1.1 nobody", "power cut", marks=pytest.mark.long),
+    ],
+)
 async def test_a_crash_at_any_step_loses_nothing_and_doubles_only_what_was_uncertain(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: str | None, end: str
 ) -> None:
-    """Killed at the n-th change of the disk and started again: everybody gets it, once unless there was doubt."""
+    """Stopped at the n-th change of the disk and started again: everybody gets it, once unless there was doubt.
+
+    Killed, all that was done is there; after the power cut only what was synced.
+    """
+    disk = SyncedDisk(monkeypatch)
     machine = Machine(monkeypatch)
     for steps in every_step(machine):
         async with SmtpServer(users={USER: PASSWORD}) as server:
-            world = World(server, tmp_path / str(steps))
+            root = tmp_path / str(steps)
+            root.mkdir()
+            world = World(server, root)
             recipients = [(A,), (B, C)]
             for group in recipients:
                 world.accept(*group)
@@ -617,6 +702,9 @@ async def test_a_crash_at_any_step_loses_nothing_and_doubles_only_what_was_uncer
                 server.react("rcpt", refusal, times=99, when=B)
             with machine.crashing_at(steps):
                 await crashed(world)
+            if end == "power cut" and machine.has_crashed:
+                world.root = tmp_path / f"{steps} after"
+                disk.image(root, world.root)
             world.outbox = Outbox(world.root / "state")
             with world.outbox.draining():
                 doubtful = {
@@ -624,6 +712,7 @@ async def test_a_crash_at_any_step_loses_nothing_and_doubles_only_what_was_uncer
                 }
             await settle_all(world)
             check(world, doubtful, refusal is not None)
+        disk.close()
     assert steps > 20
 
 
@@ -650,30 +739,30 @@ def check(world: World, doubtful: set[str], has_refusal: bool) -> None:
 
 
 async def test_a_full_disk_in_the_middle_is_survived(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The body is not sent when it could not be recorded; and when its end could not be, it is uncertain."""
+    """The body is not sent when it could not be recorded; what the server said is known as long as maild lives."""
     world.accept()
-    real = world.outbox.record
-    calls: list[Sequence[Item]] = []
+    real = os.fdatasync
+    calls: list[int] = []
 
-    def record(items: Sequence[Item]) -> None:
-        calls.append(items)
-        if len(calls) in failing:
-            raise LocalError("cannot write: the disk is full")
-        real(items)
+    def fdatasync(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
 
-    monkeypatch.setattr(world.outbox, "record", record)
-    failing = {3}  # of: recovery, claim, body
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    failing = 1  # the body; the claim began the file
     drained = await world.drain()
     assert isinstance(drained.error, LocalError)
     assert world.server.taken == []
     assert world.item().state == "queued"
     calls.clear()
-    failing = {4}  # the verdict
+    failing = 2  # the verdict
     with world.outbox.draining():
         submitter = world.submitter()
         drained = await submitter.drain()
         assert isinstance(drained.error, LocalError)
-        assert world.item().phase == "body"
-        await submitter.drain()
-    assert world.item().state == "uncertain"
-    assert not isinstance(drained.error, ConnectionLost)
+        assert not isinstance(drained.error, ConnectionLost)
+        assert (await submitter.drain()).error is None
+    assert world.outbox.contents().items == ()
+    assert (len(world.mailbox("Sent")), len(world.server.taken)) == (1, 1)

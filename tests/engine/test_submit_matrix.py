@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from maild.config import Account
 from maild.testing.smtp import EOF, RESET, SILENCE, Reaction, SmtpServer, Stage
 from tests.engine.sending import NOW, PASSWORD, SHORT, USER, A, B, C, World
+from tests.servers.certificates import Authority
 
 pytestmark = pytest.mark.usefixtures("no_fsync", "no_threads")
 
@@ -29,7 +32,7 @@ REACTIONS: dict[str, Reaction] = {
     "reset": RESET,
     "EOF": EOF,
 }
-STAGES: tuple[Stage, ...] = ("greeting", "ehlo", "auth", "mail", "rcpt", "data", "dot", "quit")
+STAGES: tuple[Stage, ...] = ("greeting", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "dot", "quit")
 SOON, LATER, DOUBT = 60, 300, 900  # seconds
 
 
@@ -57,7 +60,7 @@ def expected(stage: Stage, reaction: str) -> Outcome:
             return SENT
         case ("auth" | "mail" | "rcpt" | "dot", "2yz"):
             return SENT
-        case "auth", "5yz":
+        case ("auth", "5yz") | ("starttls", ("5yz" | "2yz")):
             return same("queued", 0)  # no attempt: the account waits for another secret or config
         case (("mail" | "data" | "dot"), "5yz"):
             return FAILED
@@ -71,10 +74,28 @@ def expected(stage: Stage, reaction: str) -> Outcome:
             return same("deferred", after_s)
 
 
+@dataclass
+class MatrixWorld(World):
+    """Over TLS from STARTTLS on where that is the stage in question."""
+
+    ca_file: Path | None = None
+
+    def account(self, **changes: Any) -> Account:
+        return super().account(**({"tls": "starttls", "ca_file": self.ca_file} if self.ca_file else {}), **changes)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls"))
+
+
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with SmtpServer(users={USER: PASSWORD}) as server:
-        yield World(server, tmp_path, timeouts=SHORT)
+async def world(tmp_path: Path, stage: Stage, authority: Authority) -> AsyncIterator[World]:
+    context = authority.good().server_context() if stage == "starttls" else None
+    async with SmtpServer(users={USER: PASSWORD}, starttls=context) as server:
+        yield MatrixWorld(
+            server, tmp_path, timeouts=replace(SHORT, connect_s=1.0), ca_file=authority.ca_file if context else None
+        )
 
 
 @pytest.mark.parametrize("recipients", [(A,), (A, B, C)], ids=["one", "several"])

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from maild.core.errors import ConnectionLost, Rejected
 from maild.local.state import Changes, State
 from maild.testing.imap import ALL, ImapServer
-from maild.testing.memory import MemoryBox
+from maild.testing.memory import MemoryBox, MemoryRemote
 from maild.testing.store import Store
 from tests.engine.twin import Twin, WireTwin
 from tests.engine.world import PASSWORD, USER
@@ -150,10 +151,209 @@ async def test_a_dry_run_changes_nothing(untold: Twin) -> None:
 
 
 async def test_the_reader_deletes_it(untold: Twin) -> None:
+    """Where the server has said that it took it, an equal message there is that one; else it may be anybody's."""
+    is_told = untold.settings["tells_uids"]
     untold.one(1, "Archive").unlink()
     await untold.synced()
-    assert [shown for name in untold.store.names for shown in untold.there(name)] == untold.here("INBOX")
+    assert len(untold.there("Archive")) == is_told
+    untold.assert_equal()
+    await untold.synced()
     await untold.quiet()
+
+
+async def test_never_sent_then_brought_there_by_another_machine(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only copy of it, though its file was deleted here: what was never there cannot have been deleted there."""
+    twin.deliver(2)
+    await twin.synced()
+    twin.write(1, "Archive", "F")
+    await killed_before_it_is_sent(twin, monkeypatch)
+    twin.deliver(1, "Archive", ["\\Flagged"])
+    twin.one(1, "Archive").unlink()
+    await then_it_is_in(twin, "Archive")
+
+
+async def test_a_copy_that_was_never_sent_is_not_what_another_machine_copied(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin.deliver(1, "Other")
+    await twin.synced()
+    twin.copy(twin.one(1, "Other"), "Archive")
+    await killed_before_it_is_sent(twin, monkeypatch)
+    twin.store.copy("Other", twin.uid(1, "Other"), "Work")
+    for _ in range(2):
+        await twin.synced()
+    twin.assert_equal()
+    assert [len(twin.there(name)) for name in ("Other", "Archive", "Work")] == [1, 1, 1]
+    await twin.quiet()
+
+
+async def test_another_message_of_its_size_is_where_it_was_sent_to(untold: Twin) -> None:
+    """It has moved on, whatever else came."""
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")
+    untold.deliver(7, "Archive")
+    await untold.synced()
+    if not untold.message_ids:
+        return  # such a message may be it, as far as anybody knows before it has come
+    assert untold.remote.journal == []
+    assert len(untold.there("Work")) == 1
+
+
+@pytest.mark.parametrize("nth", [3, 4])
+async def test_it_moves_on_to_a_mailbox_that_fails(untold: Twin, monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
+    """When it was to be fetched, to prove that it is this one, or when the file was to follow it."""
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")
+    original, visits = MemoryRemote.visit, list[str]()
+
+    def visit(self: MemoryRemote, name: Any, epoch: Any = None, **options: Any) -> Any:
+        visits.append(name)
+        if name == "Work" and visits.count("Work") >= nth:
+            raise Rejected("not now")
+        return original(self, name, epoch, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryRemote, "visit", visit)
+        await untold.sync()
+    assert visits.count("Work") >= nth
+    assert untold.remote.journal == []
+    await then_it_is_in(untold, "Work")
+
+
+async def test_it_moves_on_and_only_its_old_mailbox_is_asked_for(untold: Twin) -> None:
+    """What the server has taken is somewhere; what it may have taken is sent again."""
+    is_sure = not untold.settings["tells_uids"]
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")
+    report = await untold.sync(only=["Archive"])
+    assert len(untold.remote.journal) == (not is_sure)
+    if is_sure:
+        assert "wait for a pass that looks everywhere" in str(report.mailboxes["Archive"].error)
+        await then_it_is_in(untold, "Work")
+
+
+async def test_deletions_do_not_travel_here(untold: Twin) -> None:
+    """A message that moves on there keeps its file, as any other."""
+    untold.configure(deletions="to_remote")
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")
+    for _ in range(2):
+        await untold.synced()
+        assert untold.remote.journal == []
+    assert len(untold.files("Archive")) == len(untold.files("Work")) == 1
+    assert untold.there("Archive") == []
+
+
+@pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "no_uidplus"])
+async def test_one_connection_is_enough(quick_path: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool) -> None:
+    """Nobody holds it while another is asked for."""
+    lacking = set() if is_killed else {"UIDPLUS"}
+    async with ImapServer(Store(), {USER: PASSWORD}, capabilities=ALL - lacking) as server:
+        twin = WireTwin.over(quick_path, server)
+        prepared(twin)
+        twin.deliver(2)
+        twin.deliver(1)
+        await twin.synced()
+        if is_killed:
+            twin.one(1).unlink()
+            await twin.synced()
+            twin.write(1, "Archive")
+            await killed_before_a_pair(twin, monkeypatch)
+        else:
+            twin.move(twin.one(1), "Archive")
+            await twin.synced()
+        twin.one(1, "Archive").unlink()
+        for _ in range(2):
+            await twin.synced()
+        twin.assert_equal()
+
+
+async def test_the_connection_is_lost_after_the_move(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new mailbox is done again; it knows what came there in this pass."""
+    twin.settings["tells_uids"] = False
+    twin.deliver(1, flags=["\\Flagged"])
+    twin.deliver(2)
+    await twin.synced()
+    for n in range(1, 6):
+        target = f"Target{n}"
+        twin.store.create(target)
+        source = "INBOX" if n == 1 else f"Target{n - 1}"
+        await twin.synced()
+        twin.move(twin.one(1, source), target)
+        original, visits = MemoryRemote.visit, list[str]()
+
+        def visit(
+            self: MemoryRemote,
+            name: Any,
+            epoch: Any = None,
+            *,
+            original: Any = original,
+            visits: list[str] = visits,
+            target: str = target,
+            n: int = n,
+            **options: Any,
+        ) -> Any:
+            visits.append(name)
+            if name == target and visits.count(target) == n and epoch is not None:
+                raise ConnectionLost("cut once")
+            return original(self, name, epoch, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryRemote, "visit", visit)
+            await twin.synced()
+        await then_it_is_in(twin, target)
+
+
+async def test_it_is_moved_to_a_new_mailbox_and_on(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed as soon as the first move was noted: the epoch of the new mailbox is known all the same."""
+    twin.settings["tells_uids"] = False
+    twin.deliver(1, flags=["\\Flagged"])
+    twin.deliver(2)
+    await twin.synced()
+    twin.move(twin.one(1), "Fresh")
+    original = State.apply
+
+    def apply(self: State, changes: Iterable[Changes]) -> None:
+        several = list(changes)
+        original(self, several)
+        if any(change.sent for change in several):
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(BaseExceptionGroup):
+        patch.setattr(State, "apply", apply)
+        await twin.sync()
+    twin.move(twin.one(1, "Fresh"), "Work")
+    await twin.synced()
+    assert twin.remote.journal == ["move Fresh 1 Work"]
+    await then_it_is_in(twin, "Work")
+
+
+@pytest.mark.parametrize("message_ids", [True, False])
+async def test_one_that_is_too_big_to_come_back_is_sent_once(quick_path: Path, message_ids: bool) -> None:
+    """The server has no UIDPLUS, and its copy is left there: it is the file's all the same."""
+    async with ImapServer(Store(), {USER: PASSWORD}, capabilities=ALL - {"UIDPLUS"}) as server:
+        twin = WireTwin.over(quick_path, server)
+        twin.message_ids = message_ids
+        prepared(twin)
+        twin.configure(max_message_size_octets=300)
+        twin.deliver(2)
+        await twin.synced()
+        twin.write(1, "Archive", raw=twin.body(1) + b"x" * 400 + b"\n")
+        for _ in range(4):
+            await twin.synced()
+            assert len(twin.there("Archive")) == 1
+
+
+async def test_the_guard_counts_them(twin: Twin) -> None:
+    """18 of 45 are not too many, though no pair knows 30 of them."""
+    twin.settings["tells_uids"] = False
+    twin.limit_deletions(50)
+    for n in range(30, 45):
+        twin.deliver(n, "Archive")
+    await twin.synced()
+    new = [twin.write(n, "Archive") for n in range(50, 80)]
+    await twin.synced()
+    for path in new[:18]:
+        path.unlink()
+    report = await twin.synced()
+    assert report.mailboxes["Archive"].deleted_there == 18
+    assert len(twin.there("Archive")) == 27
 
 
 async def test_it_moves_on_on_the_server(untold: Twin) -> None:

@@ -19,7 +19,7 @@ Fact = tuple[bytes, frozenset[str], int]  # disk form, flags and keywords, mtime
 
 @dataclass(slots=True)
 class Client:
-    """`settings` are further lines of the imap section, `account` of the account's."""
+    """`settings` are further lines of the imap section, `account` of the account's; `prefix` begins each command."""
 
     directory: Path
     server: Dovecot
@@ -30,6 +30,7 @@ class Client:
     password: str = Dovecot.password
     settings: str = ""
     account: str = ""
+    prefix: tuple[str, ...] = ()
     maildir: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,7 +50,7 @@ class Client:
             f'tls = "{self.tls}"\nuser = "{self.user}"\npassword = "{self.password}"\n{self.settings}\n'
         )
         config.chmod(0o600)
-        return [sys.executable, "-m", "maild", "-c", str(config), *(arguments or ("sync",))]
+        return [*self.prefix, sys.executable, "-m", "maild", "-c", str(config), *(arguments or ("sync",))]
 
     def start(self) -> subprocess.Popen[bytes]:
         """Begin a pass; the caller waits for its end."""

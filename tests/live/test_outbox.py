@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from maild.core.names import directory
-from maild.testing.smtp import RESET, SmtpServer
+from maild.testing.smtp import RESET, Accepted, SmtpServer
 from tests.daemon.process import DaemonProcess, imap_account
 from tests.daemon.waiting import until
 from tests.live.conftest import started
@@ -91,6 +92,10 @@ async def run(maild: DaemonProcess, *words: str) -> str:
     return ran.stdout
 
 
+async def is_empty(maild: DaemonProcess) -> bool:
+    return await run(maild, "outbox") == "the outbox is empty\n"
+
+
 def subjects_there(mail: Dovecot, user: str, mailbox: str = SENT) -> list[str]:
     told = mail.doveadm("-f", "tab", "fetch", "-u", user, "hdr.subject", "mailbox", mailbox, "all")
     return told.splitlines()[1:]
@@ -123,6 +128,34 @@ async def test_the_copy_is_carried_to_the_server_by_the_daemon(make: Make, mail:
     await until(lambda: subjects_there(mail, user) == ["Nr. 1"])
     assert len(maild.files(SENT)) == 1
     await maild.stop()
+
+
+@pytest.mark.parametrize("by_daemon", [False, True], ids=["flush", "daemon"])
+async def test_a_server_that_keeps_its_own_copies_is_noticed(
+    make: Make, mail: Dovecot, relay: SmtpServer, user: str, by_daemon: bool
+) -> None:
+    """What it keeps is not octet by octet what was sent, and it is in no table."""
+
+    def keep(message: Accepted) -> None:
+        mail.import_messages(user, SENT, [(b"Received: from me\r\n" + message.octets, ("\\Seen",), 1_800_000_000)])
+
+    maild = make()
+    await run(maild, "sync")
+    relay.deliver = keep
+    if by_daemon:
+        maild.start()
+        await maild.until_pushed()
+    for number in (1, 2):
+        await send(maild, f"Nr. {number}")
+        if not by_daemon:
+            await run(maild, "outbox", "flush")
+            await run(maild, "sync")
+        await until(lambda count=number: len(maild.files(SENT)) == count)  # type: ignore[misc]
+        await until(partial(is_empty, maild))
+        assert subjects_there(mail, user) == [f"Nr. {n}" for n in range(1, number + 1)]
+        assert all(b"Received: from me" in path.read_bytes() for path in maild.files(SENT))
+    if by_daemon:
+        await maild.stop()
 
 
 @pytest.mark.parametrize("by_daemon", [False, True], ids=["flush", "daemon"])

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from maild.testing.smtp import SmtpServer
-from tests.live.sender import Sender
 from tests.servers.dovecot import Dovecot, DovecotMissing
 from tests.servers.postfix import Postfix, PostfixMissing, dovecot_auth
+from tests.servers.sender import Sender
 from tests.servers.submission import serving, until_taken
 
 pytestmark = [pytest.mark.live, pytest.mark.long]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from maild.testing.smtp import SmtpServer
-from tests.live.sender import Sender
 from tests.servers.dovecot import DovecotMissing
+from tests.servers.sender import Sender
 from tests.servers.submission import DovecotSubmission, serving
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-CHANGES = ("open", "write", "fsync", "rename", "unlink", "mkdir")
+CHANGES = ("open", "write", "fsync", "fdatasync", "ftruncate", "rename", "link", "unlink", "mkdir")
 
 
 class Crash(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -44,6 +45,39 @@ def test_delivered_once_though_a_reader_changed_it(root: Path) -> None:
     (root / SENT / "new" / LETTERS[0].key).rename(root / SENT / "cur" / f"{LETTERS[0].key}:2,FRS")
     deliver_once(root, SENT, again(LETTERS))
     assert len(messages(root)) == 3
+
+
+def test_a_file_is_the_letter_where_it_can_have_a_second_name(root: Path, tmp_path: Path) -> None:
+    """Its time is that of the delivery, and a reader's flags on it stay."""
+    source = tmp_path / "1.eml"
+    source.write_bytes(b"Subject: x\n\n")
+    os.utime(source, (1, 1))
+    letter = Letter(Key("5.9.sent.maild"), source, is_seen=True)
+    deliver_once(root, SENT, [letter, LETTERS[0]])
+    delivered = root / SENT / "cur" / "5.9.sent.maild:2,S"
+    assert delivered.samefile(source)
+    assert delivered.stat().st_mtime > 1
+    deliver_once(root, SENT, [letter])
+    source.unlink()
+    assert messages(root) == [("cur/5.9.sent.maild:2,S", b"Subject: x\n\n"), ("new/5.0.sent.maild", b"Subject: 0\n\n")]
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP])
+def test_where_a_file_cannot_be_the_letter_it_is_copied(root: Path, tmp_path: Path, fail: Fail, code: int) -> None:
+    source = tmp_path / "1.eml"
+    source.write_bytes(b"Subject: x\n\n")
+    fail("link", code)
+    deliver_once(root, SENT, [Letter(Key("5.9.sent.maild"), source, is_seen=True)])
+    assert messages(root) == [("cur/5.9.sent.maild:2,S", b"Subject: x\n\n")]
+    assert not (root / SENT / "cur" / "5.9.sent.maild:2,S").samefile(source)
+
+
+def test_a_link_that_a_full_disk_refuses_is_an_error(root: Path, tmp_path: Path, fail: Fail) -> None:
+    source = tmp_path / "1.eml"
+    source.write_bytes(b"Subject: x\n\n")
+    fail("link", errno.ENOSPC)
+    with pytest.raises(LocalError, match="disk is full"):
+        deliver_once(root, SENT, [Letter(Key("5.9.sent.maild"), source, is_seen=True)])
 
 
 def test_delivered_once_after_a_crash_at_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

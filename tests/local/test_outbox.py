@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from maild.local.itemfile import ItemUnreadable, dump, load
 from maild.local.outbox import ItemBusy, NoSuchItem, Outbox
 from tests.local.conftest import Fail
 from tests.local.crash import Crash, Machine, every_step
+from tests.local.powercut import SyncedDisk
 
 TEXT = b"Subject: hello\n\nthere\n"
 NO = Verdict.of(Reply(550, "5.1.1 nobody"))
@@ -38,7 +39,14 @@ def outbox(tmp_path: Path) -> Outbox:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncedDisk]:
+    disk = SyncedDisk(monkeypatch)
+    yield disk
+    disk.close()
+
+
+@pytest.fixture
+def machine(disk: SyncedDisk, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(monkeypatch)
 
 
@@ -95,16 +103,21 @@ def test_a_disk_that_refuses_leaves_nothing(outbox: Outbox, fail: Fail, call: st
     assert files(outbox) == [f"{first.id}.eml", f"{first.id}.toml"]
 
 
-def test_a_crash_at_any_step_of_accepting(tmp_path: Path, machine: Machine) -> None:
+@pytest.mark.parametrize("end", ["killed", "power cut"])
+def test_a_crash_at_any_step_of_accepting(tmp_path: Path, disk: SyncedDisk, machine: Machine, end: str) -> None:
     for steps in every_step(machine):
-        outbox = Outbox(tmp_path / str(steps))
+        (root := tmp_path / str(steps)).mkdir()
+        outbox = Outbox(root / "state")
         accepted = None
         with machine.crashing_at(steps):
             try:
                 accepted = outbox.accept(item(), TEXT)
             except Crash:
                 assert machine.has_crashed
-        found = Outbox(tmp_path / str(steps)).contents()
+        if end == "power cut":
+            disk.image(root, root := tmp_path / f"{steps} after")
+        outbox = Outbox(root / "state")
+        found = outbox.contents()
         assert not found.unreadable
         assert accepted is None or found.items == (accepted,)
         for whole in found.items:
@@ -296,6 +309,21 @@ def test_to_failed_and_back(outbox: Outbox) -> None:
     assert files(outbox) == []
 
 
+def test_an_item_that_a_power_cut_left_in_both_places_is_one(outbox: Outbox) -> None:
+    """Two directories are not always written at one time."""
+    failed, again = (outbox.accept(item(name), TEXT) for name in ("a@x", "b@x"))
+    failed = outbox.edit(failed.id, lambda found: outgoing.settled(found, {"a@x": NO}, 10))
+    for one, here, there in ((failed, "failed", ""), (again, "", "failed")):
+        for suffix in (".eml", ".toml"):
+            name = f"{one.id}{suffix}"
+            (outbox.path / there / name).hardlink_to(outbox.path / here / name)
+    with outbox.draining():
+        assert {found.id for found in outbox.contents().items} == {failed.id, again.id}
+    expected = [f"{one.id}{suffix}" for one in (failed, again) for suffix in (".eml", ".toml")]
+    assert files(outbox) == sorted(expected)
+    assert (outbox.path / "failed" / f"{failed.id}.toml").exists()
+
+
 # -- crashes
 
 
@@ -321,10 +349,14 @@ def carry_out(act: str, outbox: Outbox, one: Item, two: Item) -> None:
             outbox.cancel(two.id)
 
 
-def test_a_crash_at_any_step_of_anything_else(tmp_path: Path, machine: Machine, act: str) -> None:
+@pytest.mark.parametrize("end", ["killed", "power cut"])
+def test_a_crash_at_any_step_of_anything_else(
+    tmp_path: Path, disk: SyncedDisk, machine: Machine, act: str, end: str
+) -> None:
     """Each item is as before or as after, whole, with its message; a message without an item only after `remove`."""
     for steps in every_step(machine):
-        outbox = Outbox(tmp_path / str(steps))
+        (root := tmp_path / str(steps)).mkdir()
+        outbox = Outbox(root / "state")
         one, two = outbox.accept(item("a@x"), TEXT), outbox.accept(item("b@x"), TEXT)
         two = outbox.edit(two.id, lambda found: outgoing.settled(found, {"b@x": NO}, 10)) if act != "record" else two
         with machine.crashing_at(steps):
@@ -332,7 +364,9 @@ def test_a_crash_at_any_step_of_anything_else(tmp_path: Path, machine: Machine, 
                 carry_out(act, outbox, one, two)
             except Crash:
                 assert machine.has_crashed
-        after = Outbox(tmp_path / str(steps))
+        if end == "power cut":
+            disk.image(root, root := tmp_path / f"{steps} after")
+        after = Outbox(root / "state")
         with after.draining():
             found = after.contents()
             assert not found.unreadable

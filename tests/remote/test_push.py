@@ -541,7 +541,7 @@ async def test_the_watch_leaves_no_session_behind(make: Make) -> None:
 
 
 @pytest.mark.parametrize("after", ["probe", "silence"])
-async def test_a_session_in_doubt_answers_before_it_is_used(
+async def test_a_session_in_doubt_that_does_not_answer_is_replaced(
     make: Make, after: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_module, "PROOF_S", SHORT_S)
@@ -558,14 +558,27 @@ async def test_a_session_in_doubt_answers_before_it_is_used(
                 monkeypatch.setattr(remote_module, "SILENT_S", -1.0)
 
         doubt()
-        await account.remote.listing()
+        account.server.journal.clear()
+        await account.remote.listing()  # that proves it: nothing is asked before, which would take a round trip
         assert len(account.server.connections) == connections
+        if after == "silence":  # a probe leaves IDLE as well
+            assert [command.split()[0] for command in account.server.journal] == ["NAMESPACE", "LIST"]
+        doubt()
+        async with account.remote.visit(INBOX):
+            pass
+        assert account.server.count("NOOP") >= 1
         (work,) = account.remote._free
-        account.server.faults.add("NOOP", Hold(asyncio.Event()), connection=_number(account, work))
+        account.server.faults.add("*", Hold(asyncio.Event()), times=None, connection=_number(account, work))
         doubt()
         async with asyncio.timeout(DEADLINE_S):
             await account.remote.listing()
         assert work.is_lost
+        assert account.remote._open == len(account.remote._free) + len(account.remote._held)
+        (work,) = account.remote._free
+        account.server.faults.add("*", Hold(asyncio.Event()), times=None, connection=_number(account, work))
+        doubt()
+        async with asyncio.timeout(DEADLINE_S), account.remote.visit(INBOX):
+            assert work.is_lost
         assert account.remote._open == len(account.remote._free) + len(account.remote._held)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from maild.config import Password, Smtp
 from maild.core.errors import AuthRejected, ConnectionLost, MaildError, ProtocolViolation, TlsFailed
 from maild.core.outgoing import Notices, Submission, Verdict, Verdicts
 from maild.remote.auth import Credentials
-from maild.remote.smtp import Offline, SessionRefused, Timeouts
+from maild.remote.smtp import RFC_5321, Offline, SessionRefused, Timeouts
 from maild.remote.submission import SmtpSession
 from maild.testing.smtp import EOF, EXTENSIONS, RESET, SILENCE, STALL, End, Reaction, SmtpServer, Stage
 from tests.servers.certificates import Authority
@@ -250,6 +250,39 @@ async def test_a_server_that_takes_nothing_more_of_a_big_body() -> None:
         found = await submit(session, message(1), bodies=Bodies(text=b"x\n" * (8 << 20)))
     assert states(found["1"]) == {ONE[0]: "deferred"}
     assert server.journal == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "step"),
+    [
+        ("greeting", "command_s"),
+        ("ehlo", "command_s"),
+        ("auth", "command_s"),
+        ("mail", "command_s"),
+        ("rcpt", "command_s"),
+        ("data", "data_s"),
+        ("body", "block_s"),
+        ("dot", "final_s"),
+        ("quit", "goodbye_s"),
+    ],
+)
+async def test_each_step_has_its_own_patience(stage: Stage, step: str) -> None:
+    """A server that falls silent is left after the time of that step, not after that of another."""
+    timeouts = Timeouts(**dict.fromkeys(["connect_s", "command_s", "data_s", "block_s", "final_s", "goodbye_s"], 60.0))
+    timeouts = replace(timeouts, **{step: 0.2})
+    bodies = Bodies(text=b"x\n" * (8 << 20)) if stage == "body" else Bodies()
+    async with servers() as server, asyncio.timeout(10):
+        server.react(stage, STALL if stage == "body" else SILENCE)
+        with suppress(ConnectionLost):
+            async with opened(server, timeouts) as session:
+                found = await submit(session, message(1), bodies=bodies)
+                await session.close()
+                assert stage != "quit" or states(found["1"]) == {ONE[0]: "sent"}
+
+
+async def test_the_patience_of_the_standard() -> None:
+    """RFC 5321 §4.5.3.2: a server that is slow with its last word has not lost the message."""
+    assert (RFC_5321.command_s, RFC_5321.data_s, RFC_5321.block_s, RFC_5321.final_s) == (300, 120, 180, 600)
 
 
 # -- opening

@@ -10,9 +10,10 @@ A session remembers which mailbox it has open, so that several visits of one nee
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 
 import anyio
@@ -82,9 +83,11 @@ class ImapRemote:
     # -- sessions
 
     @asynccontextmanager
-    async def _session(self, fits: Fits = lambda _: 0, expected: Box | None = None) -> AsyncIterator[ImapSession]:
+    async def _session(
+        self, fits: Fits = lambda _: 0, expected: Box | None = None, *, may_be_in_doubt: bool = False
+    ) -> AsyncIterator[ImapSession]:
         """A session for a while; nothing is under way on it but what belongs to the box that is expected."""
-        session = await self._borrow(fits, expected)
+        session = await self._borrow(fits, expected, may_be_in_doubt=may_be_in_doubt)
         try:
             yield session
         finally:
@@ -92,9 +95,14 @@ class ImapRemote:
                 await self._give_back(session)
 
     async def _borrow(
-        self, fits: Fits = lambda _: 0, expected: Box | None = None, *, is_for_push: bool = False
+        self,
+        fits: Fits = lambda _: 0,
+        expected: Box | None = None,
+        *,
+        is_for_push: bool = False,
+        may_be_in_doubt: bool = False,
     ) -> ImapSession:
-        session = await self._free_or_new(fits, is_for_push=is_for_push)
+        session = await self._free_or_new(fits, is_for_push=is_for_push, may_be_in_doubt=may_be_in_doubt)
         if (box := self._begun.pop(session, None)) is not None and box is not expected:
             try:
                 await box.settle()
@@ -104,7 +112,7 @@ class ImapRemote:
                 raise
         return session
 
-    async def _free_or_new(self, fits: Fits, *, is_for_push: bool) -> ImapSession:
+    async def _free_or_new(self, fits: Fits, *, is_for_push: bool, may_be_in_doubt: bool) -> ImapSession:
         while True:
             async with self._returned:
                 while not self._free and self._open >= self._limit:
@@ -115,6 +123,8 @@ class ImapRemote:
                 else:
                     self._free.remove(session)
             if session is not None:
+                if may_be_in_doubt and _proves_itself(session) and not session.is_lost:
+                    return session
                 if await self._is_alive(session):
                     return session
                 continue
@@ -139,7 +149,7 @@ class ImapRemote:
         """Whether a session may be given to work; one that was silent for long has to answer first, and soon."""
         protocol = session.protocol
         try:
-            if protocol.silent_s > SILENT_S:
+            if _is_in_doubt(session):
                 await protocol.finish(session.launch("NOOP", collect=ignore), PROOF_S, may_refuse=True)
         except (Unavailable, ConnectionLost, ProtocolViolation) as exc:
             log.debug("session.lost", account=self._account, host=self._endpoint.host, reason=exc.text)
@@ -244,28 +254,43 @@ class ImapRemote:
             self._is_listing, self._wish = False, None
 
     async def _list(self) -> Listing:
+        """On a session in doubt without asking it first, and on another one if it says nothing."""
+        was_in_doubt = False
+        try:
+            async with self._session(may_be_in_doubt=True) as session:
+                was_in_doubt = _is_in_doubt(session)
+                with _to_be_heard(session) if was_in_doubt else nullcontext():
+                    return await self._list_on(session)
+        except ConnectionLost as exc:
+            if not was_in_doubt:
+                raise
+            log.debug("session.lost", account=self._account, host=self._endpoint.host, reason=exc.text)
         async with self._session() as session:
-            # Of an open mailbox STATUS may tell what was true when it was looked at last.
-            left = await leave_ahead(session)
-            namespaces = session.launch("NAMESPACE") if session.has("NAMESPACE") else None
-            events = await self._listed(session)
-            if left is not None:
-                await finish_anyhow(session, left)
-            foreign = await foreign_prefixes(session, namespaces)
-            only = self._endpoint.subscribed_only
-            names = understood(events, self._endpoint.mailboxes, foreign, subscribed_only=only)
-            if session.has("CONDSTORE") and not session.has("LIST-STATUS"):
-                events += await ask_status(session, names.wanted)
-            self._names, self._foreign = names, foreign
-            return Listing(
-                tuple(mailbox.public for mailbox in with_status(names.wanted, events)),
-                names.unusable,
-                frozenset(names.present),
-                names.separator,
-                names.with_role("\\Trash"),
-                names.roles(),
-                frozenset(names.left_out),
-            )
+            return await self._list_on(session)
+
+    async def _list_on(self, session: ImapSession) -> Listing:
+        # Of an open mailbox STATUS may tell what was true when it was looked at last.
+        left = await leave_ahead(session)
+        namespaces = session.launch("NAMESPACE") if session.has("NAMESPACE") else None
+        events = await self._listed(session)
+        if left is not None:
+            await finish_anyhow(session, left)
+        foreign = await foreign_prefixes(session, namespaces)
+        only = self._endpoint.subscribed_only
+        names = understood(events, self._endpoint.mailboxes, foreign, subscribed_only=only)
+        if session.has("CONDSTORE") and not session.has("LIST-STATUS"):
+            events += await ask_status(session, names.wanted)
+        self._names, self._foreign = names, foreign
+        return Listing(
+            tuple(mailbox.public for mailbox in with_status(names.wanted, events)),
+            names.unusable,
+            frozenset(names.present),
+            names.separator,
+            names.with_role("\\Trash"),
+            names.roles(),
+            frozenset(names.left_out),
+            session.has("MOVE"),
+        )
 
     async def _listed(self, session: ImapSession) -> list[Event]:
         """LIST, behind which `expect` may send more, unless STATUS is to follow: of an open mailbox it may be old."""
@@ -459,3 +484,29 @@ class ImapRemote:
         for session in free:
             await session.logout()
         self._open -= len(free)
+
+
+def _is_in_doubt(session: ImapSession) -> bool:
+    """Whether a router may have forgotten it, or the network is another since it was last heard."""
+    return session.protocol.silent_s > SILENT_S
+
+
+def _proves_itself(session: ImapSession) -> bool:
+    """Whether a listing on it begins with something that any server answers at once, however many mailboxes it has."""
+    return session.has("NAMESPACE") and (session.has("UNSELECT") or not session.is_selected())
+
+
+@contextmanager
+def _to_be_heard(session: ImapSession) -> Iterator[None]:
+    """Something has to come soon on a session in doubt, of which something is asked within the block."""
+    protocol, began_s = session.protocol, session.protocol.heard_at_s
+
+    def look() -> None:
+        if protocol.heard_at_s == began_s:
+            protocol.fail(ConnectionLost(f"{protocol.server} gives no sign of life"))
+
+    deadline = asyncio.get_running_loop().call_later(PROOF_S, look)
+    try:
+        yield
+    finally:
+        deadline.cancel()

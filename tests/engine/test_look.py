@@ -1,0 +1,147 @@
+"""Looking at a mailbox on this disk after its list of keywords changed: what letters mean, and what that costs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+
+from maild.core.model import Flags, Key, MailboxName, Pair, Uid
+from maild.engine.look import Look, look_at, open_mailbox
+from maild.local import scan
+from maild.local.maildir import Maildir
+from maild.local.state import Changes, State
+
+KINDS: list[tuple[str, Flags]] = [
+    ("", frozenset()),
+    (":2,S", frozenset({"\\Seen"})),
+    (":2,Sa", frozenset({"\\Seen", "one"})),
+    (":2,b", frozenset({"two"})),
+]
+MANY = 400
+
+
+class Box:
+    """A mailbox of `MANY` messages, of each kind as many, known to the state; message n is of kind n modulo 4."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root = directory / "Mail"
+        self.top = self.root / "INBOX"
+        Maildir.create(self.root, PurePosixPath("INBOX")).close()
+        self.list_keywords("one", "two")
+        self.state = State.open(directory / "state.sqlite")
+        self._id = self.state.add_mailbox(MailboxName("INBOX"), "INBOX").id
+        pairs = []
+        for n in range(MANY):
+            info, flags = KINDS[n % len(KINDS)]
+            pairs.append(Pair(Uid(str(n + 1)), self.key(n), flags, 5, bytes(16), "", info))
+            self.path(n).write_bytes(b"x")
+        self.state.apply([Changes(self._id, add=pairs)])
+        for subdir in ("new", "cur"):
+            os.utime(self.top / subdir, (1, 1))
+        assert not self.look().has_news
+
+    def key(self, n: int) -> Key:
+        return Key(f"{1_700_000_000 + n}.host")
+
+    def path(self, n: int) -> Path:
+        info, _ = KINDS[n % len(KINDS)]
+        return self.top / ("cur" if info else "new") / (self.key(n) + info)
+
+    def list_keywords(self, *keywords: str) -> None:
+        (self.top / "dovecot-keywords").write_text("".join(f"{n} {word}\n" for n, word in enumerate(keywords)))
+
+    def look(self) -> Look:
+        """One look, whose stamp is stored."""
+        (row,) = self.state.mailboxes().values()
+        maildir = open_mailbox(self.root, row)
+        assert maildir is not None
+        with maildir:
+            look = look_at(self.state, row, maildir)
+        self.state.set_stamp(row.id, look.stamp)
+        return look
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    made = Box(tmp_path)
+    yield made
+    made.state.close()
+
+
+def changes(look: Look) -> dict[int, Flags]:
+    return {int(uid) - 1: mine for uid, (_, mine) in look.news.changed.items()}
+
+
+def test_a_new_keyword_changes_nothing_and_costs_no_look_at_each_file(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.list_keywords("one", "two", "three")
+    looked_at: list[object] = []
+    stat = os.stat
+
+    def counted(*args: Any, **kwargs: Any) -> os.stat_result:
+        looked_at.append(args)
+        return stat(*args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", counted)
+    assert not box.look().has_news
+    assert len(looked_at) < MANY / 10
+
+
+def test_letters_that_mean_something_else_are_changed_flags(box: Box) -> None:
+    box.list_keywords("uno", "two")
+    look = box.look()
+    assert changes(look) == {n: frozenset({"\\Seen", "uno"}) for n in range(2, MANY, 4)}
+    assert look.seen.keys() == {box.key(n) for n in range(2, MANY, 4)}
+    assert look.news.gone == {}
+    assert look.unpaired == {}
+
+
+def test_a_keyword_that_got_a_letter_elsewhere_is_not_on_files_without_it(box: Box) -> None:
+    """Its pair had it all the same, while the letters were used up."""
+    full = ["one", "two", *(f"k{n}" for n in range(24))]
+    box.list_keywords(*full)
+    assert not box.look().has_news
+    (row,) = box.state.mailboxes().values()
+    box.state.apply([Changes(row.id, flags=[(Uid("1"), frozenset({"late"}), "")])])
+    box.list_keywords(*full[:-1], "zz")
+    assert not box.look().has_news, "no file name here can carry it"
+    box.list_keywords(*full[:-1], "late")
+    assert changes(box.look()) == {0: frozenset()}
+
+
+def test_files_that_moved_and_went_meanwhile(box: Box) -> None:
+    box.list_keywords("uno", "two")
+    box.path(2).unlink()
+    box.path(1).unlink()
+    box.path(6).rename(box.top / "cur" / f"{box.key(6)}:2,FSa")
+    box.path(0).rename(box.top / "cur" / f"{box.key(0)}:2,F")
+    look = box.look()
+    assert {int(uid) - 1 for uid in look.news.gone} == {1, 2}
+    found = changes(look)
+    assert found.pop(6) == {"\\Seen", "\\Flagged", "uno"}
+    assert found.pop(0) == {"\\Flagged"}
+    assert found == {n: frozenset({"\\Seen", "uno"}) for n in range(10, MANY, 4)}
+
+
+def test_a_file_renamed_while_it_is_looked_at_is_not_gone(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.list_keywords("uno", "two")
+    differences = scan.differences
+
+    def then_a_reader(*args: Any) -> Any:
+        found = differences(*args)
+        box.path(2).rename(box.top / "cur" / f"{box.key(2)}:2,FSa")
+        box.path(6).unlink()
+        return found
+
+    monkeypatch.setattr("maild.local.maildir.differences", then_a_reader)
+    look = box.look()
+    assert look.news.gone == {}, "what went just now is for the next look"
+    assert changes(look)[2] == {"\\Seen", "\\Flagged", "uno"}
+    assert look.stamp is None
+    monkeypatch.undo()
+    assert {int(uid) - 1 for uid in box.look().news.gone} == {6}

@@ -52,7 +52,7 @@ SUSPECTS = "pop3_suspects"  # messages at which a session ended since a pull was
 SUSPECTS_KEPT = 100
 ENDS_CONNECTION = "the connection ends whenever it is fetched"
 TRY_AGAIN_S = LONGEST_RETRY_S  # a message that ends connections costs a poll each time that it is asked for
-QUEUE_OCTETS = 4 << 20  # for the disk: there is one session only, and what it does not read the line holds
+QUEUE_OCTETS = 2 << 20  # for the disk: there is one session only, and what it does not read the line holds
 FACTS_KEPT = 2000
 CLOCK_SLACK_S = 2.0  # file times are those of the kernel's tick
 

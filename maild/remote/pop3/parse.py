@@ -24,8 +24,7 @@ from maild.core.model import Uid
 MOST_UID_OCTETS = 512  # RFC 1939 §7 says 70; some servers need more
 
 _CODE = re.compile(rb"\[([A-Za-z0-9/_-]{1,64})([^\]]*)\][ \t]*")
-_DOT = b"\r\n."  # what a line that begins with a dot comes as, and the end
-_END = _DOT + b"\r\n"
+_END = b"\r\n.\r\n"
 _END_LF = re.compile(rb"\n\.\r?\n")
 _FIRST_END = re.compile(rb"\.\r?\n")
 _KEPT_BACK = len(_END) - 1  # so many octets may be the beginning of an end
@@ -211,8 +210,6 @@ class Parser:
                 return Reply(head.status, head.code, head.text, body=b"")
             if not self._first_line_is_there():
                 return None
-        if (plain := self._plain_message(expected.size_octets)) is not None:
-            return Reply(head.status, head.code, head.text, body=plain, size_octets=len(plain))
         end = self._end_of_message()
         if end is None:
             self._set_aside()
@@ -229,18 +226,6 @@ class Parser:
             return False
         self._ends_in_lf = end >= 0 and self._data[max(start, end - 1) : end] != b"\r"
         return True
-
-    def _plain_message(self, told_octets: int) -> bytes | None:
-        """The message where all of it is here and no line begins with a dot, as with most: one search and one copy."""
-        if self._pieces or self._body is not None or self._ends_in_lf:
-            return None
-        start = self._start
-        at = self._data.find(_DOT, start)
-        if at < 0 or not self._data.startswith(_END, at) or self._data.startswith(b".", start):
-            return None
-        self._start = at + len(_END)
-        end = at + 2
-        return self._data[start : end - 2 if told_octets > 0 and end - start == told_octets + 2 else end]
 
     def _end_of_message(self) -> tuple[int, int] | None:
         """Where the message ends, its last line end included, and where what comes after it begins."""

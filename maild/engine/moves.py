@@ -197,6 +197,7 @@ def _follow_server(
             del was.local.gone[one.pair.uid]
             source.awaited.add(file.key)
         del was.remote.gone[one.pair.uid]
+        was.local.changed.pop(one.pair.uid, None)  # the move brings its flags together
         there = flags[new.mailbox].get(new.uid, NO_FLAGS)
         move = Relocation(was.mailbox, one.pair, source.mailbox, key, target.mailbox, new.uid, there)
         target.relocations.append(move)

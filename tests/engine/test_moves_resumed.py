@@ -90,3 +90,14 @@ async def test_a_message_moves_there_to_an_empty_mailbox_that_was_removed_here(t
     assert len(twin.here("Archive")) == 1
     assert twin.remote.fetched == []
     await twin.quiet()
+
+
+async def test_a_flag_changed_here_goes_to_where_the_message_is(twin: Twin) -> None:
+    """Not to where it was: that would count as told, and a cut before the file follows would lose it."""
+    twin.store.move("INBOX", [twin.uid(1)], "Archive")
+    twin.relabel(twin.one(1), "F")
+    await twin.synced()
+    assert twin.remote.journal == ["store Archive 1 +\\Flagged"]
+    twin.assert_equal()
+    assert [shown.flags for shown in twin.here("Archive")] == [("\\Flagged",)]
+    await twin.quiet()

@@ -13,7 +13,7 @@ from maild.config import Password
 from maild.remote.pace import connects
 from maild.testing.store import Store
 from tests.conftest import INTERRUPTED
-from tests.engine.test_twoway import SCENARIOS, Record, Step, contents, move_there_flag_here, start
+from tests.engine.test_twoway import SCENARIOS, Record, Step, contents, start
 from tests.engine.twin import Shown, Twin, WireTwin
 from tests.live.store import LiveStore
 from tests.servers.cutting import CutLine, Way
@@ -84,15 +84,6 @@ async def test_scenario_on_a_real_server(
     await undergo(twin_of(tmp_path, users(f"{lacking}-{scenario.__name__}"), lacking), scenario)
 
 
-FLAGS_STORED_WHERE_IT_WAS = pytest.mark.xfail(
-    strict=True,
-    reason="a flag changed here is stored on the UID that has moved away, counts as told, and a cut then loses it",
-)
-CUT_SCENARIOS = [
-    pytest.param(one, marks=FLAGS_STORED_WHERE_IT_WAS if one is move_there_flag_here else ()) for one in SCENARIOS
-]
-
-
 async def cut_at_every_command(
     directory: Path, scenario: Step, users: Callable[[str], LiveStore], *, lacking: str = "nothing"
 ) -> int:
@@ -127,7 +118,7 @@ async def cut_at_every_command(
 
 @pytest.mark.long
 @pytest.mark.usefixtures("no_pause")
-@pytest.mark.parametrize("scenario", CUT_SCENARIOS, ids=lambda step: step.__name__)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda step: step.__name__)
 async def test_scenario_cut_at_every_command_on_a_real_server(
     tmp_path: Path,
     scenario: Step,

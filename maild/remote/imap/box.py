@@ -78,7 +78,8 @@ class Box:
         self._read_only = read_only
         self._has_mail = has_mail
         self._begun: tuple[Cursor, Opening] | None = None
-        self._ahead: dict[int, FetchData] = {}  # whole messages that came with the scan
+        self._ahead: dict[int, FetchData] = {}  # whole messages that came with the scan …
+        self._ahead_epoch: Epoch | None = None  # … which was of this epoch
 
     @property
     def session(self) -> ImapSession:
@@ -86,6 +87,12 @@ class Box:
 
     def is_of(self, wire: str, *, read_only: bool) -> bool:
         return (self._wire, self._read_only) == (wire, read_only)
+
+    def take_ahead(self, before: Box | None, epoch: Epoch | None) -> None:
+        """What came along with the scan of the visit before this one, if that was of this mailbox in this epoch."""
+        if before is not None and before is not self and before.is_of(self._wire, read_only=self._read_only):
+            came, before._ahead = before._ahead, {}
+            self._ahead = came if before._ahead_epoch == epoch else {}
 
     def begin(self, cursor: Cursor) -> bool:
         """Ask now for what a scan from this cursor takes, if it can; what comes then waits for it first."""
@@ -189,6 +196,7 @@ class Box:
             return await self._scan_all()
         vanished = frozenset(Uid(str(n)) for low, high in gone for n in range(low, high + 1))
         self._ahead = {data.uid: data for data in told.bodies if data.uid is not None and _is_whole(data)}
+        self._ahead_epoch = Epoch(str(found.uidvalidity))
         return self._scan(found, table, full=False, complete=complete, vanished=vanished)
 
     async def _gone(self, uidnext: int, expected: int) -> list[tuple[int, int]] | None:

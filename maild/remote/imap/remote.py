@@ -74,6 +74,7 @@ class ImapRemote:
         self._wish: Callable[[], None] | None = None  # what `expect` was told before LIST was sent
         self._begun: dict[ImapSession, Box] = {}  # mailboxes that are being opened there ahead of any visit
         self._expected: Box | None = None  # the one among them that is for a visit after the last listing
+        self._last: Box | None = None  # of the last visit since the listing
         self._with_mail: set[MailboxName] = set()  # mailboxes of which the next visit finds new messages
         self._names = Names()
         self._foreign: tuple[str, ...] = ()  # prefixes of mailboxes that are not one's own
@@ -247,6 +248,7 @@ class ImapRemote:
     async def listing(self) -> Listing:
         self._expected = None  # what it told may be old
         self._with_mail.clear()
+        self._last = None
         self._is_listing = True
         try:
             return await self._list()
@@ -345,7 +347,9 @@ class ImapRemote:
                 box = Box(session, wire, mailbox, self._wire_name, read_only=read_only, has_mail=has_mail)
             self._with_mail.discard(mailbox)
             if epoch is not None:
+                box.take_ahead(self._last, epoch)
                 await box.reopen(epoch)
+            self._last = box
             yield box
 
     def _wire_name(self, mailbox: MailboxName) -> str:

@@ -10,6 +10,7 @@ What moves where is decided in `core.moves`; here is who asks for the facts and 
 - gone there, an equal message elsewhere, still here: the file moves too (`MailboxPass.relocations` of the target);
 - gone here, and on the server in the trash as well: expunged, not moved there once more (`MailboxPass.trashed`);
 - gone there, a new message of equal facts in the same mailbox: it is fetched, and its content decides;
+- moved here, and on the server away and back: as if it had stayed there;
 - moved on both sides: the server's place wins; moved on one side and deleted on the other: it is deleted.
 
 Facts pair; only an equal content removes anything, and only where no other message is known that has it: the equal
@@ -20,7 +21,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from maild.core.flags import same_flags
 from maild.core.model import NO_FLAGS, Content, Facts, Key, MailboxName, Pair, Uid
 from maild.core.moves import File, Gone, NewMessage, likely, local_moves, remote_moves
 from maild.engine.adopt import Unsure
@@ -29,6 +32,7 @@ from maild.engine.proof import FactsOf, Known, contents_of, sole
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass, Move
 from maild.engine.untold import settle_untold
+from maild.local.state import Changes
 
 
 async def settle_moves(
@@ -48,6 +52,7 @@ async def settle_moves(
     moved_here = local_moves(gone_here, files) if files else {}
     found_here = set(moved_here)
     moved_there = await _moved_there(work, passes, moved_here, facts_of)
+    await _renew(work, by_name, moved_here, moved_there)
     _follow_server(by_name, moved_here, {one: new for one, new in moved_there.items() if new.mailbox != one.mailbox})
     for one in [one for one, new in moved_there.items() if new.mailbox == one.mailbox and one not in moved_here]:
         await work.state.run(_await_content, by_name[one.mailbox], one.pair)
@@ -179,6 +184,29 @@ async def _copies(
             used.add(same.pop())
             proven.add(pair.uid)
     return proven
+
+
+async def _renew(
+    work: Work,
+    by_name: Mapping[MailboxName, MailboxPass],
+    moved_here: dict[Gone, File],
+    moved_there: dict[Gone, NewMessage],
+) -> None:
+    """Messages that left and came back on the server, under a new Uid: a reader's move of them is carried out there."""
+    for one in [one for one, new in moved_there.items() if new.mailbox == one.mailbox and one in moved_here]:
+        was, uid = by_name[one.mailbox], moved_there.pop(one).uid
+        if (await contents_of(work, was, {uid})).get(uid) != one.pair.content:
+            continue  # a corrected draft
+        pair, there = replace(one.pair, uid=uid), was.remote_flags({uid})[uid]
+        if not work.dry_run:
+            changes = Changes(was.mailbox.id, drop=[one.pair.uid], add=[pair])
+            await work.state.run(work.state.state.apply, [changes])
+        del was.local.gone[one.pair.uid], was.remote.gone[one.pair.uid]
+        was.local.gone[uid] = pair
+        was.remote.fresh = was.remote.fresh.without({uid})
+        if not same_flags(there, pair.flags):
+            was.remote.changed[uid] = pair, there
+        moved_here[Gone(one.mailbox, pair)] = moved_here.pop(one)
 
 
 def _follow_server(

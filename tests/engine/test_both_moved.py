@@ -126,3 +126,23 @@ async def test_a_mailbox_that_is_gone_is_kept_until_what_moved_from_it_has_arriv
     await twin.synced()
     assert set(twin.store.names) == {"INBOX"}
     assert len(twin.there("INBOX")) == len(twin.here("INBOX")) == 3
+
+
+@pytest.mark.parametrize("flags", [[], ["\\Flagged"]])
+async def test_a_message_that_left_and_came_back_there_follows_the_reader(tmp_path: Path, flags: list[str]) -> None:
+    """It has another Uid, and is where it was: only the reader has moved it."""
+    twin = Twin(tmp_path)
+    for name in ("Archive", "Work"):
+        twin.store.create(name)
+    for n in (1, 2):
+        twin.deliver(n)
+    await twin.synced()
+    twin.move(twin.one(1), "Archive")
+    ((_, away),) = twin.store.move("INBOX", [twin.uid(1)], "Work")
+    ((_, back),) = twin.store.move("Work", [away], "INBOX")
+    twin.store.set_flags("INBOX", [back], add=flags)
+    await twin.synced()
+    assert twin.remote.journal == [f"move INBOX {back} Archive"]
+    twin.assert_equal()
+    assert [shown.flags for shown in twin.here("Archive")] == [tuple(flags)]
+    await twin.quiet()

@@ -100,7 +100,7 @@ class Unpaired:
 
     def untold(self) -> list[Orphan]:
         """What the server has, or may have, under a Uid that nobody told."""
-        return [orphan for orphan in self.orphans.values() if orphan.only in {"sending", "sent"}]
+        return [orphan for orphan in self.orphans.values() if orphan.is_untold]
 
     def content_of(self, key: Key) -> Content:
         return self.identities[key].size_octets, self.identities[key].digest

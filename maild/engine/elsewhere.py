@@ -149,13 +149,16 @@ def _gone_unseen(work: Work, looked: Collection[int], contents: Collection[Conte
     """Those of these contents that a mailbox has on the server, and had here, as far as this pass has not looked."""
     state, root, found = work.state.state, work.account.maildir, dict[Content, MailboxName]()
     here = survey(root, work.account.layout).mailboxes if root.exists() else {}
+    leftovers = state.with_leftovers()
     for row in work.rows().values():
         is_synchronised = row.name in work.listed and work.wants(row.name)
         place = here.get(row.directory)
-        if row.id in looked or not is_synchronised or (place is not None and not _has_changed(row, place)):
+        if row.id in looked or not is_synchronised:
             continue
-        pairs = [pair for pair in state.pairs_with(row.id, contents) if not pair.only]
-        sent = [o for o in state.orphans(row.id).values() if o.only in {"sending", "sent"} and o.content in contents]
+        is_same = place is not None and not _has_changed(row, place)
+        pairs = [] if is_same else [pair for pair in state.pairs_with(row.id, contents) if not pair.only]
+        notes = state.orphans(row.id).values() if row.id in leftovers else ()
+        sent = [note for note in notes if note.is_untold and note.content in contents]
         known: list[Pair | Orphan] = [*pairs, *sent]
         if not known:
             continue

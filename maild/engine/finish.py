@@ -54,6 +54,7 @@ def _conclude(this: MailboxPass) -> None:
     needed |= _still_untold(this)
     state.drop_orphans(mailbox.id, state.orphans(mailbox.id).keys() - needed)
     messages = scan.messages + this.work.remote_delta[mailbox.id]
+    untold = sum(note.is_taken for note in state.orphans(mailbox.id).values())
     is_counted = state.count_there(mailbox.id) + len(state.skipped(mailbox.id)) == messages
     is_unsure = any(was.mailbox_id == mailbox.id for some in this.work.unsure.values() for was in some.values())
     is_right = is_counted and not this.is_missed and not is_unsure
@@ -62,7 +63,7 @@ def _conclude(this: MailboxPass) -> None:
         mailbox.id,
         scan.cursor if is_right else None,  # something was missed, whoever's fault it is: compare everything
         scan.mark if is_right else None,
-        messages,
+        messages + untold,
         time.time(),
         stamp=None if is_undone else this.look.stamp,
         undone=is_undone,

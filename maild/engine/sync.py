@@ -221,7 +221,7 @@ class MailboxPass:
         is_known = self.same_epoch or self.mailbox.epoch is None
         entries = self.look.unpaired if is_known else maildir.entries()
         state = self.work.state.state
-        self._untold_before = sum(note.only == "sent" for note in state.orphans(self.mailbox.id).values())
+        self._untold_before = sum(note.is_taken for note in state.orphans(self.mailbox.id).values())
         needs_all = not self.same_epoch or self.mailbox.last_pass_s is None
         self.unpaired = read_unpaired(state, self.mailbox, maildir, entries, needs_all=needs_all)
         unsent = state.unsent(self.mailbox.id) if self.same_epoch else {}
@@ -351,7 +351,7 @@ class MailboxPass:
             was.pair.uid == kept_uid(key) for key, was in self.unpaired.unsure.items()
         )  # their pairs went first
         total = self.work.state.state.count(self.mailbox.id) - forgotten + going
-        untold = sum(note.only == "sent" for note in self.unpaired.untold())  # of which no pair was made since
+        untold = sum(note.is_taken for note in self.unpaired.untold())  # of which no pair was made since
         if self.mailbox.messages is not None:
             total = min(total + untold, self.mailbox.messages + self._untold_before)
         return total

@@ -7,7 +7,8 @@ the message would be sent a second time from where its file is by then.
 - the file has gone on, the message is where it was sent to: a pair whose file is gone, as any other;
 - the file is gone altogether: the same if the server is known to have taken the message ("sent"). Else ("sending") the
   equal message may be anybody's, and is fetched: that a file is gone proves nothing about it;
-- the message has gone on, the file is where it was: the file follows.
+- the message has gone on, the file is where it was: the file follows. A message that the server took and that is
+  nowhere in two passes ("missed" after the first) was deleted there, or lost: it is sent again.
 
 Contents decide, and only where no other message is known to have the same. Comes before `engine.moves`.
 """
@@ -15,11 +16,11 @@ Contents decide, and only where no other message is known to have the same. Come
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from maild.core.flags import same_flags
-from maild.core.model import NO_FLAGS, Content, Key, Pair, Uid
+from maild.core.model import NO_FLAGS, Content, Facts, Key, MailboxName, Pair, Uid
 from maild.core.moves import likely
 from maild.engine.adopt import kept_uid
 from maild.engine.apply import Relocation
@@ -37,8 +38,21 @@ class _File:
     key: Key
 
     @property
-    def message_id(self) -> bytes:
-        return self.this.unpaired.identities[self.key].facts.message_id
+    def facts(self) -> Facts:
+        return self.this.unpaired.identities[self.key].facts
+
+    def wait(self) -> None:
+        """It is not sent in this pass, for the server may have it."""
+        self.this.waiting.add(self.key)
+        self.this.awaited.add(self.key)
+
+
+@dataclass(slots=True)
+class _Matches:
+    """Which message is which; and those that might be one of the others, and did not come when they were fetched."""
+
+    found: list[tuple[Orphan, Uid]] = field(default_factory=list)
+    doubtful: dict[Uid, bytes | None] = field(default_factory=dict)  # with their Message-ID, where it was asked
 
 
 async def settle_untold(work: Work, passes: Sequence[MailboxPass], facts_of: FactsOf) -> None:
@@ -51,9 +65,10 @@ async def settle_untold(work: Work, passes: Sequence[MailboxPass], facts_of: Fac
         away = [note for note in notes if note.key not in p.unpaired.entries]
         files = {note.key: _File(p, note.key) for note in notes if note.key in p.unpaired.entries}
         if away:
-            files |= _files_of(away, passes)
+            files |= _files_of(away, passes, {(p.name, key) for key in files})
             await _find_messages(work, p, away, files, facts_of)
         left = [note for note in notes if note.key in files and note.key in p.unpaired.orphans]
+        left = [note for note in left if files[note.key].key in files[note.key].this.to_send]
         if left:
             await _find_moved(work, p, left, files, passes, facts_of)
 
@@ -76,15 +91,19 @@ def _waiting_text(work: Work, messages: int) -> str:
 async def _find_messages(
     work: Work, p: MailboxPass, away: Sequence[Orphan], files: Mapping[Key, _File], facts_of: FactsOf
 ) -> None:
-    wanted = [note for note in away if note.key in files or note.only == "sent" or _is_partial(work)]
-    found = await _matched(work, p, wanted, files, facts_of, set())
-    waiting = {uid for note, uid in found if note.key not in files and note.only == "sending"}
-    pairs = {uid: Pair(uid, note.key, note.flags, *note.content) for note, uid in found if uid not in waiting}
+    wanted = [note for note in away if note.key in files or note.is_taken or _is_partial(work)]
+    matches = await _matched(work, p, wanted, files, facts_of)
+    waiting = {uid for note, uid in matches.found if note.key not in files and not note.is_taken}
+    pairs = {uid: Pair(uid, note.key, note.flags, *note.content) for note, uid in matches.found if uid not in waiting}
     if waiting:  # its file may be where this pass does not look
-        p.untold |= {note.key for note, uid in found if uid in waiting}
-        p.is_undone = p.is_missed = True
-        p.remote.fresh = p.remote.fresh.without(waiting)
+        p.untold |= {note.key for note, uid in matches.found if uid in waiting}
         p.report.error = _waiting_text(work, len(waiting))
+    if matches.doubtful:  # any of them may be one of these
+        for note in (note for note in wanted if all(note is not matched for matched, _ in matches.found)):
+            p.untold.add(note.key)
+            if note.key in files:
+                files[note.key].wait()
+    _leave(p, waiting | matches.doubtful.keys())
     if pairs and not work.dry_run:
         await work.state.run(work.state.state.apply, [Changes(p.mailbox.id, add=list(pairs.values()))])
     flags = p.remote_flags(pairs)
@@ -96,14 +115,26 @@ async def _find_messages(
             p.remote.changed[uid] = pair, flags[uid]
 
 
-def _files_of(notes: Sequence[Orphan], passes: Sequence[MailboxPass]) -> dict[Key, _File]:
-    """Files with these contents, by the key of the note: under the same name if there is one."""
+def _leave(this: MailboxPass, uids: Collection[Uid]) -> None:
+    """These messages are not fetched in this pass; the next one sees them anew."""
+    if uids:
+        this.remote.fresh = this.remote.fresh.without(uids)
+        this.is_undone = this.is_missed = True
+
+
+def _files_of(
+    notes: Sequence[Orphan], passes: Sequence[MailboxPass], used: set[tuple[MailboxName, Key]]
+) -> dict[Key, _File]:
+    """Files with these contents, by the key of the note: under the same name if there is one. Each counts once."""
     found: dict[Key, _File] = {}
-    for note in notes:
-        for q in passes:
-            for key in q.unpaired.by_content.get(note.content, ()):
-                if key in q.unpaired.entries and (key == note.key or note.key not in found):
+    for is_same in (True, False):
+        for note in (note for note in notes if note.key not in found):
+            for q in passes:
+                keys = (key for key in q.unpaired.by_content.get(note.content, ()) if key in q.unpaired.entries)
+                free = (key for key in keys if (q.name, key) not in used and (key == note.key or not is_same))
+                if note.key not in found and (key := next(free, None)) is not None:
                     found[note.key] = _File(q, key)
+                    used.add((q.name, key))
     return found
 
 
@@ -119,26 +150,55 @@ async def _find_moved(
     facts_of: FactsOf,
 ) -> None:
     others = [q for q in passes if q is not p and _fresh_like(q, notes)]
-    if not others and not _is_partial(work) and not p.unfetched:
-        return  # they are adopted, or sent again
-    alike = _fresh_like(p, notes)
-    ids = {facts.message_id for facts in (await facts_of(p, alike)).values()} if alike else set()
-    missing = [note for note in notes if files[note.key].message_id not in ids]
-    unproven: set[bytes] = set()  # Message-IDs of what did not come
-    for q in others:
+    missing = await _missing(work, p, notes, files, facts_of)
+    unproven: set[bytes | None] = set()
+    for q in others if missing else ():
         several = [note for note in missing if files[note.key].this is not q]
-        found = await _matched(work, q, several, files, facts_of, unproven)
-        for note, uid in found:
+        matches = await _matched(work, q, several, files, facts_of)
+        for note, uid in matches.found:
             await _follow(work, p, note, files[note.key], q, uid)
-        missing = [note for note in missing if all(note is not followed for followed, _ in found)]
+        missing = [note for note in missing if all(note is not followed for followed, _ in matches.found)]
+        unproven |= set(matches.doubtful.values())
+        _leave(q, matches.doubtful.keys())
+    late = [message for q in passes for message in _late(q)]
     for note in missing:
-        is_sure = note.only == "sent"  # else it may never have come there, and is sent
-        may_be_elsewhere = is_sure and (_is_partial(work) or likely([note.size_octets], p.unfetched))
-        if may_be_elsewhere or files[note.key].message_id in unproven:
-            files[note.key].this.waiting.add(files[note.key].key)
-            p.untold.add(note.key)
-            if work.is_asked:
-                p.report.error = _waiting_text(work, 1)
+        is_late = note.is_taken and (_is_partial(work) or bool(likely([note.size_octets], late)))
+        if is_late or files[note.key].facts.message_id in unproven:
+            _wait(work, p, files[note.key], note)
+        elif note.only == "sent":  # it may have moved while others were looked at: missed twice, it is sent again
+            _wait(work, p, files[note.key], note)
+            if not work.dry_run:
+                missed = Changes(p.mailbox.id, sent=[replace(note, only="missed")])
+                await work.state.run(work.state.state.apply, [missed])
+
+
+def _wait(work: Work, p: MailboxPass, file: _File, note: Orphan) -> None:
+    file.wait()
+    p.untold.add(note.key)
+    if work.is_asked:
+        p.report.error = _waiting_text(work, 1)
+
+
+async def _missing(
+    work: Work, p: MailboxPass, notes: Sequence[Orphan], files: Mapping[Key, _File], facts_of: FactsOf
+) -> list[Orphan]:
+    """Those whose message is not where it was sent to, among what is new there; the others are adopted."""
+    alike = _fresh_like(p, notes)
+    if not alike:
+        return list(notes)
+    told = await facts_of(p, alike)
+    facts = {files[note.key].facts for note in notes}
+    sure = {one for one in told.values() if one in facts and one.message_id}
+    ids = {one.message_id for one in facts}
+    asked = {uid for uid, one in told.items() if one.message_id in ids and one not in sure}
+    contents = await contents_of(work, p, asked) if asked else {}
+    doubtful = asked - contents.keys()
+    _leave(p, doubtful)
+    unproven, there = {told[uid].message_id for uid in doubtful}, set(contents.values())
+    missing = [note for note in notes if files[note.key].facts not in sure and note.content not in there]
+    for note in (note for note in missing if files[note.key].facts.message_id in unproven):
+        _wait(work, p, files[note.key], note)
+    return [note for note in missing if files[note.key].facts.message_id not in unproven]
 
 
 async def _follow(work: Work, p: MailboxPass, note: Orphan, file: _File, target: MailboxPass, uid: Uid) -> None:
@@ -161,39 +221,34 @@ async def _follow(work: Work, p: MailboxPass, note: Orphan, file: _File, target:
 # -- which message is which
 
 
+def _late(this: MailboxPass) -> list[tuple[Uid, int]]:
+    """What is there and does not come in this pass, or did not come before."""
+    return this.unfetched + [(uid, size) for uid, _, size in this.remote.fresh if uid in this.retried]
+
+
 def _fresh_like(this: MailboxPass, notes: Iterable[Orphan]) -> list[Uid]:
     fresh = [(uid, size) for uid, _, size in this.remote.fresh if uid not in this.retried]
     return likely([note.size_octets for note in notes], fresh)
 
 
 async def _matched(
-    work: Work,
-    where: MailboxPass,
-    notes: Sequence[Orphan],
-    files: Mapping[Key, _File],
-    facts_of: FactsOf,
-    unproven: set[bytes],
-) -> list[tuple[Orphan, Uid]]:
-    """New messages in `where` that have the contents of these, where no other message is known that has.
-
-    The Message-IDs of those that might, and did not come, are added to `unproven`.
-    """
-    alike = _fresh_like(where, notes)
-    ids: dict[Uid, bytes] = {}
+    work: Work, where: MailboxPass, notes: Sequence[Orphan], files: Mapping[Key, _File], facts_of: FactsOf
+) -> _Matches:
+    """New messages in `where` that have the contents of these, where no other message is known that has."""
+    matches = _Matches()
+    alike: dict[Uid, bytes | None] = dict.fromkeys(_fresh_like(where, notes))
     if alike and all(note.key in files for note in notes):  # sizes may be wrong; a Message-ID is not
-        wanted = {files[note.key].message_id for note in notes}
-        told = await facts_of(where, alike)
-        ids = {uid: facts.message_id for uid, facts in told.items() if facts.message_id in wanted}
-        alike = list(ids)
+        wanted = {files[note.key].facts.message_id for note in notes}
+        told = await facts_of(where, list(alike))
+        alike = {uid: facts.message_id for uid, facts in told.items() if facts.message_id in wanted}
     contents = await contents_of(work, where, set(alike)) if alike else {}
-    unproven.update(message_id for uid, message_id in ids.items() if uid not in contents)
+    matches.doubtful = {uid: message_id for uid, message_id in alike.items() if uid not in contents}
     by_content: dict[Content, list[Uid]] = defaultdict(list)
     for uid in sorted(contents, key=lambda uid: (len(uid), uid)):
         by_content[contents[uid]].append(uid)
     ours = {(None, note.key) for note in notes}
     safe = await unknown_elsewhere(work, ours, by_content.keys() & {note.content for note in notes})
-    found: list[tuple[Orphan, Uid]] = []
     for note in (note for note in notes if note.content in safe):
         if uids := by_content[note.content]:
-            found.append((note, uids.pop(0)))
-    return found
+            matches.found.append((note, uids.pop(0)))
+    return matches

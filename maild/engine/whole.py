@@ -364,6 +364,8 @@ def _resume_moves(
     """Once more after an attempt together with others that failed: who moved what is not found out again."""
     if before is not None and before.found.epoch == this.found.epoch:
         this.trashed = before.trashed
+        this.untold |= before.untold
+        this.waiting |= before.waiting & this.unpaired.entries.keys()
         for uid in [uid for uid in before.left_behind if uid in this.local.gone and uid not in this.remote.gone]:
             del this.local.gone[uid]
             this.remote.changed.pop(uid, None)

@@ -19,7 +19,7 @@ LEFTOVERS = " UNION ".join(
     (
         "SELECT mailbox FROM skipped",
         "SELECT mailbox FROM unsent",
-        "SELECT mailbox FROM orphans WHERE only IN ('sending', 'sent')",
+        "SELECT mailbox FROM orphans WHERE only IN ('sending', 'sent', 'missed')",
     )
 )
 WITH_CONTENT = (

@@ -84,14 +84,25 @@ class Orphan:
 
     `only` as in `Pair`: where it is not "", its deletion on the other side is not to come undone. One that is "unsure"
     is a file that is being deleted, unless its message comes after all; one that is "sent" the server has taken under a
-    Uid that nobody told, one that is "sending" it may have: neither is to be sent again while it is there.
+    Uid that nobody told, one that is "sending" it may have: neither is to be sent again while it is there. One that is
+    "missed" was taken, and the last pass did not find it.
     """
 
     key: Key
     flags: Flags
     size_octets: int
     digest: bytes
-    only: Only | Literal["unsure", "sending", "sent"] = ""
+    only: Only | Literal["unsure", "sending", "sent", "missed"] = ""
+
+    @property
+    def is_untold(self) -> bool:
+        """Whether the server may have it under a Uid that nobody told."""
+        return self.only in {"sending", "sent", "missed"}
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the server has said that it took it."""
+        return self.only in {"sent", "missed"}
 
     @property
     def content(self) -> Content:

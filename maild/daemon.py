@@ -290,10 +290,13 @@ class Daemon:
     async def _hear_of_outbox(self) -> None:
         if self._watcher is None:
             return
-        async with self._watcher.directory(self._outbox.path) as changes:
-            while True:
-                await changes.hint()
-                self._outbox_changed.set()
+        try:
+            async with self._watcher.directory(self._outbox.path) as changes:
+                while True:
+                    await changes.hint()
+                    self._outbox_changed.set()
+        except LocalError as exc:  # it is looked at every second all the same
+            log.warning("outbox.stopped", reason=exc.text, hint=exc.hint)
 
     def _wake_senders(self, names: Collection[str]) -> None:
         for name in names:

@@ -32,6 +32,7 @@ from maild.local.outbox import Outbox
 from maild.local.sent import sent_directory
 
 BATCH = 32
+AGAIN_S = 60.0  # after a failure on this disk
 GATHER_S = (
     0.1  # for so long the first waits for more, so that many share their fsyncs; at the end of a drain none waits
 )
@@ -40,7 +41,7 @@ log = structlog.get_logger()
 
 
 class Aftermath:
-    """One account's. `has_failed`: something could not be delivered on this disk, and waits for the next drain."""
+    """One account's. `again_s`: when that is tried again which could not be delivered on this disk, in seconds UTC."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class Aftermath:
         find_sent: FindSent | None,
         clock: Callable[[], float],
     ) -> None:
-        self.has_failed = False
+        self.again_s: float | None = None
         self.own_copies = OwnCopies(account, smtp, outbox.path, outbox.text, find_sent)
         self._account = account
         self._smtp = smtp
@@ -84,9 +85,15 @@ class Aftermath:
                 self._queue = None
                 queue.close()
 
-    async def catch_up(self, items: Sequence[Item]) -> bool:
-        """See to what an earlier drain could not, or did not live to; whether there was anything."""
-        self.has_failed = False
+    async def catch_up(self, items: Sequence[Item], *, at_once: bool = False) -> bool:
+        """See to what an earlier drain could not, or did not live to; whether there was anything.
+
+        What failed waits until `again_s`, unless it is to be tried `at_once`: each try changes the outbox, which wakes
+        whoever watches it.
+        """
+        if self.again_s is not None and self._clock() < self.again_s and not at_once:
+            return False
+        self.again_s = None
         left = [item.id for item in items if not item.phase and self._is_due(item)]
         for at in range(0, len(left), BATCH):
             batch = await anyio.to_thread.run_sync(self._outbox.claim, left[at : at + BATCH], self._if_due)
@@ -117,7 +124,7 @@ class Aftermath:
         try:
             await anyio.to_thread.run_sync(self._carry_out, batch, may_be_there)
         except LocalError as exc:
-            self.has_failed = True
+            self.again_s = self._clock() + AGAIN_S
             log.warning("outbox.stopped", account=self._account.name, reason=exc.text, hint=exc.hint)
             with suppress(LocalError):  # the same, told once; what is in hand is put down by the next drain
                 await anyio.to_thread.run_sync(self._outbox.record, [i for i in batch if self._outbox.is_in_hand(i.id)])

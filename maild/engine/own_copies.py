@@ -91,14 +91,17 @@ class OwnCopies:
     async def _found(self, find_sent: FindSent, items: Sequence[Item]) -> set[str]:
         """The ids of those that the server has by itself, and what that teaches."""
         found: set[str] = set()
+        is_told = False  # without a Sent mailbox the server tells nothing
         try:
             wanted = await anyio.to_thread.run_sync(self._likenesses, items)
             for pause_s in PAUSES_S:
                 await anyio.sleep(pause_s if wanted.keys() - found else 0)
                 for item_id in wanted.keys() - found:
-                    if await look(find_sent, wanted[item_id], LOOK_S):
+                    is_there = await look(find_sent, wanted[item_id], LOOK_S)
+                    is_told |= is_there is not None
+                    if is_there:
                         found.add(item_id)
-            if wanted and self._keeps is None:
+            if is_told and self._keeps is None:
                 await anyio.to_thread.run_sync(self._learn, bool(found))
         except MaildError as exc:
             log.debug("message.doubted", account=self._account, reason=exc.text)

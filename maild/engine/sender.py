@@ -14,14 +14,18 @@ from pathlib import Path
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+import structlog
 
 from maild.config import Account
-from maild.core.errors import AuthRejected, ConnectionLost, MaildError
+from maild.core.errors import AuthRejected, ConnectionLost, LocalError, MaildError
 from maild.core.outgoing import Item
 from maild.engine.doubts import FindSent
 from maild.engine.hooks import HookBoard
 from maild.engine.submit import Drained, Submitter
+from maild.local.durable import disk_error
 from maild.local.outbox import Outbox
+
+log = structlog.get_logger()
 
 LOOK_EVERY_S = 1.0
 TICK_NS = 100_000_000  # more than the 1 to 10 ms of Linux file systems (CONFIG_HZ)
@@ -124,17 +128,25 @@ async def watch_outbox(
 ) -> None:
     """`wake` the accounts with messages in the outbox, at first and whenever the directory changes; for ever.
 
-    `changed` returns when somebody says that it did. Raises LocalError.
+    `changed` returns when somebody says that it did. A disk in trouble is looked at again: the senders go on meanwhile,
+    and whoever lets go of the outbox would forget what they were told.
     """
     stamp: int | None = None
+    told = ""
     while True:
         began_ns = time.time_ns()
-        now = await anyio.to_thread.run_sync(_stamp, outbox.path)
-        if now != stamp:
-            # A change within one tick of the file system's clock shows in no time stamp: a new one proves nothing yet.
-            stamp = now if began_ns - now > TICK_NS else None
-            contents = await anyio.to_thread.run_sync(outbox.contents)
-            wake({item.account for item in contents.items if not item.phase})
+        try:
+            now = await anyio.to_thread.run_sync(_stamp, outbox.path)
+            if now != stamp:
+                # A change within one tick of the file system's clock shows in no time stamp: a new one proves nothing.
+                stamp = now if began_ns - now > TICK_NS else None
+                contents = await anyio.to_thread.run_sync(outbox.contents)
+                wake({item.account for item in contents.items if not item.phase})
+        except LocalError as exc:
+            stamp = None
+            if exc.text != told:
+                log.warning("outbox.stopped", reason=exc.text, hint=exc.hint)
+            told = exc.text
         with anyio.move_on_after(LOOK_EVERY_S):
             await changed()
 
@@ -144,3 +156,5 @@ def _stamp(path: Path) -> int:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
+    except OSError as exc:
+        raise disk_error(exc, "look at", path) from exc

@@ -29,9 +29,9 @@ import structlog
 from maild.config import Account, Config, Smtp
 from maild.core import outgoing
 from maild.core.backoff import reconnect_delay_s
-from maild.core.errors import ConfigError, ConnectionLost, MaildError, ProtocolViolation
+from maild.core.errors import ConfigError, ConnectionLost, LocalError, MaildError, ProtocolViolation
 from maild.core.outgoing import Item, Reply, State, Submission, Verdict
-from maild.engine.aftermath import Aftermath
+from maild.engine.aftermath import AGAIN_S, Aftermath
 from maild.engine.doubts import FindSent, looking, settle_doubts
 from maild.engine.own_copies import wants_copy
 from maild.engine.wave import Wave, only_ours
@@ -123,7 +123,7 @@ class Submitter:
         self._is_stopping = False
         drained = Drained(self.account.name)
         try:
-            if due := self._due(await self._in_order(), everything=everything):
+            if due := self._due(await self._in_order(everything=everything), everything=everything):
                 await self._submit(due, drained, everything=everything)
         except MaildError as exc:
             drained.error = exc
@@ -145,7 +145,7 @@ class Submitter:
         now_s = self._clock()
         return [item for item in items if not item.phase and item.due(now_s, everything=everything)]
 
-    async def _in_order(self) -> list[Item]:
+    async def _in_order(self, *, everything: bool) -> list[Item]:
         """All items, after seeing to what earlier drains have left."""
         items = await self._items()
         if left := [item for item in items if item.phase or self._outbox.is_in_hand(item.id)]:
@@ -153,16 +153,18 @@ class Submitter:
             ended = [outgoing.interrupted(item, self._clock()) if item.phase else item for item in left]
             await anyio.to_thread.run_sync(self._outbox.record, ended)
             items = await self._items()
-        keeps_own = self._aftermath.own_copies.are_found or not wants_copy(self._smtp)
-        if self._find_sent is not None and keeps_own and any(item.with_state("uncertain") for item in items):
-            await settle_doubts(self.account.name, self._outbox, items, self._find_sent, self._clock())
+        # That a server was only found to keep its own proves nothing: a reader may have put a copy there itself.
+        find = None if wants_copy(self._smtp) else self._find_sent
+        if find is not None and any(item.with_state("uncertain") for item in items):
+            await settle_doubts(self.account.name, self._outbox, items, find, self._clock())
             items = await self._items()
-        return await self._items() if await self._aftermath.catch_up(items) else items
+        return await self._items() if await self._aftermath.catch_up(items, at_once=everything) else items
 
     async def _wakes_at(self, drained: Drained) -> float | None:
         """When there is something to do again. A refused login waits for a change, a missing network for a while."""
         times: list[float] = [at for item in await self._items() if (at := item.wakes_at()) is not None]
-        times += [self._clock() + 60] if self._aftermath.has_failed else []
+        times += [self._aftermath.again_s] if self._aftermath.again_s is not None else []
+        times += [self._clock() + AGAIN_S] if isinstance(drained.error, LocalError) else []
         if not times or self._credentials.refused is not None:
             return None
         soonest_s = float(min(times))
@@ -294,7 +296,7 @@ async def submit_all(
             results[account.name] = await submitter.drain(everything=everything)
 
     with outbox.draining():
-        waiting = {item.account for item in outbox.contents().items if item.wakes_at() is not None or not item.is_over}
+        waiting = {item.account for item in outbox.contents().items if _is_left(item)}
         async with anyio.create_task_group() as drains:
             for name in sorted(waiting if not only else waiting & set(only)):
                 account = config.accounts.get(name)
@@ -303,6 +305,12 @@ async def submit_all(
                 else:
                     results[name] = Drained(name, error=_no_account(name))
     return results
+
+
+def _is_left(item: Item) -> bool:
+    """Whether there is anything to do about it, now or later; what has failed and was told stays for a person."""
+    is_unfinished = item.state == "sent" or bool(outgoing.owes_report(item))
+    return item.wakes_at() is not None or not item.is_over or is_unfinished
 
 
 def _no_account(name: str) -> ConfigError:

@@ -14,7 +14,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from maild.core import outgoing
-from maild.core.errors import MaildError
+from maild.core.errors import LocalError, MaildError
 from maild.core.outgoing import Item, Reply, State, Submission, Verdict, Verdicts
 from maild.engine.aftermath import Aftermath
 from maild.local.outbox import Outbox
@@ -127,22 +127,30 @@ class Wave:
             addresses = item.due(now_s, everything=seen.next_s > now_s)
             return outgoing.claimed(item, addresses) if addresses else None
 
-        def take_in_hand() -> tuple[list[Item], dict[str, bytes], set[str]]:
+        def take_in_hand() -> tuple[list[Item], dict[str, Verdict]]:
             items = self.outbox.claim(list(wanted), claimed)
-            there = {item.id for item in items if self.outbox.has_text(item.id)}
-            small = [item for item in items if item.id in there and item.size_octets <= READ_AHEAD_OCTETS]
-            return items, {item.id: self.outbox.text(item.id) for item in small}, there
+            return items, {item.id: verdict for item in items if (verdict := self._unreadable(item)) is not None}
 
-        items, texts, there = await anyio.to_thread.run_sync(take_in_hand)
+        items, unreadable = await anyio.to_thread.run_sync(take_in_hand)
         self._claimed.update((item.id, item) for item in items)
-        self._texts.update(texts)
         for item in items:
             submission = outgoing.submission(item)
-            if item.id in there:
+            if item.id not in unreadable:
                 self._ready.append(submission)
             else:
-                gone = Verdict("failed", Reply(0, f"the message's file {item.id}.eml is gone from the outbox"))
-                self.settle(submission, dict.fromkeys(submission.recipients, gone))
+                self.settle(submission, dict.fromkeys(submission.recipients, unreadable[item.id]))
+
+    def _unreadable(self, item: Item) -> Verdict | None:
+        """Why a message cannot be sent; None if it can, and if it is small it has been read. Blocks."""
+        if not self.outbox.has_text(item.id):
+            return Verdict("failed", Reply(0, f"the message's file {item.id}.eml is gone from the outbox"))
+        if item.size_octets > READ_AHEAD_OCTETS:
+            return None
+        try:
+            self._texts[item.id] = self.outbox.text(item.id)
+        except LocalError as exc:
+            return Verdict("deferred", Reply(0, exc.text))
+        return None
 
     def _add(self, item: Item) -> _Page:
         """Have it recorded with whatever else is waiting."""

@@ -46,26 +46,41 @@ class Journal:
         self._lock = threading.Lock()
 
     def note(self, items: Sequence[Item]) -> None:
-        """Have items in hand, as they are now; durable on return."""
+        """Have items in hand, as they are now; durable on return. After an error none is that was not before."""
         with self._lock:
+            new = [item.id for item in items if item.id not in self.held]
             self.held.update((item.id, item) for item in items)
-            self._append([_line(item.id, _table(item)) for item in items])
+            try:
+                self._append([_line(item.id, _table(item)) for item in items])
+            except OSError:
+                for item_id in new:
+                    del self.held[item_id]
+                raise
 
     def put_down(self, item_ids: Collection[str], *, are_gone: bool = False) -> None:
-        """Items whose `.toml` tells the truth, or with `are_gone` durably is no more; durable on return."""
+        """Items whose `.toml` tells the truth, or with `are_gone` durably is no more; durable on return.
+
+        After an error they are still in hand, and are to be put down once more.
+        """
         with self._lock:
-            ended = [item_id for item_id in item_ids if self.held.pop(item_id, None) is not None]
+            ended = {item_id: self.held.pop(item_id) for item_id in item_ids if item_id in self.held}
             if not ended:
                 return
-            if not are_gone:
-                self._append([_line(item_id, None) for item_id in ended])
+            try:
+                self._append([] if are_gone else [_line(item_id, None) for item_id in ended])
+            except OSError:
+                self.held.update(ended)
+                raise
             if not self.held and self._descriptor is not None:
                 os.ftruncate(self._descriptor, 0)  # what it held is over, so it does no harm if it comes back
                 self._octets = 0
 
     def close(self) -> None:
-        """No more is written. The file goes if nothing is in hand."""
+        """No more is written but what an error kept from the file; that goes if nothing is in hand."""
         with self._lock:
+            if self._descriptor is None and self.held:
+                with suppress(OSError):  # it was told when it failed first
+                    self._begin()
             if self._descriptor is not None:
                 os.close(self._descriptor)
                 self._descriptor = None
@@ -75,6 +90,8 @@ class Journal:
 
     def _append(self, lines: Sequence[bytes]) -> None:
         octets = b"".join(lines)
+        if not octets:
+            return
         if self._descriptor is None or self._octets + len(octets) > FULL_OCTETS:
             self._begin()
             return

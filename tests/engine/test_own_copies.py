@@ -128,17 +128,38 @@ async def test_a_message_that_is_sent_on_is_copied(world: World) -> None:
     assert (mailbox.looks, len(world.mailbox("Sent"))) == (1, 1)
 
 
-async def test_doubt_is_settled_there_too(world: World) -> None:
-    mailbox = Mailbox(world.server, lambda _: True)
-    await send(world, mailbox)
-    world.accept(A)
-    world.server.react("dot", RESET)
+async def test_what_was_found_out_settles_no_doubt(world: World) -> None:
+    """A mail reader that keeps copies itself looks like a server that does; its copy is none of what was sent."""
+    copies: list[bytes] = []
+
+    async def find(wanted: Likeness) -> bool | None:
+        return any(wanted.fits(octets) for octets in copies)
+
     account = world.account(sent="auto")
-    await world.drain(account, find_sent=mailbox.find)
-    assert world.item().state == "uncertain"
-    await world.drain(account, find_sent=mailbox.find)
-    assert (world.outbox.contents().items, world.mailbox("Sent")) == ((), [])
+    for subject in ("one", "two"):
+        copies.append(world.outbox.text(world.accept(A, subject=subject).id))
+        if subject == "two":
+            world.server.react("body", RESET)
+        await world.drain(account, find_sent=find)
+    assert len(world.server.taken) == 1
+    for _ in range(2):
+        assert world.item().state == "uncertain"
+        await world.drain(account, find_sent=find)
+    world.now_s += 15 * 60 + 1
+    await world.drain(account, find_sent=find)
     assert len(world.server.taken) == 2
+    assert world.outbox.contents().items == ()
+
+
+async def test_a_server_without_such_a_mailbox_teaches_nothing(world: World) -> None:
+    async def nowhere(_: Likeness) -> bool | None:
+        return None
+
+    world.accept(A, subject="one")
+    await world.drain(world.account(sent="auto"), find_sent=nowhere)
+    assert len(world.mailbox("Sent")) == 1
+    await send(world, Mailbox(world.server, lambda _: True), "two")
+    assert len(world.mailbox("Sent")) == 1
 
 
 async def test_what_a_crash_left_is_looked_for_where_it_is_known(world: World) -> None:

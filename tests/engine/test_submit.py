@@ -8,15 +8,16 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from email import message_from_bytes, policy
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
-from maild.config import Imap, Password, Smtp, load
+from maild.config import Config, Imap, Password, Smtp, load
 from maild.config.senders import read_senders
 from maild.core import outgoing
 from maild.core.errors import AuthRejected, ConnectionLost, LocalError, MaildError, Rejected
@@ -28,9 +29,10 @@ from maild.engine import aftermath, doubts
 from maild.engine.accept import Order, prepared
 from maild.engine.doubts import looking
 from maild.engine.own_copies import wants_copy
+from maild.engine.sender import watch_outbox
 from maild.engine.submit import submit_all
 from maild.local.once import deliver_once, letter_key
-from maild.local.outbox import ItemBusy, Outbox
+from maild.local.outbox import Contents, ItemBusy, Outbox
 from maild.local.state import State
 from maild.remote.smtp import Offline
 from maild.testing.imap import ImapServer
@@ -766,3 +768,87 @@ async def test_a_full_disk_in_the_middle_is_survived(world: World, monkeypatch: 
         assert (await submitter.drain()).error is None
     assert world.outbox.contents().items == ()
     assert (len(world.mailbox("Sent")), len(world.server.taken)) == (1, 1)
+
+
+async def test_a_copy_that_cannot_be_kept_is_tried_once_a_minute(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each try writes to the outbox, which wakes whoever watches it: that must not be a reason for the next one."""
+    tries: list[float] = []
+
+    def not_mounted(*_: Any) -> None:
+        tries.append(world.now_s)
+        raise LocalError("the Maildir is not mounted")
+
+    world.accept(A)
+    with monkeypatch.context() as patch, world.outbox.draining():
+        patch.setattr(aftermath, "check_mounted", not_mounted)
+        submitter = world.submitter()
+        drained = await submitter.drain()
+        for _ in range(3):
+            again = await submitter.drain()
+            assert again.next_s == drained.next_s == world.now_s + 60
+        assert len(tries) == 1
+        world.now_s += 60
+        await submitter.drain()
+        await submitter.drain(everything=True)
+        assert len(tries) == 3
+        patch.undo()
+        await submitter.drain(everything=True)
+    assert (world.outbox.contents().items, len(world.mailbox("Sent"))) == ((), 1)
+
+
+async def test_a_message_that_cannot_be_read_holds_up_no_other(world: World) -> None:
+    for n in range(3):
+        world.accept(A, subject=str(n))
+    bad = world.outbox.contents().items[1]
+    path = world.outbox.path / f"{bad.id}.eml"
+    path.rename(path.with_suffix(".away"))
+    path.mkdir()  # EISDIR, in place of a bad sector
+    drained = await world.drain()
+    assert drained.counts == Counter(sent=2, deferred=1)
+    assert "cannot read" in world.item().recipients[0].reply
+    path.rmdir()
+    path.with_suffix(".away").rename(path)
+    world.now_s += 60
+    assert (await world.drain()).counts == Counter(sent=1)
+
+
+async def test_a_flush_ends_what_an_earlier_one_left(world: World) -> None:
+    """Sent, and interrupted before its copy was kept."""
+    item = world.accept(A)
+    account = world.account()
+
+    def left(found: Item) -> Item:
+        return replace(found, copy="begun", recipients=(replace(found.recipients[0], state="sent"),))
+
+    world.outbox.edit(item.id, left)
+    root = world.root
+    config = Config(path=root / "maild.toml", maildir=root, state_dir=root / "state", accounts={"work": account})
+    results = await submit_all(config, world.outbox, everything=True)
+    assert results["work"].error is None
+    assert (world.outbox.contents().items, len(world.mailbox("Sent"))) == ((), 1)
+
+
+async def test_a_disk_in_trouble_does_not_end_the_watch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever watches holds the outbox for those who send: a verdict on its way would be lost."""
+    world.accept(A)
+    original, failures = world.outbox.contents, [LocalError("too many open files")] * 2
+
+    def contents() -> Contents:
+        if failures:
+            raise failures.pop()
+        return original()
+
+    async def changed() -> None:
+        return None
+
+    monkeypatch.setattr(world.outbox, "contents", contents)
+    woken: list[set[str]] = []
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+
+            def wake(names: Collection[str]) -> None:
+                woken.append(set(names))
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch_outbox, world.outbox, wake, changed)
+    assert (woken, failures) == ([{"work"}], [])

@@ -90,14 +90,40 @@ def test_one_sync_for_many(writer: Journal, fail: Fail) -> None:
 
 @pytest.mark.parametrize("call", ["write", "fdatasync"])
 def test_after_an_error_a_new_file_holds_everything(tmp_path: Path, writer: Journal, fail: Fail, call: str) -> None:
-    """What the old one has of the lines that failed is not known, and more must not follow a part of one."""
+    """What the old one has of the lines that failed is not known, and more must not follow a part of one.
+
+    How far an item in hand has come is not forgotten; one that could not be taken in hand is not in hand.
+    """
     writer.note([numbered(1)])
     fail(call, errno.ENOSPC, times=1)
+    further = replace(numbered(1), attempts=7)
     with pytest.raises(OSError, match="No space"):
-        writer.note([numbered(2)])
+        writer.note([numbered(2), further])
     writer.note([numbered(3)])
     assert read(tmp_path) == writer.held
-    assert writer.held.keys() == {"1", "2", "3"}
+    assert writer.held == {"1": further, "3": numbered(3)}
+
+
+@pytest.mark.parametrize("call", ["write", "fdatasync"])
+def test_what_could_not_be_put_down_is_put_down_later(tmp_path: Path, writer: Journal, fail: Fail, call: str) -> None:
+    writer.note([numbered(1), numbered(2)])
+    fail(call, errno.ENOSPC, times=1)
+    with pytest.raises(OSError, match="No space"):
+        writer.put_down(["1"])
+    assert writer.held.keys() == {"1", "2"}
+    writer.put_down(["1"])
+    assert read(tmp_path).keys() == writer.held.keys() == {"2"}
+
+
+def test_what_an_error_kept_from_it_is_told_at_the_end(tmp_path: Path, writer: Journal, fail: Fail) -> None:
+    """The disk has room again when the drainer ends in good order: a verdict that it had got is not lost."""
+    writer.note([numbered(1)])
+    fail("write", errno.ENOSPC, times=1)
+    further = replace(numbered(1), attempts=7)
+    with pytest.raises(OSError, match="No space"):
+        writer.note([further])
+    writer.close()
+    assert read(tmp_path) == {"1": further}
 
 
 def test_it_is_short_again(tmp_path: Path, writer: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

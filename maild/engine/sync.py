@@ -221,9 +221,9 @@ class MailboxPass:
         is_known = self.same_epoch or self.mailbox.epoch is None
         entries = self.look.unpaired if is_known else maildir.entries()
         state = self.work.state.state
-        self._untold_before = sum(note.is_taken for note in state.orphans(self.mailbox.id).values())
         needs_all = not self.same_epoch or self.mailbox.last_pass_s is None
         self.unpaired = read_unpaired(state, self.mailbox, maildir, entries, needs_all=needs_all)
+        self._untold_before = sum(note.is_taken for note in self.unpaired.untold())
         unsent = state.unsent(self.mailbox.id) if self.same_epoch else {}
         if not self.work.dry_run and unsent.keys() - entries.keys():
             state.unsent_done(self.mailbox.id, unsent.keys() - entries.keys())

@@ -59,12 +59,8 @@ async def test_sleep_is_noticed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 1
 
 
-async def test_without_rtnetlink_the_clocks_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(network, "LOOK_AT_CLOCK_S", 0.0)
-    monkeypatch.setattr(network.socket, "socket", refuse)
+async def a_sleep_is_noticed() -> None:
+    """The clocks show a minute that nobody was awake for."""
     readings = iter([later(), later(asleep_s=60)])
     changed = anyio.Event()
     with anyio.fail_after(10):
@@ -72,6 +68,15 @@ async def test_without_rtnetlink_the_clocks_are_watched(monkeypatch: pytest.Monk
             tasks.start_soon(network.watch_network, changed.set, lambda: next(readings, later(asleep_s=60)))
             await changed.wait()
             tasks.cancel_scope.cancel()
+
+
+async def test_without_rtnetlink_the_clocks_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(network, "LOOK_AT_CLOCK_S", 0.0)
+    monkeypatch.setattr(network.socket, "socket", refuse)
+    await a_sleep_is_noticed()
 
 
 class EndedTimer:
@@ -120,13 +125,7 @@ async def test_where_the_kernel_cannot_tell_the_clocks_are_looked_at(monkeypatch
 
     monkeypatch.setattr(network, "LOOK_AT_CLOCK_S", 0.0)
     monkeypatch.setattr(network, "ClockTimer", refuse)
-    readings = iter([later(), later(asleep_s=60)])
-    changed = anyio.Event()
-    with anyio.fail_after(10):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(network.watch_network, changed.set, lambda: next(readings, later(asleep_s=60)))
-            await changed.wait()
-            tasks.cancel_scope.cancel()
+    await a_sleep_is_noticed()
 
 
 def test_a_clock_that_nobody_sets_is_silent() -> None:

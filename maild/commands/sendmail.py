@@ -18,7 +18,7 @@ from maild.config.places import SOCKET
 from maild.config.senders import read_senders
 from maild.core.errors import ConfigError, LocalError
 from maild.core.outgoing import Notices
-from maild.engine.accept import NoAccount, Order, Refused, prepared
+from maild.engine.accept import NoAccount, NoSuchAccount, Order, Refused, prepared
 from maild.local.outbox import Outbox
 
 OK, USAGE, DATA_ERROR, TRY_LATER, DENIED, BAD_CONFIG = 0, 64, 65, 75, 77, 78  # sysexits.h
@@ -72,6 +72,10 @@ class WrongUsage(ValueError):
     """The command line cannot be understood; the text says why."""
 
 
+class NoMessage(ValueError):
+    """There is nothing to read a message from."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The command line, read."""
@@ -91,6 +95,8 @@ def run(config: Path | None, words: Sequence[str]) -> int:
         return OK
     try:
         return _accept(config, options.order)
+    except (NoMessage, NoSuchAccount) as exc:
+        return _failed(str(exc), USAGE)
     except Refused as exc:
         return _failed(str(exc), DATA_ERROR)
     except NoAccount as exc:
@@ -103,6 +109,8 @@ def run(config: Path | None, words: Sequence[str]) -> int:
 
 def _accept(config: Path | None, order: Order) -> int:
     senders = read_senders(config)
+    if sys.stdin is None:  # as it is where it was closed before the start
+        raise NoMessage("standard input is closed, so there is no message; nothing was sent")
     raw = sys.stdin.buffer.read(LARGEST_OCTETS + 1)
     if len(raw) > LARGEST_OCTETS:
         raise Refused(

@@ -191,8 +191,8 @@ def _size(octets: int) -> str:
 
 
 def _outbox(outbox: OutboxDocument, look: Look) -> Iterator[str]:
-    if outbox["error"] is not None:
-        yield from behind("outbox: ", outbox["error"], look, RED)
+    if error := outbox.get("error"):
+        yield from behind("outbox: ", error, look, RED)
         return
     counts = (
         (outbox["queued"], "queued", ""),

@@ -76,7 +76,7 @@ def _judge(main: Path, sources: list[Source], unreadable: list[Problem], environ
     errors += rules.broken_rules(sources, _default_maildir(sources[0], environ), environ)
     if not unreadable:
         errors += rules.missing_accounts(sources)
-    notes = _in_order(main, rules.doubts(sources))
+    notes = _in_order(main, rules.doubts(sources, environ))
     if errors:
         return Report(str(main), None, _in_order(main, errors), notes)
     config = build.config(main, [model for model in models if model], environ, tuple(map(str, notes)))

@@ -195,7 +195,7 @@ def test_the_second_name(config: Path) -> None:
         (["-t"], b"To: root\n\n", 65, b"has no domain"),
         (["-t"], b"no head\n", 65, b"not divided from the body"),
         (["a@x\nb@y"], MESSAGE, 65, b"cannot read the addresses"),
-        (["--account", "pull", "a@x"], MESSAGE, 78, b"no account 'pull' can send"),
+        (["--account", "pull", "a@x"], MESSAGE, 64, b"no account 'pull' can send"),
     ],
 )
 def test_refused(config: Path, words: list[str], raw: bytes, status: int, text: bytes) -> None:
@@ -203,6 +203,19 @@ def test_refused(config: Path, words: list[str], raw: bytes, status: int, text: 
     assert done.returncode == status
     assert text in done.stderr
     assert done.stderr.startswith(b"maild sendmail: ")
+    assert items(config) == []
+
+
+def test_standard_input_that_is_closed(config: Path) -> None:
+    """As by `<&-` in a shell, or by a daemon that closed everything before it ran us."""
+    started = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command("a@x.example")],
+        capture_output=True,
+        check=False,
+        env=environment(config),
+    )
+    assert (started.returncode, started.stdout) == (64, b"")
+    assert started.stderr == b"maild sendmail: standard input is closed, so there is no message; nothing was sent\n"
     assert items(config) == []
 
 

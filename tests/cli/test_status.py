@@ -45,7 +45,7 @@ smtp = { host = "smtp.list.example", password_command = ["pass"] }
 """
 NO_FLAGS: Flags = frozenset()
 NOW_S = 1_764_000_000.0  # 2025-11-24T16:00:00Z
-EMPTY: OutboxDocument = {"queued": 0, "held": 0, "deferred": 0, "uncertain": 0, "failed": 0, "error": None}
+EMPTY: OutboxDocument = {"queued": 0, "held": 0, "deferred": 0, "uncertain": 0, "failed": 0}
 
 
 @pytest.fixture(autouse=True)

@@ -23,28 +23,56 @@ INTERRUPTED, PIPE_CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPI
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status. By default that of `sys.argv`, with which the process may end."""
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a mailbox name must not stop us on a latin-1 terminal
     try:
         status = _run(argv)
-        if sys.stdout is not None:  # as it is where it was closed before the start
-            sys.stdout.flush()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read us has gone; without this the interpreter would complain when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read us has gone
+        _say_no_more()
         return PIPE_CLOSED
+    except OSError as exc:
+        if not _is_output_stuck():
+            raise
+        _say_no_more()
+        print(f"maild: cannot write to standard output: {exc.strerror}", file=sys.stderr)
+        return FAILED
     if argv is None and plainly_said(sys.argv[1:]) is not None:
         _end_at_once(status)
     return status
 
 
+def _open_what_is_closed() -> None:
+    """A standard stream that was closed before the start is None; from here on it is one that leads nowhere.
+
+    So nobody else has to think of it, and no file or connection of ours gets its descriptor.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - it stays open
+
+
+def _is_output_stuck() -> bool:
+    """Whether what is printed cannot be written, as on a full disk. One more octet tells it, should nothing be left."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
+
+
+def _say_no_more() -> None:
+    """What is still to be written is dropped; or the interpreter would try once more at the end, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _end_at_once(status: int) -> None:
     """End the process, which has nothing left to do: taking an interpreter apart takes a seventh of such a run."""
-    if sys.stderr is not None:
-        sys.stderr.flush()
+    sys.stderr.flush()
     os._exit(status)
 
 

@@ -109,7 +109,7 @@ def run(config: Path | None, words: Sequence[str]) -> int:
 
 def _accept(config: Path | None, order: Order) -> int:
     senders = read_senders(config)
-    if sys.stdin is None:  # as it is where it was closed before the start
+    if sys.__stdin__ is None:  # it was closed before the start: there is not even an empty message
         raise NoMessage("standard input is closed, so there is no message; nothing was sent")
     raw = sys.stdin.buffer.read(LARGEST_OCTETS + 1)
     if len(raw) > LARGEST_OCTETS:

@@ -259,7 +259,7 @@ class Daemon:
         async with self._reloading:
             self._notifier.reloading()
             try:
-                config = await anyio.to_thread.run_sync(load, self._path)
+                config = await anyio.to_thread.run_sync(partial(load, self._path, may_be_empty=True))
                 if config.state_dir != self.config.state_dir:
                     raise ConfigError([f"{config.path}: maild.state_dir: has changed; that needs a restart of maild"])
                 log_setup.configure(self._log_level or config.log_level, config.log_format)
@@ -329,7 +329,7 @@ class Daemon:
         states: dict[str, int] = {}
         for running in self._accounts.values():
             states[running.state] = states.get(running.state, 0) + 1
-        return ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in sorted(states.items()))
+        return ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in sorted(states.items())) or "no account"
 
     # -- what is asked over the control socket
 
@@ -345,7 +345,8 @@ class Daemon:
                 try:
                     with anyio.CancelScope(shield=True):  # a client that goes away does not stop it half-way
                         changed = await self.reload()
-                    yield {"result": {"changed": changed}}
+                    gone = [name for name in changed if name not in self.config.accounts]
+                    yield {"result": {"changed": changed, "gone": gone}}
                 except ConfigError as exc:
                     raise Refused(exc.text, "the config that was read before stays in use", 78) from exc
             case {"ask": "look", "account": str(name)}:

@@ -102,10 +102,11 @@ def broken_rules(sources: list[Source], maildir: Path | None, environ: Mapping[s
     yield from _maildirs(accounts, maildir, environ)
 
 
-def missing_accounts(sources: list[Source]) -> Iterator[Problem]:
+def missing_accounts(sources: list[Source], *, may_be_empty: bool) -> Iterator[Problem]:
     """No account at all, and a default account that is none; to be asked only when every file could be read."""
     main, names = sources[0], [place.name for place in places(sources)]
-    if not any("accounts" in source.table and source.table["accounts"] != {} for source in sources):
+    has_none = all(source.table.get("accounts", {}) == {} for source in sources)
+    if has_none and not may_be_empty:
         yield main.problem((), 'there is no account yet; "maild account add ADDRESS" sets one up')
     wanted = (as_table(main.table.get("maild")) or {}).get("default_account")
     if isinstance(wanted, str) and wanted and wanted not in names:

@@ -354,7 +354,7 @@ async def reload_another(line: Line, daemon: DaemonInside, other: str, held: asy
         mine = [c for c in line.server.connections if c.user == USER]
         daemon.accounts["home"] = other.replace('["INBOX"]', '["INBOX", "Other"]')
         daemon.write_config()
-        assert await daemon.ask(ask="reload") == {"changed": ["home"]}
+        assert await daemon.ask(ask="reload") == {"changed": ["home"], "gone": []}
         await daemon.until_account(lambda a: a["state"] == "idle" and a["push"], "home")
         assert len(mine) >= 2
         assert not any(c.closed.is_set() for c in mine)

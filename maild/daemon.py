@@ -329,7 +329,9 @@ class Daemon:
         states: dict[str, int] = {}
         for running in self._accounts.values():
             states[running.state] = states.get(running.state, 0) + 1
-        return ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in sorted(states.items())) or "no account"
+        return (
+            ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in sorted(states.items())) or "no account"
+        )
 
     # -- what is asked over the control socket
 

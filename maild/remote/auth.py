@@ -127,6 +127,11 @@ class Credentials:
                     raise self.refused from exc
                 self._known = await self._again(secret, exc, attempt, can_go_on)
 
+    @property
+    def is_in_a_file(self) -> bool:
+        """Whether it costs nothing, and asks nobody anything, to read it often."""
+        return isinstance(self._secret, PasswordFile | PasswordCredential)
+
     async def has_changed(self) -> bool:
         """Whether there is another secret than the refused one; then it may be tried. Reads the source once."""
         if self.refused is not None and await self._mark() != self._refused_mark:

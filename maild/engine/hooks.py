@@ -101,9 +101,10 @@ class Hook:
         environment = {**os.environ, **news.variables(self.event)}
         environment.pop("NOTIFY_SOCKET", None)  # systemd's words are ours alone
         try:
-            process = await anyio.open_process(
-                self.argv, stdout=DEVNULL, stderr=DEVNULL, env=environment, start_new_session=True
-            )
+            with anyio.CancelScope(shield=True):  # cut off here, asyncio would reap it behind its watcher's back
+                process = await anyio.open_process(
+                    self.argv, stdout=DEVNULL, stderr=DEVNULL, env=environment, start_new_session=True
+                )
         except OSError as exc:
             return self._complain(f"{self.argv[0]} cannot be run: {exc.strerror}", "give the program's full path")
         try:

@@ -240,7 +240,8 @@ async def _from_command(argv: tuple[str, ...], where: str) -> str:
     """The first line a program prints, if it ends well and in time. What it prints is never part of an error."""
     remedy = "run the command in a shell as maild's user to see what is wrong"
     try:
-        process = await anyio.open_process(argv, stdin=DEVNULL, start_new_session=True)
+        with anyio.CancelScope(shield=True):  # cut off here, asyncio would reap it behind the back of its own watcher
+            process = await anyio.open_process(argv, stdin=DEVNULL, start_new_session=True)
     except OSError as error:
         raise SecretUnavailable(f"{where}: cannot be run: {error.strerror}", "give the program's full path") from None
     output, complaint = bytearray(), bytearray()

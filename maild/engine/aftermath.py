@@ -54,7 +54,7 @@ class Aftermath:
         clock: Callable[[], float],
     ) -> None:
         self.again_s: float | None = None
-        self.own_copies = OwnCopies(account, smtp, outbox.path, outbox.text, find_sent)
+        self.own_copies = OwnCopies(account, smtp, outbox, find_sent)
         self._account = account
         self._smtp = smtp
         self._outbox = outbox
@@ -135,6 +135,8 @@ class Aftermath:
         done = [replace(item, copy="done") if item.copy == "begun" else item for item in batch]
         done = [self._reported(item) for item in done]
         over = [item for item in done if item.is_over and item.state == "sent"]
+        if over and (self.own_copies.are_found or not wants_copy(self._smtp)):
+            self._outbox.remember([item.id for item in over], self._clock())
         self._outbox.remove([item.id for item in over])
         self._outbox.record([item for item in done if item not in over])
 

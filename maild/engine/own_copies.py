@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -20,11 +19,10 @@ import structlog
 
 from maild.config import Account, Smtp
 from maild.core.errors import MaildError
-from maild.core.head import divide
-from maild.core.likeness import Likeness
 from maild.core.outgoing import Item
-from maild.engine.doubts import FindSent, look
+from maild.engine.doubts import FindSent, likenesses, look
 from maild.local.durable import disk_error, replace_file
+from maild.local.outbox import Outbox
 
 PAUSES_S = (0.0, 0.5, 1.5)  # before each look
 LOOK_S = 5.0
@@ -54,20 +52,19 @@ def wants_copy(smtp: Smtp) -> bool:
 
 
 class OwnCopies:
-    """What is known of one account's server. `directory` is that of the outbox; `text` reads one of its messages."""
+    """What is known of one account's server."""
 
     def __init__(
         self,
         account: Account,
         smtp: Smtp,
-        directory: Path,
-        text: Callable[[str], bytes],
+        outbox: Outbox,
         find_sent: FindSent | None,
     ) -> None:
         self._account = account.name
-        self._directory = directory
+        self._outbox = outbox
+        self._directory = outbox.path
         self._name = f".{account.name}.sent"
-        self._text = text
         self._find_sent = find_sent if smtp.sent == "auto" and wants_copy(smtp) else None
         self._where = [smtp.host, account.imap.host if account.imap else ""]
         self._keeps = self._read() if self._find_sent is not None else None
@@ -93,7 +90,7 @@ class OwnCopies:
         found: set[str] = set()
         is_told = False  # without a Sent mailbox the server tells nothing
         try:
-            wanted = await anyio.to_thread.run_sync(self._likenesses, items)
+            wanted = await anyio.to_thread.run_sync(likenesses, self._outbox, items)
             for pause_s in PAUSES_S:
                 await anyio.sleep(pause_s if wanted.keys() - found else 0)
                 for item_id in wanted.keys() - found:
@@ -106,15 +103,6 @@ class OwnCopies:
         except MaildError as exc:
             log.debug("message.doubted", account=self._account, reason=exc.text)
         return found
-
-    def _likenesses(self, items: Sequence[Item]) -> dict[str, Likeness]:
-        """One that is sent on as it was (RFC 5322 §3.6.6) may be there from when it was sent first: it is left out."""
-        wanted: dict[str, Likeness] = {}
-        for item in items:
-            octets = self._text(item.id)
-            if not divide(octets).has("resent-date"):
-                wanted[item.id] = Likeness.of(octets, item.created_s)
-        return wanted
 
     def _read(self) -> bool | None:
         try:

@@ -39,6 +39,7 @@ _DRAIN_LOCK = ".drain.lock"
 _COUNTED: tuple[State, ...] = ("queued", "held", "deferred", "uncertain", "failed")
 _STALE_S = 86400
 _NAME_TRIES = 16
+_REPLACED = (".toml.", ".journal.", ".lately.", ".sent.")  # in the names of what a crash left of replacing a file
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -173,6 +174,8 @@ class Outbox:
         """Take an item out for good, durable on return. Raises ItemBusy while it is being submitted."""
         with self._editing():
             item = self._editable(item_id)
+            if item.attempts and self.has_text(item_id):  # what was in doubt may be on the server
+                self._remember({item_id: self.text(item_id)}, time.time())
             self.remove([item_id])
         return item
 
@@ -216,6 +219,12 @@ class Outbox:
         """Whether this drainer has claimed the item, and not let go of it."""
         return (drainers := self._journal) is not None and item_id in drainers.held
 
+    def remember(self, item_ids: Sequence[str], now_s: float) -> None:
+        """Keep what tells these from others on the server, before they are removed; durable on return."""
+        texts = {item_id: self.text(item_id) for item_id in item_ids if self.has_text(item_id)}
+        with self._editing():
+            self._remember(texts, now_s)
+
     def record(self, items: Sequence[Item]) -> None:
         """Write what is known about items into their files and let go of them, durable on return.
 
@@ -241,6 +250,13 @@ class Outbox:
                     _unlinked(self._failed / f"{item_id}.eml")
 
     # -- inside
+
+    def _remember(self, texts: Mapping[str, bytes], now_s: float) -> None:
+        from maild.core.likeness import Likeness  # what `maild sendmail` never needs
+        from maild.local import lately
+
+        with _translated("write to", self.path):
+            lately.add(self.path, {item_id: Likeness.of(text).marks for item_id, text in texts.items()}, now_s)
 
     def _held(self) -> dict[str, Item]:
         """What the drainer has in hand. Whoever is not it calls this before reading `.toml`s."""
@@ -428,7 +444,7 @@ def _delete_remains(path: Path, in_failed: Set[str], now_s: float) -> None:
     names = _names(path)
     known = names | in_failed
     for name in names:
-        is_temporary = name.startswith(".") and (".toml." in name or ".journal." in name)
+        is_temporary = name.startswith(".") and any(kind in name for kind in _REPLACED)
         is_alone = name.endswith(".eml") and f"{name[:-4]}.toml" not in known
         if is_temporary or is_alone:
             with suppress(FileNotFoundError):

@@ -162,10 +162,10 @@ async def test_another_machines_message_of_the_same_second(world: World) -> None
 
 
 async def test_what_may_have_been_forgotten_may_be_what_is_found(world: World, server: Keeping) -> None:
+    world.now_s = 1_000_000_000  # whatever the clock of this machine says, the damage is later
     accept(world)
     await server.drain()
     (world.outbox.path / lately.NAME).write_bytes(b"damaged")
-    world.now_s = 1_000_000_000  # whatever the clock of this machine says, the damage is later
     accept(world)
     await server.lost()
     await server.drain()

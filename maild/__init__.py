@@ -25,7 +25,8 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
     log.py             structlog set-up, redaction, catalogue of event names
     engine/            what runs when
         keeper.py      one account in the daemon: when its passes are made; listen.py: who says so, server and disk
-        sender.py      the outbox in the daemon; hooks.py: the user's programs, told what happened
+        sender.py      the outbox in the daemon; dispatch.py: where all senders run; hooks.py: the user's programs, told
+                       what happened
         network.py     notices that addresses changed or the machine slept
         supervise.py   keeps a task alive: back-off, turns at a host; the only place that may catch everything
         account.py     one account, kept: the owner of its state; how a pass begins, what is told of it

@@ -120,6 +120,8 @@ class Submitter:
 
         Never raises a MaildError: it is in the result.
         """
+        if not self._outbox.is_ours:
+            raise RuntimeError("only within Outbox.draining()")
         self._is_stopping = False
         drained = Drained(self.account.name)
         try:

@@ -215,6 +215,11 @@ class Outbox:
         with _translated("write to", self.path):
             self._drainers_journal().note(items)
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is the drainer, within `draining`."""
+        return self._journal is not None
+
     def is_in_hand(self, item_id: str) -> bool:
         """Whether this drainer has claimed the item, and not let go of it."""
         return (drainers := self._journal) is not None and item_id in drainers.held

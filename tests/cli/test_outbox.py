@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -289,3 +290,14 @@ def test_sync_with_send_of_an_account_that_only_sends(
     said = capsys.readouterr()
     assert "421 4.3.2 busy" in said.err
     assert said.out == "work: 1 deferred\n"
+
+
+def test_a_journal_of_another_version_is_told_in_one_line(outbox: Outbox, maild: Any) -> None:
+    accepted = accept(outbox)
+    line = json.dumps([accepted.id, {"account": "work", "recipients": [{"address": "a@x.example"}]}]).encode()
+    (outbox.path / ".journal").write_bytes(b"%08x %b\n" % (zlib.crc32(line), line))
+    for words in (["list"], ["list", "--json"], ["show", accepted.id], ["hold", accepted.id], ["flush"]):
+        status, out, err = maild(*words)
+        assert (status, out, len(err.splitlines())) == (1, "", 1), words
+        assert f"{outbox.path}/.journal, line 1" in err
+    assert accept(outbox).id

@@ -65,6 +65,46 @@ def test_what_a_newer_maild_wrote_is_read_as_far_as_it_is_known(tmp_path: Path, 
     assert read(tmp_path) == {"1": FULL}
 
 
+def rewritten(directory: Path, old: bytes, new: bytes) -> None:
+    """A line of the journal as another version would have written it."""
+    line = (directory / NAME).read_bytes().partition(b" ")[2].rstrip(b"\n")
+    assert old in line
+    line = line.replace(old, new)
+    (directory / NAME).write_bytes(b"%08x %b\n" % (zlib.crc32(line), line))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b'"sender": "me@x", ', b"", "'sender'"),
+        (b'"recipients": [', b'"people": [', "'recipients' is missing"),
+        (b'"address": "a@x", ', b"", "'address'"),
+        (b'"state": "held"', b'"state": "paused"', "'paused' is no state"),
+        (b'"phase": "body"', b'"phase": "soul"', "phase"),
+        (b'["1", {', b'["1", 7, {', "too many values"),
+        (b'["1", {', b'["1", [], {', "too many values"),
+        (b'["1", {', b'[["1"], {', "id"),
+        (b"}]", b"", "delimiter"),
+    ],
+)
+def test_a_line_of_another_version_says_where_and_what_to_do(
+    tmp_path: Path, writer: Journal, old: bytes, new: bytes, reason: str
+) -> None:
+    writer.note([FULL])
+    rewritten(tmp_path, old, new)
+    with pytest.raises(LocalError, match=r"\.journal, line 1: .*another version") as caught:
+        read(tmp_path)
+    assert reason in caught.value.text
+    assert "flush" in caught.value.hint
+    assert "move the file away" in caught.value.hint
+
+
+def test_fields_that_came_later_have_their_defaults(tmp_path: Path, writer: Journal) -> None:
+    writer.note([FULL])
+    rewritten(tmp_path, b'"is_doubt_mixed": true', b'"was_mixed": true')
+    assert read(tmp_path) == {"1": replace(FULL, is_doubt_mixed=False)}
+
+
 def test_torn_at_any_octet_it_tells_what_was_whole(tmp_path: Path, writer: Journal) -> None:
     states: list[tuple[int, dict[str, Item]]] = [(0, {})]
     for step in range(3):

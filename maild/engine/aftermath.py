@@ -54,7 +54,7 @@ class Aftermath:
         clock: Callable[[], float],
     ) -> None:
         self.again_s: float | None = None
-        self.own_copies = OwnCopies(account, smtp, outbox, find_sent)
+        self.own_copies = OwnCopies(account, smtp, outbox, find_sent, clock)
         self._account = account
         self._smtp = smtp
         self._outbox = outbox

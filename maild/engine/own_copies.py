@@ -3,14 +3,15 @@
 Known providers stand in a table, and the config has the last word. Of another server it is found out with the first
 message: before our copy is made, its Sent mailbox is looked at, for `PAUSES_S` together. What was found out is kept
 beside the outbox. Where a server is said to keep its own copies, that is looked at again for each message: one that is
-not there gets a copy of ours, so that none is ever without. A server that cannot be asked is no reason to wait.
+not there gets a copy of ours, so that none is ever without. Where it is said to keep none, that is found out again with
+another config and now and then: somebody may have switched it on. A server that cannot be asked is no reason to wait.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import anyio
@@ -26,6 +27,7 @@ from maild.local.outbox import Outbox
 
 PAUSES_S = (0.0, 0.5, 1.5)  # before each look
 LOOK_S = 5.0
+ASKED_AGAIN_S = 7 * 86400
 
 # Submission servers that put what they take into the account's Sent mailbox themselves; a copy would be a second one.
 # Google: "Sent mail is stored in [Gmail]/Sent Mail by SMTP", so clients are told not to save (Gmail's IMAP client
@@ -60,13 +62,16 @@ class OwnCopies:
         smtp: Smtp,
         outbox: Outbox,
         find_sent: FindSent | None,
+        clock: Callable[[], float],
     ) -> None:
         self._account = account.name
         self._outbox = outbox
         self._directory = outbox.path
         self._name = f".{account.name}.sent"
         self._find_sent = find_sent if smtp.sent == "auto" and wants_copy(smtp) else None
-        self._where = [smtp.host, account.imap.host if account.imap else ""]
+        self._clock = clock
+        self._where = [f"{one.user} at {one.host}" for one in (smtp, account.imap) if one is not None]
+        self._learned_s = 0
         self._keeps = self._read() if self._find_sent is not None else None
 
     @property
@@ -77,6 +82,8 @@ class OwnCopies:
     async def sorted_out(self, items: Sequence[Item]) -> list[Item]:
         """Items that are to be copied; for those of which the server has its own copy, the copy is done."""
         asked = [item for item in items if item.copy == "begun"]
+        if self._keeps is False and not 0 <= self._clock() - self._learned_s < ASKED_AGAIN_S:
+            self._keeps = None
         if self._find_sent is None or self._keeps is False or not asked:
             return list(items)
         first, rest = (asked[:1], asked[1:]) if self._keeps is None else (asked, [])
@@ -107,12 +114,14 @@ class OwnCopies:
     def _read(self) -> bool | None:
         try:
             known = json.loads((self._directory / self._name).read_bytes())
+            self._learned_s = int(known["learned"])
             return bool(known["keeps"]) if known["where"] == self._where else None
         except (OSError, ValueError, KeyError, TypeError):
             return None  # it is found out again
 
     def _learn(self, keeps: bool) -> None:
-        octets = json.dumps({"where": self._where, "keeps": keeps}).encode()
+        self._learned_s = int(self._clock())
+        octets = json.dumps({"where": self._where, "keeps": keeps, "learned": self._learned_s}).encode()
         try:
             directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -18,7 +18,7 @@ import fcntl
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -312,6 +312,9 @@ class Outbox:
             tomls = (name for name in _names(directory) if name.endswith(".toml") and name[0] != ".")
             yield from ((name[:-5], f"{directory}/{name}") for name in tomls)
 
+    def _has_toml(self, item_id: str) -> bool:
+        return (self._directory_of(item_id) / f"{item_id}.toml").exists()
+
     def _directory_of(self, item_id: str) -> Path:
         return self._failed if (self._failed / f"{item_id}.toml").exists() else self.path
 
@@ -342,7 +345,7 @@ class Outbox:
             try:
                 if not _locked(descriptor):
                     raise ItemBusy(f"the message {item_id} is being submitted at this moment", "try again shortly")
-                self._fold()
+                self._fold([item])
             finally:
                 os.close(descriptor)
             item = self._read(item_id, {})
@@ -376,23 +379,28 @@ class Outbox:
                     self._journal.close()
                 self._journal = None
 
-    def _fold(self) -> list[Item]:
-        """Put down what a drainer that died had in hand; all items, as they are then. Call under both locks."""
+    def _fold(self, items: Iterable[Item]) -> dict[str, Item]:
+        """Put down what a drainer that died had in hand: of these items, and all that its journal tells of.
+
+        Those that were put down, as they are then. Call under both locks; it takes as long as they are many.
+        """
         from maild.local import journal
 
         held, now_s = self._held(), time.time()
-        items = self.contents().items
-        left = (item for item in items if item.phase or item.id in held)
-        ended = {item.id: interrupted(item, now_s) if item.phase else item for item in left}
+        left = {item.id: item for item in items if item.phase}
+        left |= {item_id: item for item_id, item in held.items() if self._has_toml(item_id)}
+        ended = {item.id: interrupted(item, now_s) if item.phase else item for item in left.values()}
         self.record(list(ended.values()))
         with _translated("clean up", self.path), _opened(self.path) as directory:
             journal.forget(directory)
-        return [ended.get(item.id, item) for item in items]
+        return ended
 
     def _recover(self) -> None:
         """After a crash: attempts that were running have ended, items go where they belong, remains are deleted."""
         with self._editing():
-            items, in_failed = self._fold(), _names(self._failed)
+            items = self.contents().items
+            ended, in_failed = self._fold(items), _names(self._failed)
+            items = tuple(ended.get(item.id, item) for item in items)
             self._place([item for item in items if item.state == "failed" or f"{item.id}.toml" in in_failed])
             with _translated("clean up", self.path):
                 _delete_remains(self.path, in_failed, time.time())

@@ -15,6 +15,7 @@ from maild.core import outgoing
 from maild.core.errors import LocalError
 from maild.core.outgoing import Item, Notices, Recipient, Reply, Verdict
 from maild.local import journal
+from maild.local.itemfile import load
 from maild.local.journal import NAME, Journal, read
 from maild.local.outbox import ItemBusy, Outbox
 from tests.local.conftest import Fail
@@ -228,6 +229,23 @@ def test_what_a_dead_drainer_had_in_hand_is_put_in_order(outbox: Outbox) -> None
         second.id: "uncertain",
         third.id: "deferred",
     }
+
+
+def test_putting_it_in_order_reads_no_more_than_it_must(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both locks are held meanwhile, so a long queue must not make it long. What was removed does not come back."""
+    accepted = [outbox.accept(item(), TEXT) for _ in range(30)]
+    with outbox.draining():
+        claim(outbox, *(one.id for one in accepted[:3]))
+        outbox.remove([accepted[1].id])
+    reads: list[str] = []
+    monkeypatch.setattr(
+        "maild.local.outbox.load", lambda item_id, octets: reads.append(item_id) or load(item_id, octets)
+    )
+    other = Outbox(outbox.path.parent)
+    assert other.edit(accepted[0].id, outgoing.held).state == "held"
+    assert set(reads) == {accepted[0].id}
+    assert {one.id for one in other.contents().items} == {one.id for one in accepted} - {accepted[1].id}
+    assert {one.phase for one in other.contents().items} == {""}
 
 
 def test_only_the_drainer_has_a_journal(outbox: Outbox) -> None:

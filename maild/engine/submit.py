@@ -273,7 +273,7 @@ class Submitter:
             await session.close()
         finally:
             session.drop()
-        return was_of_use
+        return was_of_use or session.is_given_up
 
     def _take(self, wave: Wave) -> Submission | None:
         return None if self._is_stopping else wave.take()

@@ -15,7 +15,8 @@ from maild.testing.smtp import RESET, SmtpServer
 from tests.engine.maildrop import DAY_S, PopWorld
 from tests.engine.world import PASSWORD, USER
 
-TEXT = b"From: me@x.example\nTo: a@x.example\nSubject: sent\nDate: Tue, 24 Nov 2026 10:00:00 +0100\nMessage-ID: <1@me.example>\n\nhello\n"
+HEAD = "From: me@x.example\nTo: a@x.example\nDate: Tue, 24 Nov 2026 10:00:00 +0100\nMessage-ID: <1@me.example>"
+TEXT = f"{HEAD}\n\nhello\n".encode()
 
 
 class Sending:

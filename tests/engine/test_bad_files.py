@@ -44,17 +44,19 @@ def mend(world: World, item: Item) -> None:
 async def test_a_big_one_that_cannot_be_read_holds_up_no_other(world: World, position: int) -> None:
     items = [world.accept(A, B, subject=str(n)) for n in range(3)]
     spoil(world, items[position])
-    world.server.react("rcpt", "550 5.1.1 nobody", when=B, times=3)
+    is_refused = position == 1
+    if is_refused:
+        world.server.react("rcpt", "550 5.1.1 nobody", when=B, times=3)
     drained = await world.drain()
     assert drained.error is None
-    assert drained.counts == Counter(sent=2, deferred=1, failed=3)
+    assert drained.counts == (Counter(sent=2, deferred=1, failed=3) if is_refused else Counter(sent=4, deferred=2))
     assert len(world.server.taken) == 2
     left = next(item for item in world.outbox.contents().items if item.with_state("deferred"))
-    assert states(left) == ["deferred", "failed"]
+    assert states(left) == ["deferred", "failed" if is_refused else "deferred"]
     assert f"cannot read {world.outbox.path}/{left.id}.eml: Is a directory" in left.recipients[0].reply
     mend(world, left)
     world.now_s += 60
-    assert (await world.drain()).counts == Counter(sent=1)
+    assert (await world.drain()).counts == Counter(sent=1 if is_refused else 2)
     assert len(world.server.taken) == 3
 
 

@@ -15,7 +15,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
                        account_options.py: what may be given; account_servers.py: where its servers are;
                        account_draft.py: what is known of it so far; asking.py: questions at a terminal
         doctor.py      what is between this machine and the mail
-        options.py     what all these may be given
+        options.py     what all these may be given; streams.py: standard output and error, whatever they go to
         manual.py      manual pages and shell completions, from the options and the schema
     demo/              the whole of it on this machine, against the servers of testing/: steps.py is what is shown
         stage.py       the commands and the daemon as processes, and how they are waited for; servers.py: the other side

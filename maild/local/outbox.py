@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from maild.core.errors import LocalError, MaildError, Retry, Scope, StateBusy
 from maild.core.outgoing import Item, State, interrupted
-from maild.local.durable import disk_error, fsync_dir, fsync_many, make_directory, replace_file, write_all
+from maild.local.durable import disk_error, fsync_dir, fsync_many, make_directory, replace_file, sync_names, write_all
 from maild.local.itemfile import ItemUnreadable, dump, load
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ DIRECTORY = "outbox"
 FAILED = "failed"
 _EDIT_LOCK = ".edit.lock"
 _DRAIN_LOCK = ".drain.lock"
+_SYNCED = ".synced"
 _COUNTED: tuple[State, ...] = ("queued", "held", "deferred", "uncertain", "failed")
 _STALE_S = 86400
 _NAME_TRIES = 16
@@ -82,7 +83,7 @@ class Outbox:
 
     def accept(self, item: Item, text: bytes) -> Item:
         """Take a message, in its disk form; the item is the one given, with its id. Durable on return, or nothing."""
-        make_directory(self.path)
+        self._make_lasting()
         with _translated("accept a message in", self.path), _opened(self.path) as directory:
             name, descriptor = _new_message(directory)
             try:
@@ -255,6 +256,18 @@ class Outbox:
                     _unlinked(self._failed / f"{item_id}.eml")
 
     # -- inside
+
+    def _make_lasting(self) -> None:
+        """Have the directory, durable in all that is above it, whoever makes it at this moment; once, as a file tells.
+
+        An item would be lost with a directory that a process before us has made and not yet synced.
+        """
+        if (self.path / _SYNCED).exists():
+            return
+        make_directory(self.path)
+        with _translated("accept a message in", self.path):
+            sync_names(self.path)
+            os.close(os.open(self.path / _SYNCED, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     def _remember(self, texts: Mapping[str, bytes], now_s: float) -> None:
         from maild.core.likeness import Likeness  # what `maild sendmail` never needs

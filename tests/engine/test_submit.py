@@ -690,7 +690,7 @@ async def test_a_crash_at_any_step_loses_nothing_and_doubles_only_what_was_uncer
 
     Killed, all that was done is there; after the power cut only what was synced.
     """
-    disk = SyncedDisk(monkeypatch)
+    disk = SyncedDisk(monkeypatch, tmp_path)
     machine = Machine(monkeypatch)
     for steps in every_step(machine):
         async with SmtpServer(users={USER: PASSWORD}) as server:

@@ -63,9 +63,9 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         state.py       SQLite: pairs, cursors; schema.py: its tables and their versions; pairs.py: rows of pairs;
                        withheld.py: what was not done: messages not taken, plans refused;
                        overview.py: what a person is told of all that, read beside its owner
-        outbox.py      the spool of outgoing messages; itemfile.py: what is known of one, as TOML; journal.py: what is
-                       in hand; lately.py: what has left it and may be on a server; once.py: letters of our own,
-                       delivered exactly once; sent.py: which mailbox is for what was sent
+        outbox.py      the spool of outgoing messages; outboxfiles.py: its files; itemfile.py: what is known of one, as
+                       TOML; journal.py: what is in hand; lately.py: what has left it and may be on a server; once.py:
+                       letters of our own, delivered exactly once; sent.py: which mailbox is for what was sent
         maildrop.py    what is known of a POP3 maildrop; elsewhere.py: files that a reader moved to other mailboxes
         notify.py      what systemd is told
         watch.py       changes on this disk, heard of as they are made

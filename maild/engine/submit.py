@@ -67,6 +67,11 @@ class Drained:
         return self.error is None and not self.counts.keys() - {"sent"}
 
     @property
+    def is_nothing(self) -> bool:
+        """Nothing was tried, and nothing kept it from being tried."""
+        return self.error is None and not self.counts
+
+    @property
     def in_words(self) -> str:
         """For example `12 sent, 1 deferred`, of recipients."""
         return ", ".join(f"{count} {state}" for state, count in sorted(self.counts.items())) or "nothing sent"

@@ -22,7 +22,7 @@ from maild.core import outgoing
 from maild.core.outgoing import Item
 from maild.engine.accept import Order, prepared
 from maild.local.outbox import Outbox
-from maild.testing.smtp import SmtpServer
+from maild.testing.smtp import RESET, SmtpServer
 from tests.servers.sender import config_of_sender
 from tests.servers.submission import serving
 
@@ -122,6 +122,11 @@ def test_one_line_a_message(maild: Any, outbox: Outbox) -> None:
     assert out == f"{item.id}  work  held  to r0@x.example, r1@x.example, r2@x.example and 2 more: hello\n"
 
 
+def test_when_it_will_be_sent(maild: Any, outbox: Outbox) -> None:
+    accept(outbox, at_s=int(time.time()) + 7200)
+    assert "  queued, to be sent in 2.0 h  to " in maild("list")[1]
+
+
 def test_show(maild: Any, outbox: Outbox) -> None:
     item = accept(outbox)
     _, out, _ = maild("show", item.id[:-2])
@@ -157,12 +162,45 @@ def test_a_file_that_cannot_be_read_is_told(maild: Any, outbox: Outbox) -> None:
 def test_hold_release_cancel(maild: Any, outbox: Outbox, server: SmtpServer) -> None:
     item = accept(outbox)
     assert maild("hold", item.id) == (0, f"{item.id}: held\n", "")
-    assert maild("flush")[:2] == (0, "work: nothing sent\n")
+    assert maild("flush")[:2] == (0, "work: nothing sent (in the outbox: 1 held)\n")
     assert server.connections == 0
     assert maild("release", item.id) == (0, f"{item.id}: queued\n", "")
     assert maild("cancel", item.id) == (0, f"{item.id}: cancelled\n", "")
     assert maild("cancel", item.id)[0] == 1
     assert maild() == (0, "the outbox is empty\n", "")
+
+
+@pytest.mark.parametrize(
+    ("reaction", "state", "action", "hint"),
+    [
+        ("550 5.1.1 nobody", "failed", "hold", "before `maild outbox retry"),
+        ("550 5.1.1 nobody", "failed", "release", "before `maild outbox retry"),
+        ("451 4.3.0 later", "deferred", "release", "or now after `maild outbox retry"),
+        (RESET, "uncertain", "hold", "`maild outbox cancel"),
+        (RESET, "uncertain", "release", "`maild outbox cancel"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_changes_nothing(
+    maild: Any, outbox: Outbox, server: SmtpServer, reaction: Any, state: str, action: str, hint: str
+) -> None:
+    item = accept(outbox)
+    server.react("dot", reaction)
+    maild("flush")
+    before = outbox.find(item.id)
+    status, out, err = maild(action, item.id)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"maild: cannot {action} {item.id}: it is {state}; ")
+    assert hint in err
+    assert outbox.find(item.id) == before
+    assert maild(action, item.id, "--json")[:2] == (1, "")
+
+
+def test_a_lost_connection_is_told_without_numbers(maild: Any, outbox: Outbox, server: SmtpServer) -> None:
+    accept(outbox)
+    server.react("dot", RESET)
+    maild("flush")
+    assert "was lost: connection reset by peer\n" in maild("list")[1]
+    assert maild("flush") == (0, "work: nothing sent (in the outbox: 1 uncertain)\n", "")
 
 
 def test_several_ids_of_which_one_is_wrong(maild: Any, outbox: Outbox) -> None:

@@ -23,7 +23,7 @@ from maild.commands import printable
 from maild.config import Config, load
 from maild.control import NoDaemon, ask, nudge
 from maild.core import outgoing
-from maild.core.errors import LocalError, MaildError, StateBusy
+from maild.core.errors import MaildError, NoPermission, StateBusy
 from maild.core.outgoing import Item, State
 from maild.engine.submit import Drained, submit_all, told
 from maild.local.outbox import Outbox
@@ -58,12 +58,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _each(args: argparse.Namespace, act: Callable[[str], Document | None]) -> int:
-    """For each id; one that fails stops none of the others. As JSON an object for one id, a list for several."""
+    """For each id; one that fails stops none of the others. As JSON an object for one id, a list for several.
+
+    Raises NoPermission.
+    """
     status, documents = OK, []
     for item_id in args.id:
         try:
             documents += [found] if (found := act(item_id)) is not None else []
-        except LocalError:
+        except NoPermission:
             raise
         except MaildError as exc:
             print(f"maild: {printable(str(exc))}", file=sys.stderr)
@@ -242,10 +245,11 @@ def _shown_document(outbox: Outbox, item_id: str) -> Document:
 
 
 def _show(outbox: Outbox, item_id: str) -> None:
+    """What is known, then the message. Raises LocalError where that cannot be read."""
     item = outbox.find(item_id)
-    text = outbox.text(item.id).decode("utf-8", "replace")
     for line in _facts(item):
         print(printable(line))
+    text = outbox.text(item.id).decode("utf-8", "replace")
     print()
     for line in text.split("\n"):
         print(printable(line.replace("\t", "        ")))

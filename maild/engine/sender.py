@@ -17,7 +17,7 @@ import anyio.to_thread
 import structlog
 
 from maild.config import Account
-from maild.core.errors import AuthRejected, ConnectionLost, LocalError, MaildError
+from maild.core.errors import AuthRejected, ConnectionLost, LocalError, MaildError, Unavailable
 from maild.core.outgoing import Item
 from maild.engine.doubts import FindSent
 from maild.engine.hooks import HookBoard
@@ -63,16 +63,25 @@ class Sender:
     def stop(self) -> None:
         """End when the messages on the wire are answered for."""
         self.stopping.set()
+        for flush in self._flushes:  # which no drain has taken up, nor will
+            flush.drained = self._stopped
+            flush.done.set()
         self._submitter.stop()
         self._woken.set()
 
     async def flush(self, *, is_due_only: bool = False) -> Drained:
         """Try everything that waits, or only what is due, now; what came of it."""
+        if self.stopping.is_set():
+            return self._stopped
         flush = _Flush(is_due_only)
         self._flushes.append(flush)
         self._woken.set()
         await flush.done.wait()
         return flush.drained or Drained(self.account.name)
+
+    @property
+    def _stopped(self) -> Drained:
+        return Drained(self.account.name, error=Unavailable("the daemon is ending it, or starts it anew: try again"))
 
     @property
     def state(self) -> str:

@@ -148,6 +148,24 @@ def test_the_json_of_several_is_one_document(maild: Any, outbox: Outbox, action:
     assert maild(action, "nope", "--json")[:2] == (1, "")
 
 
+def test_options_stand_where_they_like(maild: Any, outbox: Outbox) -> None:
+    item = accept(outbox)
+    shown = [maild(*words) for words in (("show", item.id, "--json"), ("show", "--json", item.id))]
+    shown.append(maild("--json", "show", item.id))
+    assert shown[0] == shown[1] == shown[2]
+    assert maild("show", "--jsan", item.id)[0] == 64
+
+
+def test_of_a_message_whose_file_is_gone_the_rest_is_shown(maild: Any, outbox: Outbox) -> None:
+    one, two = accept(outbox), accept(outbox, subject="still there")
+    outbox.text_path(one.id).unlink()
+    status, out, err = maild("show", one.id, two.id)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert f"{one.id}.eml is gone; `maild outbox cancel {one.id}` forgets the message" in err
+    assert f"id:              {one.id}\n" in out
+    assert "Subject: still there" in out
+
+
 def test_a_file_that_cannot_be_read_is_told(maild: Any, outbox: Outbox) -> None:
     accept(outbox)
     (outbox.path / "x.toml").write_text("account = 1")

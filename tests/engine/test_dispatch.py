@@ -12,7 +12,7 @@ import anyio.lowlevel
 import pytest
 
 from maild.config.values import Hooks
-from maild.core.errors import StateBusy
+from maild.core.errors import StateBusy, Unavailable
 from maild.core.outgoing import Item
 from maild.engine.dispatch import Dispatch
 from maild.engine.hooks import HookBoard
@@ -118,6 +118,27 @@ async def test_one_is_stopped_before_the_outbox_was_ours(world: World) -> None:
     sender.stop()
     await dispatch.keep(sender)
     assert world.server.connections == 0
+
+
+@pytest.mark.parametrize("is_stopped_before", [True, False])
+async def test_whoever_waits_for_one_that_is_stopped_is_told(world: World, is_stopped_before: bool) -> None:
+    """As when the config is read again while `maild outbox flush` asks."""
+    world.accept()
+    sender = sender_of(world)
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            if not is_stopped_before:
+                tasks.start_soon(_stop_when_idle, sender)
+            else:
+                sender.stop()
+            drained = await sender.flush()
+    assert isinstance(drained.error, Unavailable)
+    assert world.server.connections == 0
+
+
+async def _stop_when_idle(sender: Sender) -> None:
+    await anyio.wait_all_tasks_blocked()
+    sender.stop()
 
 
 async def test_after_a_fault_the_senders_go_on(world: World) -> None:

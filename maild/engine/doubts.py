@@ -1,8 +1,8 @@
 """What may have been sent, looked for among what the server keeps of what it took.
 
 Only where the server keeps its own copies is one a proof, and only if all attempts that may have made one were for the
-same recipients: a copy says nothing about those it was not for. Nor is one that could be that of another message; then
-it is sent again with the same Message-ID, which at worst makes two of one, never none.
+same recipients: a copy says nothing about those it was not for. Nor is one that could be that of another message, or a
+mail reader's own; then it is sent again with the same Message-ID, which at worst makes two of one, never none.
 """
 
 from __future__ import annotations
@@ -41,8 +41,19 @@ log = structlog.get_logger()
 FindSent = Callable[[Likeness], Awaitable[bool | None]]  # None: it cannot be told; raises MaildError
 
 
-async def settle_doubts(account: str, outbox: Outbox, items: list[Item], find_sent: FindSent, now_s: float) -> None:
-    """Those of the items that are found have been sent; where the server cannot be asked now, they wait for it."""
+async def settle_doubts(
+    account: str,
+    outbox: Outbox,
+    items: list[Item],
+    find_sent: FindSent,
+    is_readers: Callable[[str], bool],
+    now_s: float,
+) -> None:
+    """Those of the items that are found have been sent; where the server cannot be asked now, they wait for it.
+
+    `is_readers` tells, of a Message-ID, whether a mail reader has put that message among those sent itself: then it is
+    on the server because we have carried it there. It is called in a thread, and raises MaildError.
+    """
     doubtful = [item for item in items if item.with_state("uncertain") and not _is_no_proof(item)]
     wanted = await anyio.to_thread.run_sync(likenesses, outbox, doubtful)
     for item in doubtful:
@@ -50,6 +61,8 @@ async def settle_doubts(account: str, outbox: Outbox, items: list[Item], find_se
             continue
         try:
             is_found = await look(find_sent, wanted[item.id], LOOK_S)
+            if is_found and await anyio.to_thread.run_sync(is_readers, item.message_id):
+                continue
         except MaildError as exc:
             log.warning("message.doubted", account=account, item=item.id, reason=exc.text, hint=exc.hint)
             may_pass = exc.retry is Retry.LATER and exc.scope is Scope.ACCOUNT and now_s < item.next_s + LOOK_FOR_S

@@ -206,3 +206,30 @@ async def test_a_crash_before_it_is_forgotten_makes_no_doubt_of_itself(
     await server.drain()
     assert server.states() == []
     assert replace(lately.read(world.outbox.path), left={}).since_s == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "is_readers"),
+    [
+        ("cur/1800000000.R1234567890.here:2,S", True),  # mutt
+        ("new/1800000000.99_1.here", True),  # aerc
+        ("cur/sent-1:2,S", True),
+        ("cur/1800000000.M000001P7Q3.here:2,S", False),  # maild: it came from the server
+    ],
+)
+async def test_a_readers_own_copy_is_no_proof(world: World, name: str, is_readers: bool) -> None:
+    """It keeps what it sends in the local Sent mailbox, from where a pass has carried it to the server."""
+    server = Keeping(world)
+    item = accept(world)
+    text = world.outbox.text(item.id)
+    sent = world.root / "Mail" / "work" / "Sent"
+    for subdir in ("cur", "new", "tmp"):
+        (sent / subdir).mkdir(parents=True)
+    (sent / "cur" / "1700000000.R1.here:2,S").write_bytes(b"Message-ID: <other@here>\n\n")
+    (sent / name).write_bytes(text)
+    server.extra.append(text)
+    await server.lost()
+    await server.drain()
+    assert server.states() == (["uncertain"] if is_readers else [])
+    if is_readers:
+        assert await server.end() == [A]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from io import TextIOWrapper
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
-from maild.commands import printable
+from maild.commands import printable, streams
 
 if TYPE_CHECKING:
     import argparse
@@ -23,51 +22,21 @@ INTERRUPTED, PIPE_CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPI
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status. By default that of `sys.argv`, with which the process may end."""
-    _open_what_is_closed()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a mailbox name must not stop us on a latin-1 terminal
+    streams.prepare()
     try:
         status = _run(argv)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read us has gone
-        _say_no_more()
-        return PIPE_CLOSED
-    except OSError as exc:
-        if not _is_output_stuck():
-            raise
-        _say_no_more()
-        print(f"maild: cannot write to standard output: {exc.strerror}", file=sys.stderr)
+    except streams.OutputFailed as failure:
+        streams.give_up()
+        if failure.has_no_reader:
+            return PIPE_CLOSED
+        print(f"maild: cannot write to standard output: {failure.reason}", file=sys.stderr)
         return FAILED
     if argv is None and plainly_said(sys.argv[1:]) is not None:
         _end_at_once(status)
     return status
-
-
-def _open_what_is_closed() -> None:
-    """A standard stream that was closed before the start is None; from here on it is one that leads nowhere.
-
-    So nobody else has to think of it, and no file or connection of ours gets its descriptor.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - it stays open
-
-
-def _is_output_stuck() -> bool:
-    """Whether what is printed cannot be written, as on a full disk. One more octet tells it, should nothing be left."""
-    try:
-        print(flush=True)
-    except OSError:
-        return True
-    return False
-
-
-def _say_no_more() -> None:
-    """What is still to be written is dropped; or the interpreter would try once more at the end, and complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end_at_once(status: int) -> None:

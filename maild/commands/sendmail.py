@@ -72,10 +72,6 @@ class WrongUsage(ValueError):
     """The command line cannot be understood; the text says why."""
 
 
-class NoMessage(ValueError):
-    """There is nothing to read a message from."""
-
-
 @dataclass(frozen=True, slots=True)
 class Options:
     """The command line, read."""
@@ -95,7 +91,7 @@ def run(config: Path | None, words: Sequence[str]) -> int:
         return OK
     try:
         return _accept(config, options.order)
-    except (NoMessage, NoSuchAccount) as exc:
+    except NoSuchAccount as exc:
         return _failed(str(exc), USAGE)
     except Refused as exc:
         return _failed(str(exc), DATA_ERROR)
@@ -109,9 +105,14 @@ def run(config: Path | None, words: Sequence[str]) -> int:
 
 def _accept(config: Path | None, order: Order) -> int:
     senders = read_senders(config)
-    if sys.__stdin__ is None:  # it was closed before the start: there is not even an empty message
-        raise NoMessage("standard input is closed, so there is no message; nothing was sent")
-    raw = sys.stdin.buffer.read(LARGEST_OCTETS + 1)
+    if sys.stdin is None:
+        raise Refused("there is no message: standard input is closed", "nothing was sent")
+    try:
+        raw = sys.stdin.buffer.read(LARGEST_OCTETS + 1)
+    except OSError as exc:
+        raise LocalError(
+            f"cannot read the message from standard input: {exc.strerror or exc}", "nothing was sent"
+        ) from exc
     if len(raw) > LARGEST_OCTETS:
         raise Refused(
             f"the message has more than {LARGEST_OCTETS >> 20} MiB, which no server takes", "nothing was sent"

@@ -206,19 +206,6 @@ def test_refused(config: Path, words: list[str], raw: bytes, status: int, text: 
     assert items(config) == []
 
 
-def test_standard_input_that_is_closed(config: Path) -> None:
-    """As by `<&-` in a shell, or by a daemon that closed everything before it ran us."""
-    started = subprocess.run(
-        ["sh", "-c", 'exec "$@" <&-', "sh", *command("a@x.example")],
-        capture_output=True,
-        check=False,
-        env=environment(config),
-    )
-    assert (started.returncode, started.stdout) == (64, b"")
-    assert started.stderr == b"maild sendmail: standard input is closed, so there is no message; nothing was sent\n"
-    assert items(config) == []
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_state_directory_that_cannot_be_written(config: Path) -> None:
     config.parent.chmod(0o500)

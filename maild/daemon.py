@@ -62,6 +62,20 @@ class Running:
     has_started: bool = False
     ended: anyio.Event = field(default_factory=anyio.Event)
 
+    async def keep(self) -> None:
+        """Its mail and its outbox; in no more tasks than that takes, for there may be a thousand accounts."""
+        if self.sender is None:
+            if self.keeper is not None:
+                await self.keeper.run()
+            return
+        send = partial(keep_alive, "sender", self.sender.run, Patience())
+        if self.keeper is None:
+            await send()
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            await self.keeper.run()
+
     def stop(self) -> None:
         for part in (self.keeper, self.sender):
             if part is not None:
@@ -217,11 +231,7 @@ class Daemon:
         running.has_started = True
         try:
             with running.scope:
-                async with anyio.create_task_group() as tasks:
-                    if running.sender is not None:
-                        tasks.start_soon(keep_alive, "sender", running.sender.run, Patience())
-                    if running.keeper is not None:
-                        tasks.start_soon(running.keeper.run)
+                await running.keep()
         finally:
             running.ended.set()
 

@@ -79,6 +79,7 @@ class Command(Waiting, aioimaplib.Command):
     ) -> None:
         aioimaplib.Command.__init__(self, name, tag, *args, prefix=prefix or "", untagged_resp_name=tag)
         Waiting.__init__(self, collect)
+        self._event = self.progress  # one is enough, some hundred octets less for each that idles
 
     def __repr__(self) -> str:
         """Without the arguments: they may hold a secret."""
@@ -87,6 +88,14 @@ class Command(Waiting, aioimaplib.Command):
     def line(self) -> str:
         """What goes over the wire, without CRLF."""
         return aioimaplib.Command.__repr__(self)
+
+    async def wait(self) -> None:
+        """For its end. Raises what it failed with."""
+        while not self.done:
+            self.progress.clear()
+            await self.progress.wait()
+        if self.failure is not None:
+            raise self.failure
 
     def end(self, reply: Tagged | None, failure: MaildError | None = None) -> None:
         super().end(reply, failure)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from maild.commands import printable
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from maild.config import Account, Config, Endpoint, Problem, Report
 
 OK, FAILED, USAGE, DENIED, BAD_CONFIG = 0, 1, 64, 77, 78
+T = TypeVar("T")
 INTERRUPTED, PIPE_CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPIPE
 
 
@@ -26,19 +29,62 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a mailbox name must not stop us on a latin-1 terminal
+    with _noting_lost_output() as lost:
+        return _main(argv, lost)
+
+
+def _main(argv: Sequence[str] | None, lost: list[OSError]) -> int:
+    status = FAILED
     try:
         status = _run(argv)
         if sys.stdout is not None:  # as it is where it was closed before the start
             sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read us has gone; without this the interpreter would complain when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
+    except (OSError, ExceptionGroup):
+        if not lost:
+            raise
+    if lost:  # argparse, for one, says nothing of it
+        return _end_without_output(lost[0])
     if argv is None and plainly_said(sys.argv[1:]) is not None:
         _end_at_once(status)
     return status
+
+
+@contextmanager
+def _noting_lost_output() -> Iterator[list[OSError]]:
+    """Why what was printed cannot go where it should: a full disk, a reader who has gone; told apart from any other
+    OSError, which is a fault."""
+    lost: list[OSError] = []
+    stream = sys.stdout
+    if not isinstance(stream, TextIOWrapper):
+        yield lost
+        return
+    write, flush = stream.write, stream.flush
+
+    def noting(call: Callable[..., T], *args: str) -> T:
+        try:
+            return call(*args)
+        except OSError as exc:
+            lost.append(exc)
+            raise
+
+    stream.write, stream.flush = partial(noting, write), partial(noting, flush)  # type: ignore[method-assign]
+    try:
+        yield lost
+    finally:
+        del stream.write, stream.flush
+
+
+def _end_without_output(reason: OSError) -> int:
+    """What was not written goes nowhere; else the interpreter would complain when it flushes at the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    if isinstance(reason, BrokenPipeError):
+        return PIPE_CLOSED
+    print(f"maild: cannot write to standard output: {reason.strerror}", file=sys.stderr)
+    return FAILED
 
 
 def _end_at_once(status: int) -> None:

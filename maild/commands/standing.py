@@ -209,7 +209,7 @@ def _daemon(document: Document, look: Look) -> Iterator[str]:
     if (daemon := document["daemon"]) is not None:
         yield f"daemon: pid {daemon['pid']}, running for {_ago(daemon['uptime_s']).removesuffix(' ago')}"
         return
-    yield from behind("", "No daemon is running; this is how the last `maild sync` left it.", look)
+    yield from behind("", "No daemon is running; this is how the last pass left it.", look)
 
 
 # -- text in columns

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import ssl
 import time
 from collections.abc import Callable
@@ -263,7 +264,8 @@ class Protocol(aioimaplib.IMAP4ClientProtocol, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.lost is None:
-            reason = f": {exc}" if exc is not None else ""
+            known = os.strerror(exc.errno).lower() if isinstance(exc, OSError) and exc.errno else str(exc or "")
+            reason = f": {known}" if known else ""
             self.fail(ConnectionLost(f"{self.server} closed the connection{reason}"))
 
 

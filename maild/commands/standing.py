@@ -69,6 +69,8 @@ def _account(
     yield f"{paint(_padded(printable(name), width), _BOLD, look)}  {', '.join(facts)}"
     if error is not None:
         yield from behind("  failed: ", error, look, RED)
+    if account["state"] == "auth_rejected" and document["daemon"] is not None:
+        yield from behind("  ", "not tried again until the secret is another one, or after `maild reload`", look)
     if is_new and document["daemon"] is None:
         yield f"  to begin: maild sync {shlex.quote(name)}"
     if mailboxes:

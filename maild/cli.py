@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from io import TextIOWrapper
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
-from maild.commands import printable
+from maild.commands import printable, streams
 
 if TYPE_CHECKING:
     import argparse
@@ -20,77 +17,31 @@ if TYPE_CHECKING:
     from maild.config import Account, Config, Endpoint, Problem, Report
 
 OK, FAILED, USAGE, DENIED, BAD_CONFIG = 0, 1, 64, 77, 78
-T = TypeVar("T")
 INTERRUPTED, PIPE_CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status. By default that of `sys.argv`, with which the process may end."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a mailbox name must not stop us on a latin-1 terminal
-    with _noting_lost_output() as lost:
-        return _main(argv, lost)
-
-
-def _main(argv: Sequence[str] | None, lost: list[OSError]) -> int:
-    status = FAILED
+    streams.prepare()
     try:
         status = _run(argv)
-        if sys.stdout is not None:  # as it is where it was closed before the start
-            sys.stdout.flush()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (OSError, ExceptionGroup):
-        if not lost:
-            raise
-    if lost:  # argparse, for one, says nothing of it
-        return _end_without_output(lost[0])
+    except streams.OutputFailed as failure:
+        streams.give_up()
+        if failure.has_no_reader:
+            return PIPE_CLOSED
+        print(f"maild: cannot write to standard output: {failure.reason}", file=sys.stderr)
+        return FAILED
     if argv is None and plainly_said(sys.argv[1:]) is not None:
         _end_at_once(status)
     return status
 
 
-@contextmanager
-def _noting_lost_output() -> Iterator[list[OSError]]:
-    """Why what was printed cannot go where it should: a full disk, a reader who has gone; told apart from any other
-    OSError, which is a fault."""
-    lost: list[OSError] = []
-    stream = sys.stdout
-    if not isinstance(stream, TextIOWrapper):
-        yield lost
-        return
-    write, flush = stream.write, stream.flush
-
-    def noting(call: Callable[..., T], *args: str) -> T:
-        try:
-            return call(*args)
-        except OSError as exc:
-            lost.append(exc)
-            raise
-
-    stream.write, stream.flush = partial(noting, write), partial(noting, flush)  # type: ignore[method-assign]
-    try:
-        yield lost
-    finally:
-        del stream.write, stream.flush
-
-
-def _end_without_output(reason: OSError) -> int:
-    """What was not written goes nowhere; else the interpreter would complain when it flushes at the end."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
-    if isinstance(reason, BrokenPipeError):
-        return PIPE_CLOSED
-    print(f"maild: cannot write to standard output: {reason.strerror}", file=sys.stderr)
-    return FAILED
-
-
 def _end_at_once(status: int) -> None:
     """End the process, which has nothing left to do: taking an interpreter apart takes a seventh of such a run."""
-    if sys.stderr is not None:
-        sys.stderr.flush()
+    sys.stderr.flush()
     os._exit(status)
 
 

@@ -28,7 +28,8 @@ from maild.config import Account, Config, load
 from maild.config.outline import protocol_of
 from maild.config.values import LogLevel
 from maild.control import ControlServer, Message, Refused, as_message, as_progress
-from maild.core.errors import AuthRejected, ConfigError, LocalError
+from maild.core.errors import AuthRejected, ConfigError, LocalError, MaildError
+from maild.engine.dispatch import Dispatch
 from maild.engine.hooks import HookBoard
 from maild.engine.keeper import Keeper, Request, refresh
 from maild.engine.lifetime import Trust, trust_of
@@ -62,18 +63,17 @@ class Running:
     has_started: bool = False
     ended: anyio.Event = field(default_factory=anyio.Event)
 
-    async def keep(self) -> None:
+    async def keep(self, dispatch: Dispatch) -> None:
         """Its mail and its outbox; in no more tasks than that takes, for there may be a thousand accounts."""
         if self.sender is None:
             if self.keeper is not None:
                 await self.keeper.run()
             return
-        send = partial(keep_alive, "sender", self.sender.run, Patience())
         if self.keeper is None:
-            await send()
+            await dispatch.keep(self.sender)
             return
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(send)
+            tasks.start_soon(dispatch.keep, self.sender)
             await self.keeper.run()
 
     def stop(self) -> None:
@@ -115,6 +115,7 @@ class Daemon:
         self._began_s = time.monotonic()
         self._hooks = HookBoard(config.hooks)
         self._outbox = Outbox(config.state_dir)
+        self._dispatch = Dispatch(self._outbox)
         self._outbox_changed = anyio.Event()
         self._common = Common(config.state_dir, self._hooks)
         self._notifier = Notifier()
@@ -231,7 +232,7 @@ class Daemon:
         running.has_started = True
         try:
             with running.scope:
-                await running.keep()
+                await running.keep(self._dispatch)
         finally:
             running.ended.set()
 
@@ -292,10 +293,12 @@ class Daemon:
     # -- the outbox
 
     async def _drain(self) -> None:
-        with self._outbox.draining():
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._hear_of_outbox)
-                await watch_outbox(self._outbox, self._wake_senders, self._until_outbox_changes)
+        await self._dispatch.run(self._watch_outbox)
+
+    async def _watch_outbox(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._hear_of_outbox)
+            await watch_outbox(self._outbox, self._wake_senders, self._until_outbox_changes)
 
     async def _hear_of_outbox(self) -> None:
         if self._watcher is None:
@@ -417,7 +420,11 @@ class Daemon:
         yield {"result": {name: as_message(request.report) for name, request in requests.items() if request.report}}
 
     async def _flush(self, only: Collection[str] = (), *, is_due_only: bool = False) -> Message:
-        """What became of all that waits, or is due, of all accounts or of `only` some."""
+        """What became of all that waits, or is due, of all accounts or of `only` some. Raises Refused."""
+        try:
+            await self._dispatch.until_ours()
+        except MaildError as exc:
+            raise Refused(exc.text, exc.hint) from exc
         senders = [running.sender for running in self._accounts.values() if running.sender is not None]
         contents = await anyio.to_thread.run_sync(self._outbox.contents)
         waiting = {item.account for item in contents.items if not item.is_over}

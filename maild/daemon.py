@@ -63,6 +63,19 @@ class Running:
     has_started: bool = False
     ended: anyio.Event = field(default_factory=anyio.Event)
 
+    async def keep(self, dispatch: Dispatch) -> None:
+        """Its mail and its outbox; in no more tasks than that takes, for there may be a thousand accounts."""
+        if self.sender is None:
+            if self.keeper is not None:
+                await self.keeper.run()
+            return
+        if self.keeper is None:
+            await dispatch.keep(self.sender)
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(dispatch.keep, self.sender)
+            await self.keeper.run()
+
     def stop(self) -> None:
         for part in (self.keeper, self.sender):
             if part is not None:
@@ -219,11 +232,7 @@ class Daemon:
         running.has_started = True
         try:
             with running.scope:
-                async with anyio.create_task_group() as tasks:
-                    if running.sender is not None:
-                        tasks.start_soon(self._dispatch.keep, running.sender)
-                    if running.keeper is not None:
-                        tasks.start_soon(running.keeper.run)
+                await running.keep(self._dispatch)
         finally:
             running.ended.set()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -15,7 +15,7 @@ import structlog
 
 from maild.config import Account, Imap
 from maild.core.backoff import is_due
-from maild.core.errors import MaildError
+from maild.core.errors import LocalError, MaildError
 from maild.core.model import Content, Epoch, Fetched, Key, MailboxName, MergeFlags, Pair, Permitted, ScanTable, Uid
 from maild.core.names import matches
 from maild.core.ports import BodyWriter, Remote, RemoteBox
@@ -23,7 +23,7 @@ from maild.engine.adopt import Adopted, Unpaired, Unsure, adopt, fetched_content
 from maild.engine.propagate import Deliverer, Delivery, StateThread
 from maild.engine.report import AccountReport
 from maild.local.delivery import Incoming
-from maild.local.marker import mark_root
+from maild.local.marker import next_rise
 from maild.local.spool import Spool
 from maild.local.state import Changes, MailboxState, Orphan, SkippedMessage
 from maild.local.withheld import UnsentMessage
@@ -72,6 +72,7 @@ class Work:
     foreseen: dict[MailboxName, MailboxState] = field(default_factory=dict)
     pulls: list[Pull] = field(default_factory=list)
     is_announced: bool = False
+    announcing: anyio.Lock = field(default_factory=anyio.Lock)
     listed: frozenset[MailboxName] = frozenset()  # what the server has
     left_out: frozenset[MailboxName] = frozenset()  # of these, what is not subscribed where that counts
     moves_whole: bool = False  # no move that was cut off is in both mailboxes there
@@ -113,9 +114,17 @@ class Work:
 
         So a copy made before this pass is older than the state, even if the pass never comes to its end.
         """
-        if not self.is_announced:
-            await self.state.run(mark_root, self.account.maildir, self.state.state)
-            self.is_announced = True
+        async with self.announcing:
+            if not self.is_announced:
+                rise = await self.state.run(next_rise, self.state.state)
+                await anyio.to_thread.run_sync(rise.mark, self.account.maildir)  # the state is free meanwhile
+                await self.state.run(rise.note, self.state.state)
+                self.is_announced = True
+
+    async def announce_ahead(self) -> None:
+        """The same, while the server is still asked; where it fails, whoever changes something is told."""
+        with suppress(LocalError):
+            await self.announce_change()
 
 
 class Pull:

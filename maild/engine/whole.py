@@ -59,10 +59,10 @@ class AccountPass:
         async with anyio.create_task_group() as openers:
             for _ in range(work.imap.connections - 1 if self._is_first else 0):
                 openers.start_soon(work.remote.prepare)  # a first pass needs them all, and logging in takes its time
-            await self._run(only, [rows[name] for name in self._hinted if name in rows])
+            await self._run(only, [rows[name] for name in self._hinted if name in rows], openers)
             openers.cancel_scope.cancel()
 
-    async def _run(self, only: Sequence[str], told: Sequence[MailboxState]) -> None:
+    async def _run(self, only: Sequence[str], told: Sequence[MailboxState], openers: TaskGroup) -> None:
         work = self._work
         listing, found = await self._both_sides(only, told)
         work.report.state = "syncing"
@@ -77,6 +77,8 @@ class AccountPass:
         for name, exc in self._visits.failed.items():
             if name not in settled.failed and (not only or name in only):
                 await self._crew.note_failure(name, exc)
+        if told and visits and not work.dry_run:
+            openers.start_soon(work.announce_ahead)  # there is mail, most likely, and the disk is slow
         gone = [row for row in settled.gone if not only or row.name in only]
         async with work.deliverer.running():
             has_moves = len(visits) > 1 and await work.state.run(self._visits.may_have_moves, visits)

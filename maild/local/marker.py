@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 
 from maild.core.errors import LocalError
@@ -48,9 +49,30 @@ def check_root(root: Path, state: State, dry_run: bool = False) -> None:
 
 def mark_root(root: Path, state: State) -> None:
     """Let the generation rise: the Maildir and the state have changed together."""
-    generation = int(state.meta(_GENERATION) or 0) + 1
-    _write(root, str(state.meta(_ID)), generation)
-    state.set_meta(_GENERATION, str(generation))
+    rise = next_rise(state)
+    rise.mark(root)
+    rise.note(state)
+
+
+@dataclass(frozen=True, slots=True)
+class Rise:
+    """`mark_root` in two steps, of which the slow first one needs no state: `mark`, and only then `note`."""
+
+    _identity: str
+    _generation: int
+
+    def mark(self, root: Path) -> None:
+        """Into the marker. Raises LocalError."""
+        _write(root, self._identity, self._generation)
+
+    def note(self, state: State) -> None:
+        """Into the state."""
+        state.set_meta(_GENERATION, str(self._generation))
+
+
+def next_rise(state: State) -> Rise:
+    """The next one; at most one is under way."""
+    return Rise(str(state.meta(_ID)), int(state.meta(_GENERATION) or 0) + 1)
 
 
 def _begin(root: Path, state: State) -> None:

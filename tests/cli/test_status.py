@@ -320,6 +320,10 @@ def test_with_a_daemon() -> None:
     assert shown(an_account(state="backing_off", push="notify"), daemon=daemon) == [
         "work  IMAP, backing off, pushed by NOTIFY, last sync 10 min ago"
     ]
+    assert shown(an_account(state="auth_rejected", error="no"), Look(200), daemon=daemon)[1:] == [
+        "  failed: no",
+        "  not tried again until the secret is another one, or after `maild reload`",
+    ]
     whole: Document = {"version": "1", "daemon": {"pid": 4711, "uptime_s": 7300.0}, "accounts": {}, "outbox": EMPTY}
     assert list(lines(whole, Look(), NOW_S)) == ["outbox: empty", "daemon: pid 4711, running for 2 h"]
 

@@ -98,7 +98,8 @@ class Visits:
             row = known.get(mailbox.name)
             if mailbox.name in self.failed:
                 continue
-            if row is None or row.epoch is None or mailbox.mark is None or row.mark != mailbox.mark or row.undone:
+            is_done = row is not None and not (row.epoch is None or row.undone or row.refused)
+            if row is None or not is_done or mailbox.mark is None or row.mark != mailbox.mark:
                 visits.append(Visit(mailbox, None if row is None else self._looks.get(row.id)))
                 continue
             here = found.mailboxes.get(row.directory)

@@ -45,7 +45,8 @@ async def propagate(this: MailboxPass, box: RemoteBox | None) -> None:
         await work.announce_change()
     maildir = await work.state.run(this.opened, not this.is_removed)
     if maildir is not None:
-        this.delivery = Delivery(this.mailbox, maildir, partial(_count_durable, this))
+        is_first = this.mailbox.last_pass_s is None
+        this.delivery = Delivery(this.mailbox, maildir, partial(_count_durable, this), is_noted=not is_first)
     adopted = await work.state.run(_change_files, this)
     if box is None:
         await _merge_flags(this, None, [])

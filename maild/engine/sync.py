@@ -44,7 +44,6 @@ from maild.core.model import (
     Skipped,
     Uid,
 )
-from maild.core.moves import likely
 from maild.core.ports import RemoteBox
 from maild.core.reconcile import RemoteNews, Rules, proven_gone, reconcile
 from maild.engine.adopt import Alike, Unpaired, kept_uid, match_facts, read_unpaired, unsure_of
@@ -232,16 +231,9 @@ class MailboxPass:
         self.report.held_back = len((unsent.keys() | self.unpaired.unreadable.keys()) & entries.keys())
 
     def _hold_back_unreadable(self, unsent: Mapping[Key, UnsentMessage]) -> None:
-        """They are tried at every pass. What came under a Uid that nobody told may be one of them: it waits."""
-        unreadable, notes = self.unpaired.unreadable, {note.key: note for note in self.unpaired.untold()}
-        if not unreadable:
-            return
-        self.untold |= unreadable.keys() & notes.keys()
-        sizes = [notes[key].size_octets for key in self.untold]
-        if may_be := set(likely(sizes, [(uid, size) for uid, _, size in self.remote.fresh])):
-            self.remote.fresh = self.remote.fresh.without(may_be)
-            self.is_missed = True
-        if not self.work.dry_run:
+        """They are tried at every pass."""
+        unreadable = self.unpaired.unreadable
+        if unreadable and not self.work.dry_run:
             held = [Unsent(key, file.reason, file.size_octets or 0, waits=False) for key, file in unreadable.items()]
             self.work.state.state.hold_back(self.mailbox.id, held)
             for key in unreadable.keys() - unsent.keys():

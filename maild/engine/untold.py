@@ -60,8 +60,11 @@ async def settle_untold(work: Work, passes: Sequence[MailboxPass], facts_of: Fac
 
     Not to be called while a session is held.
     """
+    undecided = await _of_unseen(work, passes)
     for p in passes:
-        notes = [note for note in p.unpaired.untold() if note.key not in p.unpaired.unreadable] if p.same_epoch else []
+        notes, hidden = _sorted_out(p, passes)
+        p.untold |= {note.key for note in hidden}
+        undecided |= {note.content for note in hidden}
         away = [note for note in notes if note.key not in p.unpaired.entries]
         files = {note.key: _File(p, note.key) for note in notes if note.key in p.unpaired.entries}
         if away:
@@ -71,6 +74,50 @@ async def settle_untold(work: Work, passes: Sequence[MailboxPass], facts_of: Fac
         left = [note for note in left if files[note.key].key in files[note.key].this.to_send]
         if left:
             await _find_moved(work, p, left, files, passes, facts_of)
+    if undecided:
+        for p in passes:
+            await _leave_undecided(work, p, undecided)
+
+
+# -- where file or message cannot be seen
+
+
+async def _of_unseen(work: Work, passes: Sequence[MailboxPass]) -> set[Content]:
+    """What the server has from mailboxes that these passes do not look at: it may have moved to where they do."""
+    seen = {p.mailbox.id for p in passes}
+    wanted = {row.id for row in work.rows().values() if row.name in work.listed and work.wants(row.name)} - seen
+
+    def contents() -> set[Content]:
+        state = work.state.state
+        notes = [(id_, note) for id_ in wanted & state.with_leftovers() for note in state.orphans(id_).values()]
+        return {note.content for id_, note in notes if note.is_untold and (id_, note.key) not in work.sent}
+
+    return await work.state.run(contents) if wanted else set()
+
+
+def _sorted_out(this: MailboxPass, passes: Sequence[MailboxPass]) -> tuple[list[Orphan], list[Orphan]]:
+    """The notes about messages that are to be found, and those whose file may be one that nobody can read."""
+    notes = this.unpaired.untold() if this.same_epoch else []
+    unreadable = [file for p in passes for file in p.unpaired.unreadable.values()]
+    hidden = [
+        note
+        for note in notes
+        if note.key not in this.unpaired.entries
+        and (note.key in this.unpaired.unreadable or any(file.may_be(note.size_octets) for file in unreadable))
+    ]
+    return [note for note in notes if note not in hidden], hidden
+
+
+async def _leave_undecided(work: Work, this: MailboxPass, undecided: Collection[Content]) -> None:
+    """New messages that have one of these contents are not fetched, unless a file here is to be one of them."""
+    mine = this.unpaired
+    unknown = {content for content in undecided if mine.with_content(content) is None}
+    alike = set(likely([size for size, _ in unknown], [(uid, size) for uid, _, size in this.remote.fresh]))
+    contents = await contents_of(work, this, alike) if alike else {}
+    waiting = {uid for uid in alike if uid not in contents or contents[uid] in unknown}
+    _leave(this, waiting)
+    if waiting and _is_partial(work):
+        this.report.error = _waiting_text(work, len(waiting))
 
 
 def _is_partial(work: Work) -> bool:
@@ -162,7 +209,9 @@ async def _find_moved(
         _leave(q, matches.doubtful.keys())
     late = [message for q in passes for message in _late(q)]
     for note in missing:
-        is_late = note.is_taken and (_is_partial(work) or bool(likely([note.size_octets], late)))
+        # What the server may never have had is not to wait for ever for a mailbox that always fails.
+        is_unseen = _is_partial(work) if note.is_taken else work.is_asked
+        is_late = is_unseen or (note.is_taken and bool(likely([note.size_octets], late)))
         if is_late or files[note.key].facts.message_id in unproven:
             _wait(work, p, files[note.key], note)
         elif note.only == "sent":  # it may have moved while others were looked at: missed twice, it is sent again
@@ -175,7 +224,7 @@ async def _find_moved(
 def _wait(work: Work, p: MailboxPass, file: _File, note: Orphan) -> None:
     file.wait()
     p.untold.add(note.key)
-    if work.is_asked:
+    if _is_partial(work):
         p.report.error = _waiting_text(work, 1)
 
 

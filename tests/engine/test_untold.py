@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from maild.local.state import Changes, State
 from maild.testing.imap import ALL, ImapServer
 from maild.testing.memory import MemoryBox, MemoryRemote
 from maild.testing.store import Store
+from tests.engine.test_unreadable import Disk
 from tests.engine.twin import Twin, WireTwin
 from tests.engine.world import PASSWORD, USER
 
@@ -33,6 +35,11 @@ def prepared(twin: Twin) -> Twin:
     for mailbox in ("Archive", "Work", "Other"):
         twin.store.create(mailbox)
     return twin
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch, errno.EIO)
 
 
 @pytest.fixture(params=["killed", "appended", "moved"])
@@ -219,14 +226,75 @@ async def test_it_moves_on_to_a_mailbox_that_fails(untold: Twin, monkeypatch: py
 
 
 async def test_it_moves_on_and_only_its_old_mailbox_is_asked_for(untold: Twin) -> None:
-    """What the server has taken is somewhere; what it may have taken is sent again."""
-    is_sure = not untold.settings["tells_uids"]
     untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")
     report = await untold.sync(only=["Archive"])
-    assert len(untold.remote.journal) == (not is_sure)
-    if is_sure:
-        assert "wait for a pass that looks everywhere" in str(report.mailboxes["Archive"].error)
-        await then_it_is_in(untold, "Work")
+    assert untold.remote.journal == []
+    assert "wait for a pass that looks everywhere" in str(report.mailboxes["Archive"].error)
+    await then_it_is_in(untold, "Work")
+
+
+async def test_it_moves_on_and_only_its_new_mailbox_is_asked_for(untold: Twin) -> None:
+    """It is not fetched there, beside the file that is to follow it; whatever else comes is."""
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")
+    untold.deliver(7, "Work")
+    report = await untold.sync(only=["Work"])
+    assert [shown.raw for shown in untold.here("Work")] == [untold.body(7)]
+    assert "wait for a pass that looks everywhere" in str(report.mailboxes["Work"].error)
+    untold.store.expunge("Work", [untold.uid(7, "Work")])
+    await then_it_is_in(untold, "Work")
+
+
+async def test_it_moves_on_and_its_old_mailbox_fails(untold: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")
+    original = MemoryRemote.visit
+
+    def visit(self: MemoryRemote, name: Any, epoch: Any = None, **options: Any) -> Any:
+        if name == "Archive":
+            raise Rejected("not now")
+        return original(self, name, epoch, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryRemote, "visit", visit)
+        for _ in range(2):
+            await untold.sync()
+            assert untold.here("Work") == untold.remote.journal == []
+    await then_it_is_in(untold, "Work")
+
+
+async def test_both_move_on_to_the_only_mailbox_that_is_asked_for(untold: Twin) -> None:
+    """There it is on both sides, wherever it was sent to: it waits for nobody."""
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")
+    untold.move(untold.one(1, "Archive"), "Work")
+    await untold.sync(only=["Work"])
+    assert untold.remote.journal == []
+    assert pairs(untold, "Work") == 1
+    await then_it_is_in(untold, "Work")
+
+
+@pytest.mark.parametrize("new_name", [False, True])
+async def test_the_reader_moves_it_on_and_nobody_can_read_it(untold: Twin, disk: Disk, new_name: bool) -> None:
+    """Neither is its message fetched beside it, nor does it go; once the file can be read it is that one again."""
+    disk.spoil(untold.move(untold.one(1, "Archive"), "Work", new_name=new_name))
+    for _ in range(2):
+        await untold.synced()
+        assert untold.remote.journal == []
+        assert [len(untold.there("Archive")), len(untold.files("Archive")), len(untold.files("Work"))] == [1, 0, 1]
+    disk.bad.clear()
+    await untold.sync(only=["Work"])
+    assert untold.remote.journal == []
+    await then_it_is_in(untold, "Work")
+
+
+async def test_it_moves_on_and_nobody_can_read_its_file(untold: Twin, disk: Disk) -> None:
+    disk.spoil(untold.one(1, "Archive"))
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")
+    for _ in range(2):
+        await untold.synced()
+        assert untold.remote.journal == []
+        assert [len(untold.there("Work")), len(untold.files("Archive")), len(untold.files("Work"))] == [1, 1, 0]
+    disk.bad.clear()
+    await untold.sync(only=["Archive"])
+    await then_it_is_in(untold, "Work")
 
 
 async def test_deletions_do_not_travel_here(untold: Twin) -> None:

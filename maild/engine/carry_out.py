@@ -259,7 +259,9 @@ async def _pull_messages(this: MailboxPass, box: RemoteBox) -> None:
     report.wanted_messages += len(fresh)
     report.wanted_octets += fresh.octets
     if len(fresh) and this.delivery is not None:
-        this.pull = Pull(this.name, this.found.epoch, fresh, this.delivery, this.unpaired, this.rules.permitted)
+        this.pull = Pull(
+            this.name, this.found.epoch, fresh, this.delivery, this.unpaired, this.rules.permitted, this.compared
+        )
         await this.pull.run(this.work, box)
         await _merge_flags_of(this, box, this.pull.merges)
         await _delete_doomed(this, box, this.pull.doomed)

@@ -14,7 +14,7 @@ from maild.core.model import (
     Skipped,
 )
 from maild.engine.adopt import kept_uid
-from maild.engine.sync import MailboxPass
+from maild.engine.sync import MailboxPass, too_big
 from maild.local.state import Changes
 
 NOT_DELIVERED = "the server did not deliver it"
@@ -102,11 +102,14 @@ def _note_missing(this: MailboxPass) -> None:
     have = state.uids(mailbox.id) | doomed if this.pulled < len(this.remote.fresh) else None
     if have is not None:
         missing = [(uid, size) for uid, _, size in this.remote.fresh if uid not in have]
-        state.skip(mailbox.id, [Skipped(uid, NOT_DELIVERED, size) for uid, size in missing])
-        for uid, _ in missing:
-            this.log.warning("message.skipped", uid=uid, reason=NOT_DELIVERED)
-    if skipped := state.skipped(mailbox.id):
-        settled = set(state.pairs_of(mailbox.id, list(skipped)))
-        past = settled | this.gone_among(set(skipped)) | doomed
+        skipped = [
+            too_big(uid, size) if uid in this.compared else Skipped(uid, NOT_DELIVERED, size) for uid, size in missing
+        ]
+        state.skip(mailbox.id, skipped)
+        for message in skipped:
+            this.log.warning("message.skipped", uid=message.uid, reason=message.reason)
+    if left := state.skipped(mailbox.id):
+        settled = set(state.pairs_of(mailbox.id, list(left)))
+        past = settled | this.gone_among(set(left)) | doomed
         state.unskip(mailbox.id, past)
-        this.report.skipped = len(skipped.keys() - past)
+        this.report.skipped = len(left.keys() - past)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import cast
@@ -129,7 +129,9 @@ class Pull:
         delivery: Delivery,
         unpaired: Unpaired,
         permitted: Permitted | None,
+        compared: Collection[Uid] = (),
     ) -> None:
+        """`compared` are not to come: they are only to be adopted, if a file holds just that."""
         self.name = name
         self.epoch = epoch
         self._wanted = wanted
@@ -140,6 +142,7 @@ class Pull:
         self._delivery = delivery
         self._unpaired = unpaired
         self._permitted = permitted
+        self._compared = compared
         self.merges: list[MergeFlags] = []  # flags that the server needs of what was adopted
         self.doomed: list[Uid] = []  # messages that are to be deleted there
         self.left_messages = len(wanted)
@@ -245,7 +248,7 @@ class Pull:
             self.left_messages -= 1
             self.left_octets -= octets
             work.report.done_octets += octets
-            if not await self._is_settled(work, fetched):
+            if not await self._is_settled(work, fetched) and fetched.uid not in self._compared:
                 incoming.append(Incoming(self._delivery.maildir, fetched.uid, fetched.flags, fetched.date_s, raw))
             elif isinstance(raw, Spool):
                 raw.discard()

@@ -196,6 +196,8 @@ async def _find_moved(
     passes: Sequence[MailboxPass],
     facts_of: FactsOf,
 ) -> None:
+    sizes = [note.size_octets for note in notes]
+    brought_back = [q.bring_back(q.left_like(sizes)) for q in passes]
     others = [q for q in passes if q is not p and _fresh_like(q, notes)]
     missing = await _missing(work, p, notes, files, facts_of)
     unproven: set[bytes | None] = set()
@@ -211,7 +213,7 @@ async def _find_moved(
     for note in missing:
         # What the server may never have had is not to wait for ever for a mailbox that always fails.
         is_unseen = _is_partial(work) if note.is_taken else work.is_asked
-        is_late = is_unseen or (note.is_taken and bool(likely([note.size_octets], late)))
+        is_late = is_unseen or not all(brought_back) or (note.is_taken and bool(likely([note.size_octets], late)))
         if is_late or files[note.key].facts.message_id in unproven:
             _wait(work, p, files[note.key], note)
         elif note.only == "sent":  # it may have moved while others were looked at: missed twice, it is sent again

@@ -36,6 +36,10 @@ async def finish(this: MailboxPass) -> None:
 def _conclude(this: MailboxPass) -> None:
     state, mailbox, scan = this.work.state.state, this.mailbox, this.found
     _note_missing(this)
+    undecided = this.unpaired.unsure.keys() | this.unpaired.unreadable.keys()
+    # Also of a pass that is refused, for as long as a note stands an equal message is in doubt (`proof.sole`).
+    unsure = {key for key, orphan in state.orphans(mailbox.id).items() if orphan.only == "unsure"}
+    state.drop_orphans(mailbox.id, unsure - undecided)
     if this.refusal is not None:
         return
     if not scan.complete:
@@ -50,8 +54,7 @@ def _conclude(this: MailboxPass) -> None:
     if kept := this.unpaired.kept_here:
         pairs = [Pair(kept_uid(o.key), o.key, o.flags, o.size_octets, o.digest, "local") for o in kept.values()]
         state.apply([Changes(mailbox.id, add=pairs)])
-    needed = _still_kept_there(this) | this.unpaired.unsure.keys() | this.unpaired.unreadable.keys()
-    needed |= _still_untold(this)
+    needed = _still_kept_there(this) | undecided | _still_untold(this)
     state.drop_orphans(mailbox.id, state.orphans(mailbox.id).keys() - needed)
     messages = scan.messages + this.work.remote_delta[mailbox.id]
     untold = sum(note.is_taken for note in state.orphans(mailbox.id).values())

@@ -19,7 +19,7 @@ LEFTOVERS = " UNION ".join(
     (
         "SELECT mailbox FROM skipped",
         "SELECT mailbox FROM unsent",
-        "SELECT mailbox FROM orphans WHERE only IN ('sending', 'sent', 'missed')",
+        "SELECT mailbox FROM orphans WHERE only IN ('sending', 'sent', 'missed', 'unsure')",
     )
 )
 WITH_CONTENT = (

@@ -432,7 +432,7 @@ class State:
             )
 
     def with_leftovers(self) -> set[int]:
-        """The mailboxes with messages that did not travel, either way, or of which nobody told the Uid."""
+        """The mailboxes with messages that did not travel, either way, or of which something is yet to be found out."""
         return {row[0] for row in self.rows(pair_rows.LEFTOVERS)}
 
     def hold_back(self, mailbox_id: int, items: Iterable[Unsent], now_s: float | None = None) -> None:

@@ -111,7 +111,10 @@ async def _moved_there(
         alike = [uid for uid, _, size in p.remote.fresh if size in sizes and uid not in p.retried]
         for uid, facts in (await facts_of(p, alike)).items() if alike else ():
             fresh[facts].append(NewMessage(p.name, uid))
-    return remote_moves(gone, fresh, moved_here)
+    moved = remote_moves(gone, fresh, moved_here)
+    # Where deletions do not travel here, a move there does not either: the file stays where its reader put it.
+    stays = {one for one in moved if one in moved_here and not by_name[one.mailbox].rules.deletes_here}
+    return {one: new for one, new in moved.items() if one not in stays or new.mailbox == one.mailbox}
 
 
 async def _copied_already(

@@ -146,3 +146,42 @@ async def test_a_message_that_left_and_came_back_there_follows_the_reader(tmp_pa
     twin.assert_equal()
     assert [shown.flags for shown in twin.here("Archive")] == [tuple(flags)]
     await twin.quiet()
+
+
+@pytest.mark.parametrize("deletions", ["none", "to_remote"])
+@pytest.mark.parametrize("message_ids", [True, False])
+async def test_where_deletions_do_not_travel_here_the_file_stays_where_its_reader_put_it(
+    quick_path: Path, deletions: str, message_ids: bool
+) -> None:
+    """As with a move of the server alone, nothing goes from this side because of it; both places have it then."""
+    twin = Twin(quick_path, message_ids=message_ids)
+    twin.configure(remote_delete="expunge", deletions=deletions)
+    for name in ("Archive", "Work"):
+        twin.store.create(name)
+    for n in (1, 2):
+        twin.deliver(n)
+    await twin.synced()
+    path = twin.move(twin.one(1), "Archive")
+    twin.store.move("INBOX", [twin.uid(1)], "Work")
+    await twin.synced()
+    assert path.exists()
+    await twin.synced()
+    twin.assert_equal()
+    assert [len(twin.there(name)) for name in ("INBOX", "Archive", "Work")] == [1, 1, 1]
+    await twin.quiet()
+
+
+async def test_where_they_travel_here_alone_the_servers_move_wins(quick_path: Path) -> None:
+    twin = Twin(quick_path)
+    twin.configure(remote_delete="expunge", deletions="to_local")
+    for name in ("Archive", "Work"):
+        twin.store.create(name)
+    for n in (1, 2):
+        twin.deliver(n)
+    await twin.synced()
+    twin.move(twin.one(1), "Archive")
+    twin.store.move("INBOX", [twin.uid(1)], "Work")
+    await twin.synced()
+    twin.assert_equal()
+    assert [len(twin.there(name)) for name in ("INBOX", "Archive", "Work")] == [1, 0, 1]
+    await twin.quiet()

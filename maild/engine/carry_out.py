@@ -78,7 +78,7 @@ def _change_files(this: MailboxPass) -> Adopted:
         this.unpaired.know(state.orphans(mailbox.id) | this.unpaired.orphans)
     _change_names(this)
     maildir, report = this.maildir, this.report
-    removed = remove_files(state, mailbox, maildir, this.operations)
+    removed = remove_files(state, mailbox, maildir, this.operations, this.look.seconds)
     this.is_undone |= bool(removed.left) or removed.is_missing
     this.is_missed |= removed.is_missing
     this.unpaired.unsure.update((orphan.key, unsure_of(mailbox.id, orphan)) for orphan in removed.left)
@@ -116,7 +116,8 @@ def _relocate(this: MailboxPass, maildir: Maildir) -> list[MergeFlags]:
                 if source is not None:
                     sources[move.source.id] = source
         moves = [move for move in this.relocations if move.source.id in sources]
-        result = relocate(this.work.state.state, sources, maildir, moves, this.rules.permitted)
+        permitted, seconds = this.rules.permitted, this.work.seconds
+        result = relocate(this.work.state.state, sources, maildir, moves, permitted, seconds)
     finally:
         for mailbox_id, source in sources.items():
             if mailbox_id != this.mailbox.id:

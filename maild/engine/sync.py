@@ -110,6 +110,7 @@ class MailboxPass:
         self.work = work
         self.listed = remote
         self.look = look
+        work.seconds[mailbox.id] = look.seconds
         self.log = log.bind(account=work.account.name, mailbox=remote.name)  # bound once: it is called per message
         self.same_epoch = False
         self._scan: Scan | None = None

@@ -233,7 +233,10 @@ def _wait(work: Work, p: MailboxPass, file: _File, note: Orphan) -> None:
 async def _missing(
     work: Work, p: MailboxPass, notes: Sequence[Orphan], files: Mapping[Key, _File], facts_of: FactsOf
 ) -> list[Orphan]:
-    """Those whose message is not where it was sent to, among what is new there; the others are adopted."""
+    """Those whose message is not where it was sent to, among what is new there.
+
+    The others are adopted, or wait: a message may go on before that.
+    """
     alike = _fresh_like(p, notes)
     if not alike:
         return list(notes)
@@ -247,8 +250,12 @@ async def _missing(
     _leave(p, doubtful)
     unproven, there = {told[uid].message_id for uid in doubtful}, set(contents.values())
     missing = [note for note in notes if files[note.key].facts not in sure and note.content not in there]
-    for note in (note for note in missing if files[note.key].facts.message_id in unproven):
-        _wait(work, p, files[note.key], note)
+    for note in notes:
+        if note not in missing:
+            p.untold.add(note.key)
+            files[note.key].this.waiting.add(files[note.key].key)
+        elif files[note.key].facts.message_id in unproven:
+            _wait(work, p, files[note.key], note)
     return [note for note in missing if files[note.key].facts.message_id not in unproven]
 
 

@@ -568,6 +568,29 @@ async def test_it_moves_on_while_the_mailboxes_are_looked_at(untold: Twin, monke
     assert untold.there("Archive") == []
 
 
+async def test_it_moves_on_after_the_mailboxes_were_looked_at(untold: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was there a moment ago, and is not adopted: that does not make its file a new one."""
+    original = MemoryBox.facts
+
+    async def facts(self: MemoryBox, uids: Any) -> Any:
+        found = await original(self, uids)
+        asked.append(self.mailbox.name)
+        if asked == ["Archive"]:
+            untold.store.move("Archive", [uid], "Work")
+        return found
+
+    asked, uid = list[str](), untold.uid(1, "Archive")
+    untold.deliver(8, "Work")
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryBox, "facts", facts)
+        await untold.synced()
+    assert "Archive" in asked
+    for _ in range(2):
+        assert untold.remote.journal == []
+        await untold.synced()
+    assert [len(untold.there("Archive")), len(untold.there("Work")), len(untold.here("Work"))] == [0, 2, 2]
+
+
 async def test_what_the_server_took_and_lost_is_sent_again(untold: Twin) -> None:
     """Missed at two passes, it is nowhere; what it only may have taken is sent at once."""
     is_sure = not untold.settings["tells_uids"]

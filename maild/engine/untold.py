@@ -70,6 +70,10 @@ async def settle_untold(work: Work, passes: Sequence[MailboxPass], facts_of: Fac
         if away:
             files |= _files_of(away, passes, {(p.name, key) for key in files})
             await _find_messages(work, p, away, files, facts_of)
+            if _is_partial(work):  # both may be where this pass does not look, or one of them
+                lost = [note for note in away if note.key not in files and note.key in p.unpaired.orphans]
+                p.untold |= {note.key for note in lost}
+                undecided |= {note.content for note in lost}
         left = [note for note in notes if note.key in files and note.key in p.unpaired.orphans]
         left = [note for note in left if files[note.key].key in files[note.key].this.to_send]
         if left:

@@ -261,6 +261,15 @@ async def test_it_moves_on_and_its_old_mailbox_fails(untold: Twin, monkeypatch: 
     await then_it_is_in(untold, "Work")
 
 
+async def test_both_move_on_and_only_the_place_of_the_file_is_not_asked_for(untold: Twin) -> None:
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Other")
+    untold.move(untold.one(1, "Archive"), "Work")
+    report = await untold.sync(only=["Archive", "Other"])
+    assert untold.here("Other") == untold.remote.journal == []
+    assert "wait for a pass that looks everywhere" in str(report.mailboxes["Other"].error)
+    await then_it_is_in(untold, "Other")
+
+
 async def test_both_move_on_to_the_only_mailbox_that_is_asked_for(untold: Twin) -> None:
     """There it is on both sides, wherever it was sent to: it waits for nobody."""
     untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")

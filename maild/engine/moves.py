@@ -48,6 +48,9 @@ async def settle_moves(
         return
     by_name = {p.name: p for p in passes}
     gone_here = [Gone(p.name, pair) for p in passes for pair in p.local.gone.values() if not pair.only]
+    # Two pairs may claim one file, where a pass that did not see one of their mailboxes adopted it in the other. It is
+    # not the one that the server has no longer: the other's message would be deleted for want of it.
+    gone_here.sort(key=lambda one: one.pair.uid in by_name[one.mailbox].remote.gone)
     files = _files(passes)
     moved_here = local_moves(gone_here, files) if files else {}
     found_here = set(moved_here)

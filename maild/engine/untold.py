@@ -15,7 +15,7 @@ Contents decide, and only where no other message is known to have the same. Come
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -237,7 +237,7 @@ def _wait(work: Work, p: MailboxPass, file: _File, note: Orphan) -> None:
 async def _missing(
     work: Work, p: MailboxPass, notes: Sequence[Orphan], files: Mapping[Key, _File], facts_of: FactsOf
 ) -> list[Orphan]:
-    """Those whose message is not where it was sent to, among what is new there.
+    """Those whose message is not where it was sent to, among what is new there; each message counts once.
 
     The others are adopted, or wait: a message may go on before that.
     """
@@ -252,15 +252,22 @@ async def _missing(
     contents = await contents_of(work, p, asked) if asked else {}
     doubtful = asked - contents.keys()
     _leave(p, doubtful)
-    unproven, there = {told[uid].message_id for uid in doubtful}, set(contents.values())
-    missing = [note for note in notes if files[note.key].facts not in sure and note.content not in there]
+    unproven = {told[uid].message_id for uid in doubtful}
+    there: Counter[Facts | Content] = Counter(one for one in told.values() if one in sure)
+    there.update(contents.values())
+    missing: list[Orphan] = []
     for note in notes:
-        if note not in missing:
+        file = files[note.key]
+        which = file.facts if file.facts in sure else note.content
+        if there[which] > 0:
+            there[which] -= 1
             p.untold.add(note.key)
-            files[note.key].this.waiting.add(files[note.key].key)
-        elif files[note.key].facts.message_id in unproven:
-            _wait(work, p, files[note.key], note)
-    return [note for note in missing if files[note.key].facts.message_id not in unproven]
+            file.this.waiting.add(file.key)
+        elif file.facts.message_id in unproven:
+            _wait(work, p, file, note)
+        else:
+            missing.append(note)
+    return missing
 
 
 async def _follow(work: Work, p: MailboxPass, note: Orphan, file: _File, target: MailboxPass, uid: Uid) -> None:

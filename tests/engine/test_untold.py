@@ -600,6 +600,31 @@ async def test_it_moves_on_after_the_mailboxes_were_looked_at(untold: Twin, monk
     assert [len(untold.there("Archive")), len(untold.there("Work")), len(untold.here("Work"))] == [0, 2, 2]
 
 
+async def test_of_two_equal_ones_the_server_got_one(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the two: the other one is sent in the next pass, not in a later one."""
+    twin.deliver(2)
+    await twin.synced()
+    for _ in range(2):
+        twin.write(1, "Archive", "F")
+    original = MemoryBox.append
+
+    async def append(self: MemoryBox, messages: Any) -> Any:
+        async for answer in original(self, messages):
+            yield answer
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(BaseExceptionGroup):
+        patch.setattr(MemoryBox, "append", append)
+        await twin.sync()
+    assert len(twin.there("Archive")) == 1
+    await twin.synced()
+    assert len(twin.remote.journal) == 1
+    await twin.synced()
+    twin.assert_equal()
+    assert len(twin.there("Archive")) == 2
+    await twin.quiet()
+
+
 async def test_what_the_server_took_and_lost_is_sent_again(untold: Twin) -> None:
     """Missed at two passes, it is nowhere; what it only may have taken is sent at once."""
     is_sure = not untold.settings["tells_uids"]

@@ -152,7 +152,9 @@ class Deliverer:
             async for batch, files in staged:
                 with self._answered_for(batch), _discarded_unless_kept() as kept:
                     kept.append(files)
-                    delivered, failure = await self._committed(batch, files)
+                    # Not between the note and the pairs: what `tmp` has then tells what got its name.
+                    with anyio.CancelScope(shield=True):
+                        delivered, failure = await self._committed(batch, files)
                     kept.clear()
                 self._settle(batch, delivered, failure)
 
@@ -170,7 +172,7 @@ class Deliverer:
         except DeliveryFailed as exc:
             delivered, failure = exc.delivered, exc
         try:
-            await self._state.run(self._commit_pairs, batch, delivered)
+            await self._state.run(self._commit_pairs, batch, delivered, files)
         except LocalError as exc:
             return [], exc  # the files are there without pairs: adopted by content next time
         return delivered, failure
@@ -203,9 +205,11 @@ class Deliverer:
     def _note(self, batch: list[Item], files: Staged) -> None:
         self._state.state.note_deliveries(_pairs([item for item in batch if item[0].is_noted], files.to_come))
 
-    def _commit_pairs(self, batch: list[Item], delivered: list[Delivered]) -> None:
+    def _commit_pairs(self, batch: list[Item], delivered: list[Delivered], files: Staged) -> None:
         pairs = _pairs(batch, delivered)
         self._state.state.apply([Changes(mailbox_id, add=added) for mailbox_id, added in pairs.items()])
+        if len(delivered) < len(batch):
+            self._state.state.drop_deliveries(_pairs(batch, files.to_come))
 
     def _settle(self, batch: list[Item], delivered: list[Delivered], failure: LocalError | None) -> None:
         """Tell each mailbox what became of its messages.

@@ -261,8 +261,9 @@ async def _missing(
         which = file.facts if file.facts in sure else note.content
         if there[which] > 0:
             there[which] -= 1
-            p.untold.add(note.key)
-            file.this.waiting.add(file.key)
+            if file.this is p:
+                p.untold.add(note.key)
+                p.waiting.add(file.key)
         elif file.facts.message_id in unproven:
             _wait(work, p, file, note)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -598,6 +599,24 @@ async def test_it_moves_on_after_the_mailboxes_were_looked_at(untold: Twin, monk
         assert untold.remote.journal == []
         await untold.synced()
     assert [len(untold.there("Archive")), len(untold.there("Work")), len(untold.here("Work"))] == [0, 2, 2]
+
+
+async def test_it_is_one_of_two_equal_messages_and_its_file_goes_on(twin: Twin) -> None:
+    """Nobody can tell which of the two has gone on: it is fetched, and the file is sent, rather than forgotten."""
+    twin.settings["tells_uids"] = False
+    twin.deliver(1, "Other")
+    twin.deliver(2)
+    await twin.synced()
+    twin.write(1, "Archive")
+    await twin.synced()
+    twin.move(twin.one(1, "Archive"), "Work", new_name=True)
+    for subdir in ("new", "cur"):
+        os.utime(twin.where("Work") / subdir, (1, 1))  # else it counts as changed until the clock's next tick
+    for _ in range(3):
+        await twin.synced()
+    twin.assert_equal()
+    assert len(twin.there("Work")) == len(twin.there("Other")) == 1
+    await twin.quiet()
 
 
 async def test_of_two_equal_ones_the_server_got_one(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:

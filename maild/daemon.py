@@ -28,7 +28,8 @@ from maild.config import Account, Config, load
 from maild.config.outline import protocol_of
 from maild.config.values import LogLevel
 from maild.control import ControlServer, Message, Refused, as_message, as_progress
-from maild.core.errors import AuthRejected, ConfigError, LocalError
+from maild.core.errors import AuthRejected, ConfigError, LocalError, MaildError
+from maild.engine.dispatch import Dispatch
 from maild.engine.hooks import HookBoard
 from maild.engine.keeper import Keeper, Request, refresh
 from maild.engine.lifetime import Trust, trust_of
@@ -101,6 +102,7 @@ class Daemon:
         self._began_s = time.monotonic()
         self._hooks = HookBoard(config.hooks)
         self._outbox = Outbox(config.state_dir)
+        self._dispatch = Dispatch(self._outbox)
         self._outbox_changed = anyio.Event()
         self._common = Common(config.state_dir, self._hooks)
         self._notifier = Notifier()
@@ -219,7 +221,7 @@ class Daemon:
             with running.scope:
                 async with anyio.create_task_group() as tasks:
                     if running.sender is not None:
-                        tasks.start_soon(keep_alive, "sender", running.sender.run, Patience())
+                        tasks.start_soon(self._dispatch.keep, running.sender)
                     if running.keeper is not None:
                         tasks.start_soon(running.keeper.run)
         finally:
@@ -282,10 +284,12 @@ class Daemon:
     # -- the outbox
 
     async def _drain(self) -> None:
-        with self._outbox.draining():
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._hear_of_outbox)
-                await watch_outbox(self._outbox, self._wake_senders, self._until_outbox_changes)
+        await self._dispatch.run(self._watch_outbox)
+
+    async def _watch_outbox(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._hear_of_outbox)
+            await watch_outbox(self._outbox, self._wake_senders, self._until_outbox_changes)
 
     async def _hear_of_outbox(self) -> None:
         if self._watcher is None:
@@ -407,7 +411,11 @@ class Daemon:
         yield {"result": {name: as_message(request.report) for name, request in requests.items() if request.report}}
 
     async def _flush(self, only: Collection[str] = (), *, is_due_only: bool = False) -> Message:
-        """What became of all that waits, or is due, of all accounts or of `only` some."""
+        """What became of all that waits, or is due, of all accounts or of `only` some. Raises Refused."""
+        try:
+            await self._dispatch.until_ours()
+        except MaildError as exc:
+            raise Refused(exc.text, exc.hint) from exc
         senders = [running.sender for running in self._accounts.values() if running.sender is not None]
         contents = await anyio.to_thread.run_sync(self._outbox.contents)
         waiting = {item.account for item in contents.items if not item.is_over}

@@ -103,7 +103,14 @@ def run(config: Path | None, words: Sequence[str]) -> int:
 
 def _accept(config: Path | None, order: Order) -> int:
     senders = read_senders(config)
-    raw = sys.stdin.buffer.read(LARGEST_OCTETS + 1)
+    if sys.stdin is None:
+        raise Refused("there is no message: standard input is closed", "nothing was sent")
+    try:
+        raw = sys.stdin.buffer.read(LARGEST_OCTETS + 1)
+    except OSError as exc:
+        raise LocalError(
+            f"cannot read the message from standard input: {exc.strerror or exc}", "nothing was sent"
+        ) from exc
     if len(raw) > LARGEST_OCTETS:
         raise Refused(
             f"the message has more than {LARGEST_OCTETS >> 20} MiB, which no server takes", "nothing was sent"

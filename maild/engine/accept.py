@@ -90,7 +90,7 @@ def _recipients(message: Message, order: Order) -> list[str]:
             raise AddressError("the head is not divided from the body by an empty line, so a recipient could be missed")
         found += _of_head(message)
     if not found:
-        raise AddressError("there is no recipient")
+        raise AddressError("there is no recipient" + (" in To, Cc or Bcc" if order.take_from_head else ""))
     unique: dict[tuple[str, str], str] = {}
     for address in found:
         unique.setdefault(address.key, _on_the_wire(address))

@@ -17,7 +17,7 @@ import anyio.to_thread
 import structlog
 
 from maild.config import Account
-from maild.core.errors import AuthRejected, ConnectionLost, LocalError, MaildError
+from maild.core.errors import AuthRejected, ConnectionLost, LocalError, MaildError, Unavailable
 from maild.core.outgoing import Item
 from maild.engine.doubts import FindSent
 from maild.engine.hooks import HookBoard
@@ -33,7 +33,7 @@ CHECK_SECRET_EVERY_S = 900.0
 
 
 class Sender:
-    """One account's. `run` drains until `stop`; `hooks` hear of messages that will not arrive.
+    """One account's. `run` drains until `stop`, within `Outbox.draining()`. `hooks` hear of what will not arrive.
 
     `find_sent` looks for what may have been sent, None for an account without mailboxes on a server.
     """
@@ -52,7 +52,7 @@ class Sender:
         self._submitter = Submitter(account, outbox, state_dir, find_sent=find_sent, on_failure=self._tell)
         self._woken = anyio.Event()
         self._is_woken = False
-        self._is_stopping = False
+        self.stopping = anyio.Event()
         self._flushes: list[_Flush] = []
 
     def wake(self) -> None:
@@ -62,17 +62,26 @@ class Sender:
 
     def stop(self) -> None:
         """End when the messages on the wire are answered for."""
-        self._is_stopping = True
+        self.stopping.set()
+        for flush in self._flushes:  # which no drain has taken up, nor will
+            flush.drained = self._stopped
+            flush.done.set()
         self._submitter.stop()
         self._woken.set()
 
     async def flush(self, *, is_due_only: bool = False) -> Drained:
         """Try everything that waits, or only what is due, now; what came of it."""
+        if self.stopping.is_set():
+            return self._stopped
         flush = _Flush(is_due_only)
         self._flushes.append(flush)
         self._woken.set()
         await flush.done.wait()
         return flush.drained or Drained(self.account.name)
+
+    @property
+    def _stopped(self) -> Drained:
+        return Drained(self.account.name, error=Unavailable("the daemon is ending it, or starts it anew: try again"))
 
     @property
     def state(self) -> str:
@@ -89,7 +98,7 @@ class Sender:
 
     async def run(self) -> None:
         next_s: float | None = None
-        while not self._is_stopping:
+        while not self.stopping.is_set():
             if not (self._is_woken or self._flushes or (next_s is not None and next_s <= time.time())):
                 await self._until(next_s)
                 continue

@@ -218,6 +218,11 @@ class Arena:
         command = limit_command("read", self.server(account))
         return Contender("raw: FETCH, thrown away", lambda directory: _self_timed(command, directory))
 
+    def retrieving_limit(self, server: Server) -> Contender:
+        """The same of a POP3 maildrop: RETR of everything, discarded."""
+        command = limit_command("retrieve", server)
+        return Contender("raw: RETR, thrown away", lambda directory: _self_timed(command, directory))
+
     def writing_limit(self, corpus_name: str, account: Account) -> Contender:
         """The same files from memory, as durably: what the disk and the kernel allow."""
         arguments = ["--corpus", corpus_name, "--count", str(account.messages)]
@@ -237,7 +242,7 @@ class Arena:
             for contender, row in pairs:
                 if row.failure is None and turn < (contender.rounds or rounds):
                     self._run(scenario, contender, row, f"{turn + 1}/{rounds}")
-        self.tidy()
+            self.tidy()
         return scenario
 
     def failed(self, scenario: Scenario, row: Row, failure: RunFailed) -> None:

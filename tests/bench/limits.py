@@ -1,6 +1,7 @@
 """The limits of this machine, timed beside the programs: what no client can do faster.
 
-`read`: the FETCH that a client needs, read and thrown away. `write`: the same files, written with the same durability,
+`read`: the FETCH that a client needs, read and thrown away; `retrieve`: the same over POP3, RETR after RETR sent ahead.
+`write`: the same files, written with the same durability,
 from memory. `least`: the least asyncio client that is still right: it parses the FETCH stream, turns CRLF into LF,
 writes, renames, and makes each batch durable, by fsyncs in threads or by one syncfs. It knows nothing but this server.
 """
@@ -26,11 +27,13 @@ BATCH_MESSAGES = 100
 BATCH_OCTETS = 4 << 20
 BATCHES_AHEAD = 2
 FSYNC_THREADS = 8
+AHEAD = 300
 
 _LETTERS = {b"\\Answered": "R", b"\\Flagged": "F", b"\\Seen": "S"}
 _HEAD = re.compile(rb'UID (\d+)|FLAGS \(([^)]*)\)|INTERNALDATE "([^"]*)"|\{(\d+)\}$')
 _MONTHS = {name: n for n, name in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
 _LONE_CR = re.compile(rb"\r(?!\n)")
+_POP3_END = b"\r\n.\r\n"
 
 Item = tuple[str, int, bytes]  # flag letters, INTERNALDATE, wire form
 
@@ -214,6 +217,29 @@ def read(port: int, user: str, password: str) -> float:
         return time.monotonic() - began
 
 
+def retrieve(port: int, user: str, password: str) -> float:
+    """Seconds that RETR of everything takes over POP3, `AHEAD` commands at a time, when nothing is done with it."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(f"USER {user}\r\nPASS {password}\r\nSTAT\r\n".encode())
+        text = b""
+        while text.count(b"\n") < 4:  # the greeting first
+            text += connection.recv(65_536)
+        count = int(text.splitlines()[3].split()[1])
+        began = time.monotonic()
+        asked = min(count, AHEAD)
+        connection.sendall(b"".join(b"RETR %d\r\n" % n for n in range(1, asked + 1)))
+        ended, tail = 0, b""
+        while ended < count:
+            octets = tail + connection.recv(BUFFER_OCTETS)
+            more = octets.count(_POP3_END)
+            ended, tail = ended + more, octets[-len(_POP3_END) + 1 :]
+            if asked < count and more:
+                ahead = min(count, ended + AHEAD)
+                connection.sendall(b"".join(b"RETR %d\r\n" % n for n in range(asked + 1, ahead + 1)))
+                asked = ahead
+        return time.monotonic() - began
+
+
 def write(corpus: str, count: int, directory: Path) -> float:
     """Seconds that it takes to write the corpus from memory, durably."""
     from tests.bench import corpus as bench_corpus
@@ -228,9 +254,9 @@ def write(corpus: str, count: int, directory: Path) -> float:
 
 
 def main() -> None:
-    """`limits read|least|write …`; `read` and `write` print their seconds as JSON."""
+    """`limits read|retrieve|least|write …`; all but `least` print their seconds as JSON."""
     parser = argparse.ArgumentParser(prog="tests.bench.limits")
-    parser.add_argument("what", choices=("read", "least", "write"))
+    parser.add_argument("what", choices=("read", "retrieve", "least", "write"))
     parser.add_argument("--port", type=int)
     parser.add_argument("--user")
     parser.add_argument("--password")
@@ -242,8 +268,9 @@ def main() -> None:
     if arguments.what == "least":
         where = (arguments.port, arguments.user, arguments.password, arguments.directory)
         asyncio.run(least(*where, syncfs=arguments.syncfs))
-    elif arguments.what == "read":
-        print(json.dumps({"wall_s": read(arguments.port, arguments.user, arguments.password)}))
+    elif arguments.what in {"read", "retrieve"}:
+        measure = read if arguments.what == "read" else retrieve
+        print(json.dumps({"wall_s": measure(arguments.port, arguments.user, arguments.password)}))
     else:
         print(json.dumps({"wall_s": write(arguments.corpus, arguments.count, arguments.directory)}))
 

@@ -176,7 +176,8 @@ def pop3(arena: Arena) -> Scenario:
         proxy = stack.enter_context(DelayProxy(near.port, rtt_s=RTT_S))
         far = replace(_server(arena, some), port=proxy.port)
         rounds = arena.sizes.rounds
-        arena.contest(scenario, [arena.contender(client, many, near) for client in fast], rounds)
+        limits = [arena.writing_limit("mail", arena.mail(arena.sizes.mail)), arena.retrieving_limit(near)]
+        arena.contest(scenario, [*(arena.contender(client, many, near) for client in fast), *limits], rounds)
         arena.contest(scenario, _distant(arena, fast, some, far), rounds)
         arena.contest(scenario, _distant(arena, SLOW, some, far), 1)
     trips = _round_trips(arena, scenario, many, near)

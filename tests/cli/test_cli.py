@@ -235,16 +235,8 @@ def maild_process(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "maild", *arguments], env=environ, **options)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status"),
-    [
-        (["-c", "maild.toml", "check", "--json"], (141,)),
-        (["--help"], (0, 141)),  # argparse itself swallows it where standard output is not buffered
-    ],
-)
-def test_reader_that_has_gone_is_no_reason_for_a_traceback(
-    tmp_path: Path, arguments: list[str], status: tuple[int, ...]
-) -> None:
+@pytest.mark.parametrize("arguments", [["-c", "maild.toml", "check", "--json"], ["--help"]])
+def test_reader_that_has_gone_is_no_reason_for_a_traceback(tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "maild.toml").write_text(GOOD)
     reading, writing = os.pipe()
     os.close(reading)
@@ -252,7 +244,7 @@ def test_reader_that_has_gone_is_no_reason_for_a_traceback(
         os.close(writing)
         assert process.stderr is not None
         assert process.stderr.read() == b""
-    assert process.returncode in status
+    assert process.returncode == 141
 
 
 def test_standard_output_that_is_closed_is_no_reason_for_a_traceback(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ class Visits:
     def _has_leftovers(self, row: MailboxState, look: Look | None) -> bool:
         """Whether messages did not travel that may do so now. What is known of files that are gone is dropped."""
         work, state = self._work, self._work.state.state
-        if any(orphan.is_untold for orphan in state.orphans(row.id).values()):
+        if any(orphan.is_untold or orphan.only == "unsure" for orphan in state.orphans(row.id).values()):
             return True
         skipped, unsent = state.skipped(row.id), state.unsent(row.id)
         if look is not None and (past := unsent.keys() - look.unpaired.keys()):

@@ -21,6 +21,7 @@ from maild.core.names import MailboxUnusable, directory
 from maild.engine.apply import Relocation
 from maild.engine.carry_out import propagate, withdraw
 from maild.engine.crew import Crew, is_tried_again, pause
+from maild.engine.delivered import settle_deliveries
 from maild.engine.elsewhere import keep_what_came_from_elsewhere, leave_what_lies_elsewhere
 from maild.engine.finish import finish
 from maild.engine.foretell import foretell
@@ -54,6 +55,8 @@ class AccountPass:
 
     async def run(self, only: Sequence[str]) -> None:
         work = self._work
+        if not work.dry_run:
+            await work.state.run(settle_deliveries, work)
         rows = await work.state.run(work.state.state.mailboxes)
         self._is_first = not any(row.cursor for row in rows.values())
         async with anyio.create_task_group() as openers:

@@ -3,7 +3,8 @@
 `.maild` in the root holds JSON: `id`, made once at random and kept in the state too, and `generation`, which rises
 after every pass that changed something, in the marker first and in the state after it. A Maildir with a smaller
 generation than the state was restored from a backup: its pairs are made anew by content, and nothing is deleted
-because of it.
+because of it. So is one that is ahead by more than the one rise that can be cut off between marker and state: then it
+is the state that was restored, and which Maildirs are older than this one is told by the marker alone.
 """
 
 from __future__ import annotations
@@ -50,11 +51,13 @@ def check_root(root: Path, state: State, dry_run: bool = False) -> None:
     if known is None or found is None or found[0] != known:
         if not dry_run:
             _begin(root, state)
-    elif found[1] < int(state.meta(_GENERATION) or 0) and not dry_run:
-        for mailbox in state.mailboxes().values():
-            if mailbox.epoch is not None:
-                state.rebuild(mailbox.id, mailbox.epoch)
-        mark_root(root, state)
+    elif (ahead := found[1] - int(state.meta(_GENERATION) or 0)) and not dry_run:
+        if ahead != 1:
+            _rebuild_all(state)
+        if ahead > 0:
+            state.set_meta(_GENERATION, str(found[1]))
+        if ahead != 1:
+            mark_root(root, state)
 
 
 def _refuse_all(state: State, text: str, dry_run: bool) -> bool:
@@ -97,15 +100,20 @@ def next_rise(state: State) -> Rise:
 
 
 def _begin(root: Path, state: State) -> None:
-    """A Maildir and a state that do not know each other: everything is matched by content."""
-    for mailbox in state.mailboxes().values():
-        if mailbox.epoch is not None:
-            state.rebuild(mailbox.id, mailbox.epoch)
+    """A Maildir and a state that do not know each other."""
+    _rebuild_all(state)
     new = secrets.token_hex(8)
     make_directory(root)
     _write(root, new, 1)
     state.set_meta(_ID, new)
     state.set_meta(_GENERATION, "1")
+
+
+def _rebuild_all(state: State) -> None:
+    """Everything is matched by content."""
+    for mailbox in state.mailboxes().values():
+        if mailbox.epoch is not None:
+            state.rebuild(mailbox.id, mailbox.epoch)
 
 
 def _read(root: Path) -> tuple[str, int] | None:

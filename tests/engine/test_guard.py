@@ -14,6 +14,7 @@ from maild.core.model import Appended, Cursor, Flags, MailboxName, Outgoing, Uid
 from maild.engine import push
 from maild.engine.account import CHANGES
 from maild.engine.sync import MailboxPass
+from maild.local.marker import MARKER, check_root, next_rise
 from maild.local.overview import read_overview
 from maild.local.state import State
 from maild.testing.memory import MemoryBox, MemoryRemote
@@ -339,6 +340,48 @@ async def test_an_older_maildir_deletes_nothing(twin: Twin) -> None:
     twin.assert_equal()
     assert len(twin.here("INBOX")) == 17
     await twin.quiet()
+
+
+@pytest.mark.parametrize("is_newer", [False, True])
+async def test_a_maildir_from_before_the_state_was_restored_deletes_nothing(twin: Twin, is_newer: bool) -> None:
+    """The state, and with it the Maildir where `is_newer`, is restored; later another Maildir of that past."""
+
+    def put_back(name: str, path: Path) -> None:
+        shutil.rmtree(path)
+        shutil.copytree(twin.directory / name, path, copy_function=shutil.copy2)
+
+    await filled(twin, 2)
+    shutil.copytree(twin.state_dir, twin.directory / "state of monday")
+    shutil.copytree(twin.root, twin.directory / "mail of monday", copy_function=shutil.copy2)
+    for n in range(20, 24):
+        twin.deliver(n)
+        await twin.synced()
+    shutil.copytree(twin.root, twin.directory / "mail of tuesday", copy_function=shutil.copy2)
+    put_back("state of monday", twin.state_dir)
+    if is_newer:
+        put_back("mail of monday", twin.root)
+    twin.deliver(30)
+    await twin.synced()
+    put_back("mail of tuesday", twin.root)
+    await twin.synced()
+    assert twin.remote.journal == []
+    twin.assert_equal()
+    assert len(twin.here("INBOX")) == 7
+    await twin.quiet()
+
+
+async def test_a_generation_that_only_the_marker_has_is_not_given_again(twin: Twin) -> None:
+    """A pass was cut off between the two: a copy of that Maildir is older than what the next pass makes of it."""
+    await filled(twin, 2)
+    state = State.open(twin.state_dir / "work.sqlite")
+    try:
+        next_rise(state).mark(twin.root)
+        cut_off = (twin.root / MARKER).read_bytes()
+        check_root(twin.root, state)
+        next_rise(state).mark(twin.root)
+    finally:
+        state.close()
+    assert (twin.root / MARKER).read_bytes() != cut_off
 
 
 # -- which way deletions travel

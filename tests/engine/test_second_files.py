@@ -68,3 +68,49 @@ async def test_other_contents_are_another_message(twin: Twin) -> None:
         await twin.synced()
     twin.assert_equal()
     assert sorted(shown.raw for shown in twin.there("INBOX")) == [twin.body(2), twin.body(9)]
+
+
+@pytest.mark.parametrize("move", [False, True])
+async def test_other_contents_get_a_name_of_their_own(quick_path: Path, move: bool) -> None:
+    """A flag that comes from the server would give the first one the name of the other, which would go in its place."""
+    twin = Twin(quick_path)
+    twin.configure(remote_delete="expunge")
+    twin.store.create("Archive")
+    twin.deliver(1, flags=["\\Seen"])
+    await twin.synced()
+    first = twin.one(1)
+    (first.parent / f"{first.name.partition(':2,')[0]}:2,FS").write_bytes(twin.body(9))
+    twin.store.set_flags("INBOX", [twin.uid(1)], add=["\\Flagged"])
+    await twin.synced()
+    if move:
+        twin.store.move("INBOX", [twin.uid(1)], "Archive")
+    else:
+        twin.store.expunge("INBOX", [twin.uid(1)])
+    await twin.synced()
+    await twin.synced()
+    twin.assert_equal()
+    assert [shown.raw for shown in twin.there("INBOX")] == [twin.body(9)]
+    assert [shown.raw for shown in twin.there("Archive")] == ([twin.body(1)] if move else [])
+    await twin.quiet()
+
+
+async def test_a_new_message_does_not_hide_behind_another(quick_path: Path) -> None:
+    """Two files that no pair knows have one name: the one that its reader moved here is not taken for deleted."""
+    twin = Twin(quick_path)
+    twin.configure(remote_delete="expunge")
+    twin.store.create("Archive")
+    twin.deliver(1)
+    await twin.synced()
+    moved = twin.move(twin.one(1), "Archive")
+    (twin.where("Archive") / "cur" / f"{moved.name}:2,S").write_bytes(twin.body(9))
+    await twin.synced()
+    twin.assert_equal()
+    assert [shown.raw for shown in twin.there("Archive")] == [twin.body(1), twin.body(9)]
+    await twin.quiet()
+
+
+async def test_a_dry_run_gives_no_names(twin: Twin) -> None:
+    next(path for path in twin.find(1) if path.name.endswith(":2,S")).write_bytes(twin.body(9))
+    before = twin.snapshot()
+    await twin.sync(dry_run=True)
+    assert twin.snapshot() == before

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maild.core.errors import LocalError
+from maild.core.model import Uid
 from maild.local.durable import disk_error, make_directory, replace_file
-from maild.local.state import State
+from maild.local.state import MailboxState, State
 
 MARKER = ".maild"
 _ID = "maildir_id"
@@ -29,7 +30,7 @@ def check_root(root: Path, state: State, dry_run: bool = False) -> None:
 
     A dangling symlink, a disk that is not mounted, a marker that is gone: each stops the account, deletes nothing. All
     its mailboxes with messages are refused then, as if each had lost its directory; once one of these plans has been
-    approved a new Maildir is begun, in which the others are refused one by one.
+    approved, as a whole, a new Maildir is begun, in which the others are refused one by one.
     """
     if root.is_symlink() and not root.exists():
         text = f"the Maildir {root} is a symlink that leads nowhere"
@@ -45,6 +46,9 @@ def check_root(root: Path, state: State, dry_run: bool = False) -> None:
                 "mount or restore it; to start anew remove the account's file in state_dir: mail is matched by content",
             )
         if not dry_run:
+            for row in state.mailboxes().values():
+                if not _gone_with_root(state, row):  # else an empty one would be deleted on the server
+                    state.forget_directory(row.id)
             make_directory(root)
             mark_root(root, state)
         return
@@ -62,13 +66,20 @@ def check_root(root: Path, state: State, dry_run: bool = False) -> None:
 
 def _refuse_all(state: State, text: str, dry_run: bool) -> bool:
     """Refuse to delete on the server what is gone here with the Maildir; whether any of it has been approved."""
-    rows = [row for row in state.mailboxes().values() if row.epoch is not None]
-    for row in rows if not dry_run else ():
-        gone = [pair.uid for pair in state.pairs(row.id) if not pair.only]
-        if gone and not row.approved:
+    is_approved = False
+    for row in state.mailboxes().values():
+        gone = _gone_with_root(state, row)
+        plan = state.refusal(row.id) if row.approved else None
+        if gone and plan is not None and plan.delete_remote.issuperset(gone):
+            is_approved = True
+        elif gone and not dry_run:
             told = f"mailbox {row.name}: {text}, with {len(gone)} messages; nothing was deleted on the server"
             state.refuse(row.id, told, gone, ())
-    return any(row.approved for row in rows)
+    return is_approved
+
+
+def _gone_with_root(state: State, row: MailboxState) -> list[Uid]:
+    return [pair.uid for pair in state.pairs(row.id) if not pair.only] if row.epoch is not None else []
 
 
 def mark_root(root: Path, state: State) -> None:

@@ -324,6 +324,43 @@ async def test_an_emptied_server(twin: Twin) -> None:
         assert twin.remote.journal == []
 
 
+async def test_a_new_maildir_deletes_no_empty_mailbox_on_the_server(twin: Twin) -> None:
+    """Nobody could approve that: there is nothing in it to be refused."""
+    await filled(twin, 3)
+    twin.store.create("Empty")
+    await twin.synced()
+    shutil.rmtree(twin.root)
+    await twin.sync()
+    assert twin.approve("INBOX")
+    await twin.synced()
+    assert [change.split()[0] for change in twin.remote.journal] == ["expunge"]
+    assert twin.store.find("Empty") is not None
+    twin.assert_equal()
+    await twin.quiet()
+
+
+async def test_another_plan_that_was_approved_begins_no_new_maildir(twin: Twin) -> None:
+    """The disk goes away between the approval and the pass."""
+    await filled(twin, 30)
+    twin.store.create("Empty")
+    await twin.synced()
+    delete(twin, "here", range(1, 26))
+    await twin.sync()
+    assert twin.approve("INBOX")
+    away = twin.root.rename(twin.directory / "away")
+    report = await twin.sync()
+    assert "is gone or lost its marker" in str(report.error)
+    assert twin.remote.journal == []
+    assert not twin.root.exists()
+    away.rename(twin.root)
+    await twin.sync()
+    assert no_deletion(twin)
+    assert twin.approve("INBOX")
+    await twin.synced()
+    twin.assert_equal()
+    assert len(twin.there("INBOX")) == 5
+
+
 async def test_an_older_maildir_deletes_nothing(twin: Twin) -> None:
     """Restored from a backup: what it lacks comes again, what it has too much goes to the server."""
     await filled(twin, 12)

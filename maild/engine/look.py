@@ -7,6 +7,7 @@ whose stamp is the one that was stored after the last look has nothing new in it
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,8 @@ from maild.local.maildir import Maildir
 from maild.local.scan import Entry
 from maild.local.state import Changes, MailboxState, State
 from maild.local.survey import Stamp, is_settled, stamp_of, survey
+
+Seconds = Mapping[Key, Sequence[Entry]]  # further files with the unique name of another
 
 WORTH_NOTING = 100  # names
 MOST_NAMELESS = 20_000  # pairs whose file may have any name; with more, every pair is looked at
@@ -40,7 +43,7 @@ class Look:
     news: LocalNews = field(default_factory=LocalNews)
     unpaired: dict[Key, Entry] = field(default_factory=dict)
     seen: dict[Key, Entry] = field(default_factory=dict)
-    seconds: dict[Key, Entry] = field(default_factory=dict)
+    seconds: Seconds = field(default_factory=dict)
 
     @property
     def has_news(self) -> bool:
@@ -125,7 +128,7 @@ def _tell_apart(
     duplicates: Sequence[Entry],
     *,
     may_rename: bool,
-) -> dict[Key, Entry]:
+) -> Seconds:
     """Of several files with one unique name that of the pair remains in `entries`; those that are the same are told.
 
     Another message that has the name, as of a backup that was copied over the Maildir, gets a name of its own, and is
@@ -134,7 +137,7 @@ def _tell_apart(
     several = {key: [entry, entries[key]] for key, entry in expected_here.items()}
     for entry in duplicates:
         several.setdefault(entry.key, [entries[entry.key]]).append(entry)
-    seconds: dict[Key, Entry] = {}
+    seconds: dict[Key, list[Entry]] = defaultdict(list)
     for key, files in several.items():
         own = files[0]
         if key in pairs and key not in expected_here:
@@ -142,10 +145,10 @@ def _tell_apart(
         entries[key] = own
         for entry in (entry for entry in files if entry is not own):
             if not may_rename or maildir.is_same(own, entry):
-                seconds[key] = entry
+                seconds[key].append(entry)
             elif (aside := maildir.put_aside(entry)) is not None:
                 entries[aside.key] = aside
-    return {key: entry for key, entry in seconds.items() if key in pairs}
+    return {key: same for key, same in seconds.items() if key in pairs}
 
 
 def _own(maildir: Maildir, pair: Pair, files: Sequence[Entry]) -> Entry:

@@ -187,7 +187,8 @@ class MailboxPass:
         self._look_at_big_files()
         unsure = self.work.unsure[self.name]
         for key, orphan in self.unpaired.orphans.items():
-            if orphan.only == "unsure" and key in self.unpaired.entries:
+            is_here = key in self.unpaired.entries and self.unpaired.content_of(key) == orphan.content
+            if orphan.only == "unsure" and is_here:
                 unsure.setdefault(key, unsure_of(mailbox.id, orphan))
         for key, was in unsure.items():  # of an attempt before this one
             if key in self.unpaired.entries and key not in self.unpaired.orphans:

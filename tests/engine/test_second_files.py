@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from maild.local.state import State
 from tests.engine.twin import Twin
 
 pytestmark = pytest.mark.anyio
@@ -52,6 +53,18 @@ async def test_both_go_with_its_move_on_the_server(twin: Twin) -> None:
     await twin.synced()
     assert [len(twin.find(1)), len(twin.find(1, "Archive"))] == [0, 1]
     await settled(twin, INBOX=1, Archive=1)
+
+
+async def test_three_go_with_its_deletion_on_the_server(twin: Twin) -> None:
+    """Two backups, or one and a flag that was given in between."""
+    first = twin.find(1)[0]
+    shutil.copy2(first, first.parent.parent / "cur" / f"{first.name.partition(':2,')[0]}:2,RS")
+    await twin.synced()
+    assert len(twin.find(1)) == 3
+    twin.store.expunge("INBOX", [twin.uid(1)])
+    await twin.synced()
+    assert twin.find(1) == []
+    await settled(twin, INBOX=1)
 
 
 async def test_one_deleted_here_is_still_there(twin: Twin) -> None:
@@ -114,3 +127,27 @@ async def test_a_dry_run_gives_no_names(twin: Twin) -> None:
     before = twin.snapshot()
     await twin.sync(dry_run=True)
     assert twin.snapshot() == before
+
+
+async def test_what_came_under_the_name_of_one_that_was_deleted(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pass ended between the deletion of both and its end: what has that name now is not what was to go."""
+
+    class Killed(BaseException):
+        """The process has ended here."""
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    name = twin.find(1)[0].name
+    twin.store.expunge("INBOX", [twin.uid(1)])
+    with monkeypatch.context() as patched, pytest.raises(BaseExceptionGroup):
+        patched.setattr(State, "finish", killed)
+        patched.setattr(State, "drop_orphans", killed)
+        await twin.sync()
+    assert twin.find(1) == []
+    (twin.where("INBOX") / "new" / name.partition(":2,")[0]).write_bytes(twin.body(9))
+    for _ in range(2):
+        await twin.synced()
+    twin.assert_equal()
+    assert [shown.raw for shown in twin.there("INBOX")] == [twin.body(2), twin.body(9)]
+    await twin.quiet()

@@ -53,6 +53,7 @@ from maild.engine.look import Look, flags_here, open_mailbox
 from maild.engine.propagate import Delivery
 from maild.engine.pull import Doubts, Pull, Work
 from maild.local.maildir import Maildir
+from maild.local.marker import check_still_there
 from maild.local.scan import Entry
 from maild.local.state import MailboxState, SkippedMessage
 from maild.local.withheld import Refusal, Unsent, UnsentMessage
@@ -320,6 +321,8 @@ class MailboxPass:
         coming_back = [pair.uid for pair in self.doomable[: self.may_come_back]]
         self._planned = [o.key for o in delete_here], [*(o.uid for o in delete_there), *coming_back]
         self._counted = self._guarded_total()
+        if delete_there and not self.work.dry_run:
+            check_still_there(self.work.account.maildir, self.work.state.state)
         self._guard(*self._planned)
         if self.refusal is not None:
             self.operations = [o for o in self.operations if not isinstance(o, DeleteLocal | DeleteRemote)]
@@ -476,6 +479,7 @@ class MailboxPass:
         if self.maildir is None:
             self.maildir = open_mailbox(self.work.account.maildir, self.mailbox)
             if self.maildir is None and make and not self.work.dry_run:
+                check_still_there(self.work.account.maildir, self.work.state.state)
                 self.maildir = Maildir.create(self.work.account.maildir, PurePosixPath(self.mailbox.directory))
         if self.maildir is not None and make and not self.work.dry_run:
             self.maildir.delete_stale_tmp(time.time())

@@ -30,6 +30,7 @@ from maild.engine.moves import settle_moves
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass
 from maild.engine.visits import Visit, Visits, begin
+from maild.local.marker import check_still_there
 from maild.local.state import MailboxState
 from maild.local.survey import Survey
 
@@ -352,6 +353,7 @@ class AccountPass:
         try:
             await finish(this)
             if this.is_to_be_deleted_there:
+                await self._work.state.run(check_still_there, self._work.account.maildir, self._work.state.state)
                 await delete_there(self._work, this.mailbox, this.found.cursor)
         except MaildError as exc:
             await self._crew.note_failure(this.name, exc)

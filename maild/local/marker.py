@@ -21,6 +21,7 @@ from maild.local.durable import disk_error, make_directory, replace_file
 from maild.local.state import MailboxState, State
 
 MARKER = ".maild"
+MOUNT = "mount or restore it"
 _ID = "maildir_id"
 _GENERATION = "maildir_generation"
 
@@ -39,18 +40,20 @@ def check_root(root: Path, state: State, dry_run: bool = False) -> None:
     known = state.meta(_ID)
     found = _read(root)
     if known is not None and found is None:
-        text = f"the Maildir {root} is gone or lost its marker file {MARKER}"
+        text = _gone(root)
         if not _refuse_all(state, text, dry_run):
             raise LocalError(
                 text,
-                "mount or restore it; to start anew remove the account's file in state_dir: mail is matched by content",
+                f"{MOUNT}; to start anew remove the account's file in state_dir: mail is matched by content",
             )
         if not dry_run:
             for row in state.mailboxes().values():
                 if not _gone_with_root(state, row):  # else an empty one would be deleted on the server
                     state.forget_directory(row.id)
             make_directory(root)
-            mark_root(root, state)
+            rise = next_rise(state)
+            rise.write(root)
+            rise.note(state)
         return
     if known is None or found is None or found[0] != known:
         if not dry_run:
@@ -62,6 +65,20 @@ def check_root(root: Path, state: State, dry_run: bool = False) -> None:
             state.set_meta(_GENERATION, str(found[1]))
         if ahead != 1:
             mark_root(root, state)
+
+
+def check_still_there(root: Path, state: State) -> None:
+    """See that what was looked at is the Maildir still. Raises LocalError.
+
+    Where its disk went away in the middle of a pass, an empty directory may be left in its place.
+    """
+    found = _read(root)
+    if found is None or found[0] != state.meta(_ID) or found[1] < int(state.meta(_GENERATION) or 0):
+        raise LocalError(_gone(root), MOUNT)
+
+
+def _gone(root: Path) -> str:
+    return f"the Maildir {root} is gone or lost its marker file {MARKER}"
 
 
 def _refuse_all(state: State, text: str, dry_run: bool) -> bool:
@@ -97,7 +114,14 @@ class Rise:
     _generation: int
 
     def mark(self, root: Path) -> None:
-        """Into the marker. Raises LocalError."""
+        """Into the marker. Raises LocalError, also where the Maildir is there no longer: its disk may have gone."""
+        found = _read(root)
+        if found is None or found[0] != self._identity:
+            raise LocalError(_gone(root), MOUNT)
+        self.write(root)
+
+    def write(self, root: Path) -> None:
+        """The same, and begin a Maildir with it."""
         _write(root, self._identity, self._generation)
 
     def note(self, state: State) -> None:

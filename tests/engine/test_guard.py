@@ -361,6 +361,55 @@ async def test_another_plan_that_was_approved_begins_no_new_maildir(twin: Twin) 
     assert len(twin.there("INBOX")) == 5
 
 
+@pytest.mark.parametrize("way", ["changes", "full"])
+async def test_the_disk_goes_away_during_a_pass(quick_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """At any step; an empty directory is left, in which no Maildir is begun. What was pulled meanwhile is not lost."""
+    step, at, is_reached = MemoryRemote.step, 0, True
+    while is_reached:
+        at, is_reached = at + 1, False
+        (quick_path / str(at)).mkdir()
+        twin = Twin(quick_path / str(at), settings={"way": way})
+        twin.configure(remote_delete="expunge", connections=1)
+        await filled(twin, 3)
+        await filled(twin, 4, "Work")
+        await filled(twin, 0, "Empty")
+        await filled(twin, 0, "New")
+        for mailbox in ("INBOX", "Work", "New"):
+            twin.deliver(20, mailbox)
+
+        def unmount(self: MemoryRemote, change: str = "", twin: Twin = twin, at: int = at) -> None:
+            nonlocal is_reached
+            step(self, change)
+            if self.steps == at and not is_reached:
+                is_reached = True
+                twin.root.rename(twin.directory / "away")
+                twin.root.mkdir()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(MemoryRemote, "step", unmount)
+            await twin.sync()
+        if not is_reached:
+            break
+        for _ in range(3):
+            report = await twin.sync()
+            assert not report.ok
+            assert twin.remote.journal == []
+        assert list(twin.root.iterdir()) == []
+        twin.root.rmdir()
+        (twin.directory / "away").rename(twin.root)
+        await twin.synced()
+        await twin.synced()
+        twin.assert_equal()
+        assert {name: len(twin.there(name)) for name in twin.store.names} == {
+            "INBOX": 4,
+            "Work": 5,
+            "Empty": 0,
+            "New": 1,
+        }
+        await twin.quiet()
+    assert at > 5
+
+
 async def test_an_older_maildir_deletes_nothing(twin: Twin) -> None:
     """Restored from a backup: what it lacks comes again, what it has too much goes to the server."""
     await filled(twin, 12)

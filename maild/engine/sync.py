@@ -171,7 +171,8 @@ class MailboxPass:
             self._add_skipped({uid: message for uid, message in skipped.items() if uid not in wait})
         self._leave_out(limit)
         if self.same_epoch and (scan.full or scan.vanished):
-            news.gone = state.pairs_of(mailbox.id, self.gone_among(state.uids(mailbox.id)))
+            known = state.uids(mailbox.id) if scan.full else set(scan.vanished)
+            news.gone = state.pairs_of(mailbox.id, self.gone_among(known))
         self._look_closer()
         unsure = self.work.unsure[self.name]
         for key, orphan in self.unpaired.orphans.items():

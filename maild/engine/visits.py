@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from maild.core.errors import MaildError, NoSuchMailbox, Scope, did_you_mean
 from maild.core.model import MailboxName, RemoteMailbox
 from maild.core.names import MailboxUnusable, directory
-from maild.engine.look import Look, look_at, open_mailbox
+from maild.engine.look import Look, look_at, look_if_changed, open_mailbox
 from maild.engine.mailboxes import Settled, foresee_mailbox
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass
@@ -155,7 +155,7 @@ async def begin(work: Work, remote: RemoteMailbox, look: Look | None) -> Mailbox
         if maildir is None:
             return row, look_at(work.state.state, row, None) if row.identity else Look()
         with maildir:
-            return row, look_at(work.state.state, row, maildir, may_note=not work.dry_run)
+            return row, look_if_changed(work.state.state, row, maildir, may_note=not work.dry_run)
 
     mailbox, found = await work.state.run(looked)
     return MailboxPass(work, remote, mailbox, found)

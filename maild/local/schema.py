@@ -85,6 +85,9 @@ _MIGRATIONS = (
     """
     ALTER TABLE orphans ADD COLUMN only TEXT NOT NULL DEFAULT '';
     """,
+    """
+    ALTER TABLE mailboxes ADD COLUMN matched INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 FIRST_WITH_ROLES = 3
 

@@ -282,7 +282,8 @@ class MailboxPass:
         delete_there = [o for o in self.operations if isinstance(o, DeleteRemote)]
         coming_back = [pair.uid for pair in self.doomable[: self.may_come_back]]
         self._planned = [o.key for o in delete_here], [*(o.uid for o in delete_there), *coming_back]
-        self._counted = self._guarded_total()
+        if any(self._planned) or self.unpaired.unsure:  # else nothing is, nor will be, measured against it
+            self._counted = self._guarded_total()
         self._guard(*self._planned)
         if self.refusal is not None:
             self.operations = [o for o in self.operations if not isinstance(o, DeleteLocal | DeleteRemote)]

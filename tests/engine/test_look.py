@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from maild.core.model import Flags, Key, MailboxName, Pair, Uid
+from maild.engine import visits, whole
 from maild.engine.look import Look, look_at, look_if_changed, open_mailbox
 from maild.local import scan
 from maild.local.maildir import Maildir
 from maild.local.state import Changes, Orphan, State
-from tests.engine.world import World
+from maild.remote.imap.remote import ImapRemote
+from tests.engine.world import World, message
 
 KINDS: list[tuple[str, Flags]] = [
     ("", frozenset()),
@@ -232,3 +234,57 @@ async def test_a_pass_with_news_of_the_server_alone_reads_no_names(world: World,
     assert (report.total("pulled"), report.total("flags"), report.total("deleted")) == (1, 1, 1)
     assert listings == []
     world.assert_equal("INBOX")
+
+
+async def test_a_mailbox_that_changed_here_is_asked_for_before_its_names_are_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that takes longer than LIST: else its changes would wait for one more round trip."""
+    monkeypatch.setattr(whole, "SLOW_MESSAGES", 2)
+    world.deliver(2)
+    await world.synced()
+    world.relabel(world.one(1), "F")
+    steps: list[str] = []
+
+    def noted(step: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            steps.append(step)
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(ImapRemote, "expect", noted("expect", ImapRemote.expect))
+    monkeypatch.setattr(visits, "look_at", noted("look", look_at))
+    report = await world.sync()
+    assert (report.total("flags_there"), steps) == (1, ["expect", "look"])
+    monkeypatch.setattr(whole, "SLOW_MESSAGES", 3)
+    world.relabel(world.one(1), "")
+    steps.clear()
+    report = await world.sync()
+    assert (report.total("flags_there"), steps) == (1, ["look", "expect"]), "it may be as it was: nothing is opened"
+
+
+async def test_a_few_new_messages_come_with_the_first_look(world: World) -> None:
+    """LIST counts them; SELECT, and what is new, is the second round trip. There is no third."""
+    world.deliver(2)
+    await world.synced()
+    await world.settled()
+    world.deliver(1, start=3)
+    world.commands()
+    assert (await world.synced()).total("pulled") == 1
+    sent = [command for command in world.commands() if "SELECT" in command or "FETCH" in command]
+    assert [" BODY.PEEK[]<0." in command for command in sent] == [False, False, True], sent
+    world.assert_equal("INBOX")
+    await world.settled()
+
+
+async def test_no_body_comes_with_a_look_that_finds_other_news(world: World) -> None:
+    """Neither what changed, nor what this side has sent itself."""
+    world.deliver(2)
+    await world.synced()
+    world.write_foreign(3, message(3))
+    assert (await world.synced()).total("pushed") == 1
+    world.store.set_flags("INBOX", 1, add=["\\Flagged"])
+    world.commands()
+    assert (await world.synced()).total("flags") == 1
+    assert not any("BODY.PEEK[]" in command for command in world.commands())

@@ -15,7 +15,7 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
                        account_options.py: what may be given; account_servers.py: where its servers are;
                        account_draft.py: what is known of it so far; asking.py: questions at a terminal
         doctor.py      what is between this machine and the mail
-        options.py     what all these may be given
+        options.py     what all these may be given; streams.py: standard output and error, whatever they go to
         manual.py      manual pages and shell completions, from the options and the schema
     demo/              the whole of it on this machine, against the servers of testing/: steps.py is what is shown
         stage.py       the commands and the daemon as processes, and how they are waited for; servers.py: the other side
@@ -25,7 +25,8 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
     log.py             structlog set-up, redaction, catalogue of event names
     engine/            what runs when
         keeper.py      one account in the daemon: when its passes are made; listen.py: who says so, server and disk
-        sender.py      the outbox in the daemon; hooks.py: the user's programs, told what happened
+        sender.py      the outbox in the daemon; dispatch.py: where all senders run; hooks.py: the user's programs, told
+                       what happened
         network.py     notices that addresses changed or the machine slept
         supervise.py   keeps a task alive: back-off, turns at a host; the only place that may catch everything
         account.py     one account, kept: the owner of its state; how a pass begins, what is told of it
@@ -37,7 +38,8 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         moves.py       messages that moved between mailboxes, found before anything else is decided; elsewhere.py: those
                        that may have moved to where a pass does not look
         proof.py       what messages on the server contain, before one is removed because of an equal one
-        adopt.py       what is on both sides without a pair gets one: the one recovery; untold.py: if it moved on
+        adopt.py       what is on both sides without a pair gets one: the one recovery; untold.py: if it was sent from
+                       here and moved on; delivered.py: if it was delivered here and moved on
         apply.py       changes to local files; push.py: changes on the server, new messages included
         pull.py        messages on their way here, over as many sessions as lend a hand
         poll.py        one poll of a POP3 account: retrieve.py gets what is new, prune.py deletes there what is due
@@ -62,9 +64,9 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         state.py       SQLite: pairs, cursors; schema.py: its tables and their versions; pairs.py: rows of pairs;
                        withheld.py: what was not done: messages not taken, plans refused;
                        overview.py: what a person is told of all that, read beside its owner
-        outbox.py      the spool of outgoing messages; itemfile.py: what is known of one, as TOML; journal.py: what is
-                       in hand; once.py: letters of our own, delivered exactly once; sent.py: which mailbox is for what
-                       was sent
+        outbox.py      the spool of outgoing messages; outboxfiles.py: its files; itemfile.py: what is known of one, as
+                       TOML; journal.py: what is in hand; lately.py: what has left it and may be on a server; once.py:
+                       letters of our own, delivered exactly once; sent.py: which mailbox is for what was sent
         maildrop.py    what is known of a POP3 maildrop; elsewhere.py: files that a reader moved to other mailboxes
         notify.py      what systemd is told
         watch.py       changes on this disk, heard of as they are made

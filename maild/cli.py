@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from io import TextIOWrapper
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
-from maild.commands import printable
+from maild.commands import printable, streams
 
 if TYPE_CHECKING:
     import argparse
@@ -23,19 +22,18 @@ INTERRUPTED, PIPE_CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPI
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status. By default that of `sys.argv`, with which the process may end."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a mailbox name must not stop us on a latin-1 terminal
+    streams.prepare()
     try:
         status = _run(argv)
-        if sys.stdout is not None:  # as it is where it was closed before the start
-            sys.stdout.flush()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read us has gone; without this the interpreter would complain when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
+    except streams.OutputFailed as failure:
+        streams.give_up()
+        if failure.has_no_reader:
+            return PIPE_CLOSED
+        print(f"maild: cannot write to standard output: {failure.reason}", file=sys.stderr)
+        return FAILED
     if argv is None and plainly_said(sys.argv[1:]) is not None:
         _end_at_once(status)
     return status
@@ -43,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _end_at_once(status: int) -> None:
     """End the process, which has nothing left to do: taking an interpreter apart takes a seventh of such a run."""
-    if sys.stderr is not None:
-        sys.stderr.flush()
+    sys.stderr.flush()
     os._exit(status)
 
 

@@ -28,7 +28,8 @@ from maild.config import Account, Config, load
 from maild.config.outline import protocol_of
 from maild.config.values import LogLevel
 from maild.control import ControlServer, Message, Refused, as_message, as_progress
-from maild.core.errors import AuthRejected, ConfigError, LocalError
+from maild.core.errors import AuthRejected, ConfigError, LocalError, MaildError
+from maild.engine.dispatch import Dispatch
 from maild.engine.hooks import HookBoard
 from maild.engine.keeper import Keeper, Request, refresh
 from maild.engine.lifetime import Trust, trust_of
@@ -61,6 +62,19 @@ class Running:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     has_started: bool = False
     ended: anyio.Event = field(default_factory=anyio.Event)
+
+    async def keep(self, dispatch: Dispatch) -> None:
+        """Its mail and its outbox; in no more tasks than that takes, for there may be a thousand accounts."""
+        if self.sender is None:
+            if self.keeper is not None:
+                await self.keeper.run()
+            return
+        if self.keeper is None:
+            await dispatch.keep(self.sender)
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(dispatch.keep, self.sender)
+            await self.keeper.run()
 
     def stop(self) -> None:
         for part in (self.keeper, self.sender):
@@ -101,6 +115,7 @@ class Daemon:
         self._began_s = time.monotonic()
         self._hooks = HookBoard(config.hooks)
         self._outbox = Outbox(config.state_dir)
+        self._dispatch = Dispatch(self._outbox)
         self._outbox_changed = anyio.Event()
         self._common = Common(config.state_dir, self._hooks)
         self._notifier = Notifier()
@@ -217,11 +232,7 @@ class Daemon:
         running.has_started = True
         try:
             with running.scope:
-                async with anyio.create_task_group() as tasks:
-                    if running.sender is not None:
-                        tasks.start_soon(keep_alive, "sender", running.sender.run, Patience())
-                    if running.keeper is not None:
-                        tasks.start_soon(running.keeper.run)
+                await running.keep(self._dispatch)
         finally:
             running.ended.set()
 
@@ -259,7 +270,7 @@ class Daemon:
         async with self._reloading:
             self._notifier.reloading()
             try:
-                config = await anyio.to_thread.run_sync(load, self._path)
+                config = await anyio.to_thread.run_sync(partial(load, self._path, may_be_empty=True))
                 if config.state_dir != self.config.state_dir:
                     raise ConfigError([f"{config.path}: maild.state_dir: has changed; that needs a restart of maild"])
                 log_setup.configure(self._log_level or config.log_level, config.log_format)
@@ -282,10 +293,12 @@ class Daemon:
     # -- the outbox
 
     async def _drain(self) -> None:
-        with self._outbox.draining():
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._hear_of_outbox)
-                await watch_outbox(self._outbox, self._wake_senders, self._until_outbox_changes)
+        await self._dispatch.run(self._watch_outbox)
+
+    async def _watch_outbox(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._hear_of_outbox)
+            await watch_outbox(self._outbox, self._wake_senders, self._until_outbox_changes)
 
     async def _hear_of_outbox(self) -> None:
         if self._watcher is None:
@@ -329,7 +342,9 @@ class Daemon:
         states: dict[str, int] = {}
         for running in self._accounts.values():
             states[running.state] = states.get(running.state, 0) + 1
-        return ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in sorted(states.items()))
+        return (
+            ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in sorted(states.items())) or "no account"
+        )
 
     # -- what is asked over the control socket
 
@@ -345,7 +360,8 @@ class Daemon:
                 try:
                     with anyio.CancelScope(shield=True):  # a client that goes away does not stop it half-way
                         changed = await self.reload()
-                    yield {"result": {"changed": changed}}
+                    gone = [name for name in changed if name not in self.config.accounts]
+                    yield {"result": {"changed": changed, "gone": gone}}
                 except ConfigError as exc:
                     raise Refused(exc.text, "the config that was read before stays in use", 78) from exc
             case {"ask": "look", "account": str(name)}:
@@ -407,7 +423,11 @@ class Daemon:
         yield {"result": {name: as_message(request.report) for name, request in requests.items() if request.report}}
 
     async def _flush(self, only: Collection[str] = (), *, is_due_only: bool = False) -> Message:
-        """What became of all that waits, or is due, of all accounts or of `only` some."""
+        """What became of all that waits, or is due, of all accounts or of `only` some. Raises Refused."""
+        try:
+            await self._dispatch.until_ours()
+        except MaildError as exc:
+            raise Refused(exc.text, exc.hint) from exc
         senders = [running.sender for running in self._accounts.values() if running.sender is not None]
         contents = await anyio.to_thread.run_sync(self._outbox.contents)
         waiting = {item.account for item in contents.items if not item.is_over}

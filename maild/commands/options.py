@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from maild import __version__
 from maild.commands import account_options, printable
@@ -75,6 +75,14 @@ What other programs take for sendmail; maild-sendmail is the same under a name o
 
 
 class _Parser(argparse.ArgumentParser):
+    has_flags_only = False  # no option of it takes a value
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Options may also stand between words; argparse takes no more words after one that follows optional words."""
+        if self.has_flags_only and args is not None and "--" not in args:
+            args = sorted(args, key=lambda word: not word.startswith("-"))
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Wrong usage is 64 here (EX_USAGE), not argparse's 2."""
         if message.startswith("unrecognized arguments:") and _BEFORE_THE_COMMAND & set(message.split()):
@@ -194,5 +202,6 @@ def _add_outbox(commands: argparse._SubParsersAction[_Parser]) -> None:
         choices=("list", "show", "flush", "hold", "release", "cancel", "retry"),
         help="list (default); flush: try everything that waits now; show, hold, release, cancel, retry: one message",
     )
+    outbox.has_flags_only = True
     outbox.add_argument("id", metavar="ID", nargs="*", help="of a message, or how it begins")
     outbox.add_argument("--json", action="store_true", help="print one JSON document on standard output")

@@ -23,7 +23,7 @@ from maild.commands import printable
 from maild.config import Config, load
 from maild.control import NoDaemon, ask, nudge
 from maild.core import outgoing
-from maild.core.errors import LocalError, MaildError, StateBusy
+from maild.core.errors import MaildError, NoPermission, StateBusy
 from maild.core.outgoing import Item, State
 from maild.engine.submit import Drained, submit_all, told
 from maild.local.outbox import Outbox
@@ -58,12 +58,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _each(args: argparse.Namespace, act: Callable[[str], Document | None]) -> int:
-    """For each id; one that fails stops none of the others. As JSON an object for one id, a list for several."""
+    """For each id; one that fails stops none of the others. As JSON an object for one id, a list for several.
+
+    Raises NoPermission.
+    """
     status, documents = OK, []
     for item_id in args.id:
         try:
             documents += [found] if (found := act(item_id)) is not None else []
-        except LocalError:
+        except NoPermission:
             raise
         except MaildError as exc:
             print(f"maild: {printable(str(exc))}", file=sys.stderr)
@@ -81,9 +84,9 @@ def _change(outbox: Outbox, action: str, item_id: str, *, as_json: bool) -> Docu
     now_s = time.time()
     match action:
         case "hold":
-            item = outbox.edit(item.id, outgoing.held)
+            item = _refused_unless("held", action, outbox.edit(item.id, outgoing.held))
         case "release":
-            item = outbox.edit(item.id, partial(outgoing.released, now_s=now_s))
+            item = _refused_unless("queued", action, outbox.edit(item.id, partial(outgoing.released, now_s=now_s)))
         case "retry":
             item = outbox.edit(item.id, partial(outgoing.retried, now_s=now_s))
         case _:
@@ -94,6 +97,19 @@ def _change(outbox: Outbox, action: str, item_id: str, *, as_json: bool) -> Docu
     note = f" ({sent} of {len(item.recipients)} recipients have got it)" if sent and action == "cancel" else ""
     print(f"{item.id}: {'cancelled' if action == 'cancel' else item.state}{note}")
     return None
+
+
+def _refused_unless(wanted: State, action: str, item: Item) -> Item:
+    """The item if what was to be done could be done for anybody. Raises MaildError."""
+    if item.with_state(wanted):
+        return item
+    hints: dict[State, str] = {
+        "deferred": f"it is tried again by itself, or now after `maild outbox retry {item.id}`",
+        "failed": f"nothing more is sent of it before `maild outbox retry {item.id}`",
+        "uncertain": f"the server did not say whether it took the message; `maild outbox cancel {item.id}` keeps it "
+        "from being sent again",
+    }
+    raise MaildError(f"cannot {action} {item.id}: it is {item.state}", hints.get(item.state, ""))
 
 
 def _flush(config: Config, outbox: Outbox, *, as_json: bool) -> int:
@@ -108,11 +124,18 @@ def _flush(config: Config, outbox: Outbox, *, as_json: bool) -> int:
         if drained.error is not None:
             print(printable(f"maild: {name}: {drained.error}"), file=sys.stderr)
         if not as_json:
-            print(f"{name}: {drained.in_words}")
+            print(f"{name}: {drained.in_words}{_left(outbox, name) if drained.is_nothing else ''}")
     if not results and not as_json:
         print("nothing is waiting")
     is_readable = _tell_unreadable(outbox)
     return OK if is_readable and all(drained.is_well for drained in results.values()) else FAILED
+
+
+def _left(outbox: Outbox, account: str) -> str:
+    """What is in the outbox all the same, where nothing was tried."""
+    states = Counter(item.state for item in outbox.contents().items if item.account == account)
+    told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    return f" (in the outbox: {told})" if told else ""
 
 
 def _flushed(config: Config, outbox: Outbox) -> dict[str, Drained]:
@@ -197,7 +220,10 @@ def _state(item: Item, now_s: float) -> str:
             if item.phase:
                 return "being sent"
             after_s = (wakes_at or 0) - now_s
-            return state if after_s <= 0 else f"{state}, next try in {_duration(after_s)}"
+            if after_s <= 0:
+                return state
+            what = "next try" if item.attempts else "to be sent"
+            return f"{state}, {what} in {_duration(after_s)}"
         case "held" | "failed" | "sent":
             return state
         case _:
@@ -219,10 +245,11 @@ def _shown_document(outbox: Outbox, item_id: str) -> Document:
 
 
 def _show(outbox: Outbox, item_id: str) -> None:
+    """What is known, then the message. Raises LocalError where that cannot be read."""
     item = outbox.find(item_id)
-    text = outbox.text(item.id).decode("utf-8", "replace")
     for line in _facts(item):
         print(printable(line))
+    text = outbox.text(item.id).decode("utf-8", "replace")
     print()
     for line in text.split("\n"):
         print(printable(line.replace("\t", "        ")))

@@ -262,8 +262,8 @@ def held(item: Item) -> Item:
 
 
 def released(item: Item, now_s: float) -> Item:
-    """Whoever was held is due now."""
-    return replace(_changed(item, "queued", "held"), next_s=int(now_s))
+    """Whoever was held is due now; where nobody was, nothing changes."""
+    return replace(_changed(item, "queued", "held"), next_s=int(now_s)) if item.with_state("held") else item
 
 
 def retried(item: Item, now_s: float) -> Item:

@@ -32,6 +32,10 @@ class NoAccount(MaildError):
     """No account is there to send it, or it cannot be told which one. Exit status 78 (EX_CONFIG)."""
 
 
+class NoSuchAccount(NoAccount):
+    """The command line names an account that cannot send. Exit status 64 (EX_USAGE), as with every other command."""
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """What the command line says about a message.
@@ -90,7 +94,7 @@ def _recipients(message: Message, order: Order) -> list[str]:
             raise AddressError("the head is not divided from the body by an empty line, so a recipient could be missed")
         found += _of_head(message)
     if not found:
-        raise AddressError("there is no recipient")
+        raise AddressError("there is no recipient" + (" in To, Cc or Bcc" if order.take_from_head else ""))
     unique: dict[tuple[str, str], str] = {}
     for address in found:
         unique.setdefault(address.key, _on_the_wire(address))
@@ -130,7 +134,7 @@ def _account(message: Message, order: Order, senders: Senders) -> Sender:
     names = ", ".join(sender.account for sender in senders.accounts)
     if order.account is not None:
         if (named := _named(senders.accounts, order.account)) is None:
-            raise NoAccount(f"no account {order.account!r} can send", f"there are: {names}")
+            raise NoSuchAccount(f"no account {order.account!r} can send", f"there are: {names}")
         return named
     for address in (order.sender or "", *_authors(message)):
         if (owner := _owner(senders.accounts, address)) is not None:

@@ -54,7 +54,7 @@ class Aftermath:
         clock: Callable[[], float],
     ) -> None:
         self.again_s: float | None = None
-        self.own_copies = OwnCopies(account, smtp, outbox.path, outbox.text, find_sent)
+        self.own_copies = OwnCopies(account, smtp, outbox, find_sent, clock)
         self._account = account
         self._smtp = smtp
         self._outbox = outbox
@@ -121,13 +121,22 @@ class Aftermath:
     async def _see_to(self, batch: Sequence[Item], *, may_be_there: bool) -> None:
         if self.own_copies.are_found or not may_be_there:
             batch = await self.own_copies.sorted_out(batch)
+        failure = await self._tried(batch, may_be_there=may_be_there)
+        if failure is not None and len(batch) > 1:  # one that cannot be read, say, must not hold up the others
+            failures = [await self._tried([item], may_be_there=True) for item in batch]
+            failure = next((one for one in failures if one is not None), None)
+        if failure is not None:
+            self.again_s = self._clock() + AGAIN_S
+            log.warning("outbox.stopped", account=self._account.name, reason=failure.text, hint=failure.hint)
+            with suppress(LocalError):  # the same, told once; what is in hand is put down by the next drain
+                await anyio.to_thread.run_sync(self._outbox.record, [i for i in batch if self._outbox.is_in_hand(i.id)])
+
+    async def _tried(self, batch: Sequence[Item], *, may_be_there: bool) -> LocalError | None:
         try:
             await anyio.to_thread.run_sync(self._carry_out, batch, may_be_there)
         except LocalError as exc:
-            self.again_s = self._clock() + AGAIN_S
-            log.warning("outbox.stopped", account=self._account.name, reason=exc.text, hint=exc.hint)
-            with suppress(LocalError):  # the same, told once; what is in hand is put down by the next drain
-                await anyio.to_thread.run_sync(self._outbox.record, [i for i in batch if self._outbox.is_in_hand(i.id)])
+            return exc
+        return None
 
     def _carry_out(self, batch: Sequence[Item], may_be_there: bool) -> None:
         """In a thread: copies, reports, then what is known is written down or forgotten. All are in hand until then."""
@@ -135,6 +144,8 @@ class Aftermath:
         done = [replace(item, copy="done") if item.copy == "begun" else item for item in batch]
         done = [self._reported(item) for item in done]
         over = [item for item in done if item.is_over and item.state == "sent"]
+        if over and (self.own_copies.are_found or not wants_copy(self._smtp)):
+            self._outbox.remember([item.id for item in over], self._clock())
         self._outbox.remove([item.id for item in over])
         self._outbox.record([item for item in done if item not in over])
 
@@ -183,12 +194,19 @@ class Aftermath:
         deliver_once(self._account.maildir, directory(("INBOX",), self._account.layout), [letter])
 
     def _occasion(self, item: Item, role: str) -> Occasion:
-        fields = divide(self._outbox.text(item.id)).fields if self._outbox.has_text(item.id) else ()
         return Occasion(
             date=date_field(self._clock()),
             arrived=date_field(item.created_s),
             host=os.uname().nodename or "localhost",
             remote=self._smtp.host,
             boundary=f"maild-{item.id}-{role}-{item.attempts}",
-            original_head=b"".join(field.octets for field in fields),
+            original_head=self._head(item),
         )
+
+    def _head(self, item: Item) -> bytes:
+        """That of a message; nothing of one that is gone or cannot be read, which is reported all the same."""
+        try:
+            text = self._outbox.text(item.id)
+        except LocalError:
+            return b""
+        return b"".join(field.octets for field in divide(text).fields)

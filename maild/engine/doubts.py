@@ -1,12 +1,13 @@
 """What may have been sent, looked for among what the server keeps of what it took.
 
 Only where the server keeps its own copies is one a proof, and only if all attempts that may have made one were for the
-same recipients: a copy says nothing about those it was not for.
+same recipients: a copy says nothing about those it was not for. Nor is one that could be that of another message, or a
+mail reader's own; then it is sent again with the same Message-ID, which at worst makes two of one, never none.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -17,17 +18,22 @@ import structlog
 
 from maild.config import Account
 from maild.core import outgoing
-from maild.core.errors import MaildError, Retry, Scope, Unavailable
-from maild.core.likeness import Likeness
+from maild.core.errors import LocalError, MaildError, Retry, Scope, Unavailable
+from maild.core.head import divide
+from maild.core.likeness import Likeness, Marks
 from maild.core.model import Listing, RemoteMailbox
 from maild.core.outgoing import Item
 from maild.core.ports import Remote
 from maild.core.roles import SENT, sent_among
+from maild.local import lately
+from maild.local.durable import disk_error
 from maild.local.outbox import NoSuchItem, Outbox
 from maild.remote import open_remote
 
+SUBJECT_CHARACTERS = 60  # of which two that are the same begin alike, however they were folded and cut off
 LOOK_S = 30.0  # for so long new messages of the account wait for a look
 LOOK_AGAIN_S = 15 * 60
+SEARCHED_S = 3 * 86400  # before a message was accepted: more than the days by which servers are searched
 LOOK_FOR_S = 4 * 3600  # a mail server that cannot be asked for longer does not keep the message from being sent again
 
 log = structlog.get_logger()
@@ -35,15 +41,28 @@ log = structlog.get_logger()
 FindSent = Callable[[Likeness], Awaitable[bool | None]]  # None: it cannot be told; raises MaildError
 
 
-async def settle_doubts(account: str, outbox: Outbox, items: list[Item], find_sent: FindSent, now_s: float) -> None:
-    """Those of the items that are found have been sent; where the server cannot be asked now, they wait for it."""
-    for item in items:
-        is_proof = not (item.copy or item.is_doubt_mixed or item.phase)
-        if not is_proof or not item.with_state("uncertain") or not outbox.has_text(item.id):
+async def settle_doubts(
+    account: str,
+    outbox: Outbox,
+    items: list[Item],
+    find_sent: FindSent,
+    is_readers: Callable[[str], bool],
+    now_s: float,
+) -> None:
+    """Those of the items that are found have been sent; where the server cannot be asked now, they wait for it.
+
+    `is_readers` tells, of a Message-ID, whether a mail reader has put that message among those sent itself: then it is
+    on the server because we have carried it there. It is called in a thread, and raises MaildError.
+    """
+    doubtful = [item for item in items if item.with_state("uncertain") and not _is_no_proof(item)]
+    wanted = await anyio.to_thread.run_sync(likenesses, outbox, doubtful)
+    for item in doubtful:
+        if item.id not in wanted:
             continue
-        octets = await anyio.to_thread.run_sync(outbox.text, item.id)
         try:
-            is_found = await look(find_sent, Likeness.of(octets, item.created_s), LOOK_S)
+            is_found = await look(find_sent, wanted[item.id], LOOK_S)
+            if is_found and await anyio.to_thread.run_sync(is_readers, item.message_id):
+                continue
         except MaildError as exc:
             log.warning("message.doubted", account=account, item=item.id, reason=exc.text, hint=exc.hint)
             may_pass = exc.retry is Retry.LATER and exc.scope is Scope.ACCOUNT and now_s < item.next_s + LOOK_FOR_S
@@ -54,6 +73,65 @@ async def settle_doubts(account: str, outbox: Outbox, items: list[Item], find_se
         if is_found:
             await _edit(outbox, item, partial(outgoing.found_in_sent, now_s=now_s))
             log.info("message.confirmed", account=account, item=item.id)
+
+
+def _is_no_proof(item: Item) -> bool:
+    """Whether a copy could be that of a transaction for others."""
+    return bool(item.copy or item.is_doubt_mixed or item.phase)
+
+
+def likenesses(outbox: Outbox, items: Sequence[Item]) -> dict[str, Likeness]:
+    """By what each may be known on the server, told apart from all that maild knows of; without those that cannot be.
+
+    One that is sent on as it was (RFC 5322 §3.6.6) may be there from when it was sent first. Blocks; raises LocalError
+    if the outbox cannot be read.
+    """
+    if not items:
+        return {}
+    contents = outbox.contents()
+    try:
+        left = lately.read(outbox.path)
+    except OSError as exc:
+        raise disk_error(exc, "read", outbox.path / lately.NAME) from exc
+    tried = [item for item in contents.items if item.attempts]
+    marks: dict[str, Marks | None] = {}
+
+    def marks_of(item_id: str) -> Marks | None:
+        if item_id not in marks:
+            octets = _read(outbox, item_id)
+            marks[item_id] = None if octets is None else Likeness.of(octets).marks
+        return marks[item_id]
+
+    def others(item: Item) -> Iterator[Marks | None]:
+        yield from (one for item_id, (_, one) in left.left.items() if item_id != item.id)
+        yield from (marks_of(other.id) for other in tried if other.id != item.id and _may_share(item, other))
+        yield from (marks_of(item_id) for item_id in contents.unreadable if outbox.has_text(item_id))
+
+    found: dict[str, Likeness] = {}
+    for item in items:
+        octets = _read(outbox, item.id)
+        known = list(others(item))
+        if octets is None or divide(octets).has("resent-date") or None in known:
+            continue
+        likeness = Likeness.of(octets, item.created_s).among(one for one in known if one is not None)
+        is_all_known = left.since_s < item.created_s - SEARCHED_S
+        likeness = replace(likeness, are_traits_telling=likeness.are_traits_telling and is_all_known)
+        if likeness.is_telling:
+            found[item.id] = likeness
+    return found
+
+
+def _read(outbox: Outbox, item_id: str) -> bytes | None:
+    try:
+        return outbox.text(item_id)
+    except LocalError:
+        return None
+
+
+def _may_share(item: Item, other: Item) -> bool:
+    """Whether they may have the same Message-ID or traits, by what is known without reading them."""
+    subjects = {" ".join(one.subject.split())[:SUBJECT_CHARACTERS] for one in (item, other)}
+    return item.message_id == other.message_id or len(subjects) == 1
 
 
 async def look(find_sent: FindSent, wanted: Likeness, timeout_s: float) -> bool | None:

@@ -30,7 +30,8 @@ class Look:
 
     `stamp` is to be stored once all of it is carried out; None where it proves nothing (the directory changed within
     the same tick of the clock). `unpaired` are the files that no pair knows, `seen` those
-    of changed pairs. `is_here`: there is a directory.
+    of changed pairs, `seconds` files that have the unique name of a pair's file, beside it: they are ignored as long as
+    that is there, and go with it. `is_here`: there is a directory.
     """
 
     stamp: str | None = None
@@ -38,6 +39,7 @@ class Look:
     news: LocalNews = field(default_factory=LocalNews)
     unpaired: dict[Key, Entry] = field(default_factory=dict)
     seen: dict[Key, Entry] = field(default_factory=dict)
+    seconds: dict[Key, Entry] = field(default_factory=dict)
 
     @property
     def has_news(self) -> bool:
@@ -76,12 +78,13 @@ def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may
         doubtful.update(state.nameless(mailbox.id, others) if others else ())
     doubtful.update(entries)
     pairs = state.pairs_by_key(mailbox.id, doubtful) if doubtful else {}
-    news, seen = LocalNews(), dict[Key, Entry]()
+    news, seen, seconds = LocalNews(), dict[Key, Entry](), dict[Key, Entry]()
     renamed: list[tuple[Uid, Flags, str | None]] = []
     for key, pair in pairs.items():
         entry = entries.pop(key, None)
         if entry is not None and other_names is not None and pair.info is not None and key not in other_names:
-            continue  # a second file with this key, beside the one that is known
+            seconds[key] = entry
+            continue
         if entry is None:
             if pair.only != "remote":
                 news.gone[pair.uid] = pair
@@ -94,7 +97,10 @@ def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may
                 renamed.append((pair.uid, pair.flags, entry.info))
     if len(renamed) > WORTH_NOTING and may_note:
         state.apply([Changes(mailbox.id, flags=renamed)])
-    return Look(settled, True, news, entries, seen)
+    if other_names is None:
+        seconds = {entry.key: entry for entry in maildir.duplicates if entry.key in pairs}
+    # With a second file it is looked at each time: who removes the first one has to know of it.
+    return Look(None if seconds else settled, True, news, entries, seen, seconds)
 
 
 def look_if_changed(state: State, mailbox: MailboxState, maildir: Maildir, *, may_note: bool = True) -> Look:

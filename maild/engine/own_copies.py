@@ -3,7 +3,8 @@
 Known providers stand in a table, and the config has the last word. Of another server it is found out with the first
 message: before our copy is made, its Sent mailbox is looked at, for `PAUSES_S` together. What was found out is kept
 beside the outbox. Where a server is said to keep its own copies, that is looked at again for each message: one that is
-not there gets a copy of ours, so that none is ever without. A server that cannot be asked is no reason to wait.
+not there gets a copy of ours, so that none is ever without. Where it is said to keep none, that is found out again with
+another config and now and then: somebody may have switched it on. A server that cannot be asked is no reason to wait.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -20,14 +20,14 @@ import structlog
 
 from maild.config import Account, Smtp
 from maild.core.errors import MaildError
-from maild.core.head import divide
-from maild.core.likeness import Likeness
 from maild.core.outgoing import Item
-from maild.engine.doubts import FindSent, look
+from maild.engine.doubts import FindSent, likenesses, look
 from maild.local.durable import disk_error, replace_file
+from maild.local.outbox import Outbox
 
 PAUSES_S = (0.0, 0.5, 1.5)  # before each look
 LOOK_S = 5.0
+ASKED_AGAIN_S = 7 * 86400
 
 # Submission servers that put what they take into the account's Sent mailbox themselves; a copy would be a second one.
 # Google: "Sent mail is stored in [Gmail]/Sent Mail by SMTP", so clients are told not to save (Gmail's IMAP client
@@ -54,22 +54,24 @@ def wants_copy(smtp: Smtp) -> bool:
 
 
 class OwnCopies:
-    """What is known of one account's server. `directory` is that of the outbox; `text` reads one of its messages."""
+    """What is known of one account's server."""
 
     def __init__(
         self,
         account: Account,
         smtp: Smtp,
-        directory: Path,
-        text: Callable[[str], bytes],
+        outbox: Outbox,
         find_sent: FindSent | None,
+        clock: Callable[[], float],
     ) -> None:
         self._account = account.name
-        self._directory = directory
+        self._outbox = outbox
+        self._directory = outbox.path
         self._name = f".{account.name}.sent"
-        self._text = text
         self._find_sent = find_sent if smtp.sent == "auto" and wants_copy(smtp) else None
-        self._where = [smtp.host, account.imap.host if account.imap else ""]
+        self._clock = clock
+        self._where = [f"{one.user} at {one.host}" for one in (smtp, account.imap) if one is not None]
+        self._learned_s = 0
         self._keeps = self._read() if self._find_sent is not None else None
 
     @property
@@ -80,6 +82,8 @@ class OwnCopies:
     async def sorted_out(self, items: Sequence[Item]) -> list[Item]:
         """Items that are to be copied; for those of which the server has its own copy, the copy is done."""
         asked = [item for item in items if item.copy == "begun"]
+        if self._keeps is False and not 0 <= self._clock() - self._learned_s < ASKED_AGAIN_S:
+            self._keeps = None
         if self._find_sent is None or self._keeps is False or not asked:
             return list(items)
         first, rest = (asked[:1], asked[1:]) if self._keeps is None else (asked, [])
@@ -93,7 +97,7 @@ class OwnCopies:
         found: set[str] = set()
         is_told = False  # without a Sent mailbox the server tells nothing
         try:
-            wanted = await anyio.to_thread.run_sync(self._likenesses, items)
+            wanted = await anyio.to_thread.run_sync(likenesses, self._outbox, items)
             for pause_s in PAUSES_S:
                 await anyio.sleep(pause_s if wanted.keys() - found else 0)
                 for item_id in wanted.keys() - found:
@@ -107,24 +111,17 @@ class OwnCopies:
             log.debug("message.doubted", account=self._account, reason=exc.text)
         return found
 
-    def _likenesses(self, items: Sequence[Item]) -> dict[str, Likeness]:
-        """One that is sent on as it was (RFC 5322 §3.6.6) may be there from when it was sent first: it is left out."""
-        wanted: dict[str, Likeness] = {}
-        for item in items:
-            octets = self._text(item.id)
-            if not divide(octets).has("resent-date"):
-                wanted[item.id] = Likeness.of(octets, item.created_s)
-        return wanted
-
     def _read(self) -> bool | None:
         try:
             known = json.loads((self._directory / self._name).read_bytes())
+            self._learned_s = int(known["learned"])
             return bool(known["keeps"]) if known["where"] == self._where else None
         except (OSError, ValueError, KeyError, TypeError):
             return None  # it is found out again
 
     def _learn(self, keeps: bool) -> None:
-        octets = json.dumps({"where": self._where, "keeps": keeps}).encode()
+        self._learned_s = int(self._clock())
+        octets = json.dumps({"where": self._where, "keeps": keeps, "learned": self._learned_s}).encode()
         try:
             directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

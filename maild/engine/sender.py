@@ -17,7 +17,7 @@ import anyio.to_thread
 import structlog
 
 from maild.config import Account
-from maild.core.errors import AuthRejected, ConnectionLost, LocalError, MaildError
+from maild.core.errors import AuthRejected, ConnectionLost, LocalError, MaildError, Retry, Unavailable
 from maild.core.outgoing import Item
 from maild.engine.doubts import FindSent
 from maild.engine.hooks import HookBoard
@@ -30,10 +30,11 @@ log = structlog.get_logger()
 LOOK_EVERY_S = 1.0
 TICK_NS = 100_000_000  # more than the 1 to 10 ms of Linux file systems (CONFIG_HZ)
 CHECK_SECRET_EVERY_S = 900.0
+SECRET_FILE_S = 5.0  # the same where the secret is in a file
 
 
 class Sender:
-    """One account's. `run` drains until `stop`; `hooks` hear of messages that will not arrive.
+    """One account's. `run` drains until `stop`, within `Outbox.draining()`. `hooks` hear of what will not arrive.
 
     `find_sent` looks for what may have been sent, None for an account without mailboxes on a server.
     """
@@ -52,8 +53,9 @@ class Sender:
         self._submitter = Submitter(account, outbox, state_dir, find_sent=find_sent, on_failure=self._tell)
         self._woken = anyio.Event()
         self._is_woken = False
-        self._is_stopping = False
+        self.stopping = anyio.Event()
         self._flushes: list[_Flush] = []
+        self._is_told = False  # that the account needs a person
 
     def wake(self) -> None:
         """Something in the outbox is new, or what kept it from being sent is past."""
@@ -62,17 +64,26 @@ class Sender:
 
     def stop(self) -> None:
         """End when the messages on the wire are answered for."""
-        self._is_stopping = True
+        self.stopping.set()
+        for flush in self._flushes:  # which no drain has taken up, nor will
+            flush.drained = self._stopped
+            flush.done.set()
         self._submitter.stop()
         self._woken.set()
 
     async def flush(self, *, is_due_only: bool = False) -> Drained:
         """Try everything that waits, or only what is due, now; what came of it."""
+        if self.stopping.is_set():
+            return self._stopped
         flush = _Flush(is_due_only)
         self._flushes.append(flush)
         self._woken.set()
         await flush.done.wait()
         return flush.drained or Drained(self.account.name)
+
+    @property
+    def _stopped(self) -> Drained:
+        return Drained(self.account.name, error=Unavailable("the daemon is ending it, or starts it anew: try again"))
 
     @property
     def state(self) -> str:
@@ -89,7 +100,7 @@ class Sender:
 
     async def run(self) -> None:
         next_s: float | None = None
-        while not self._is_stopping:
+        while not self.stopping.is_set():
             if not (self._is_woken or self._flushes or (next_s is not None and next_s <= time.time())):
                 await self._until(next_s)
                 continue
@@ -104,11 +115,20 @@ class Sender:
             self.error, next_s = drained.error, drained.next_s
             if isinstance(self.error, AuthRejected):
                 next_s = time.time() + CHECK_SECRET_EVERY_S  # the drain looks whether the secret is another
+            needs_person = self.error is not None and self.error.retry is not Retry.LATER
+            if self.error is not None and needs_person and not self._is_told:
+                self._hooks.note_failure(self.account.name, self.error)
+            self._is_told = needs_person
 
     async def _until(self, wall_s: float | None) -> None:
         self._woken = anyio.Event()
-        with anyio.move_on_after(float("inf") if wall_s is None else max(wall_s - time.time(), 0.0)):
-            await self._woken.wait()
+        while not self._woken.is_set() and (wall_s is None or time.time() < wall_s):
+            left_s = float("inf") if wall_s is None else wall_s - time.time()
+            is_refused = isinstance(self.error, AuthRejected)
+            with anyio.move_on_after(min(left_s, SECRET_FILE_S) if is_refused else left_s):
+                await self._woken.wait()
+            if is_refused and await self._submitter.has_other_secret():
+                self.wake()
 
     def _tell(self, item: Item) -> None:
         """Called in a thread; the hook takes it on the event loop."""

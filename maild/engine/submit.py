@@ -36,6 +36,7 @@ from maild.engine.doubts import FindSent, looking, settle_doubts
 from maild.engine.own_copies import wants_copy
 from maild.engine.wave import Wave, only_ours
 from maild.local.outbox import Outbox
+from maild.local.sent import has_readers_copy, sent_directory
 from maild.remote.auth import Credentials
 from maild.remote.smtp import RFC_5321, Offline, SessionRefused, Timeouts
 from maild.remote.submission import SmtpSession
@@ -65,6 +66,11 @@ class Drained:
     def is_well(self) -> bool:
         """Whatever was tried has been sent."""
         return self.error is None and not self.counts.keys() - {"sent"}
+
+    @property
+    def is_nothing(self) -> bool:
+        """Nothing was tried, and nothing kept it from being tried."""
+        return self.error is None and not self.counts
 
     @property
     def in_words(self) -> str:
@@ -105,8 +111,8 @@ class Submitter:
         self._clock = clock
         self._timeouts = timeouts
         self._credentials = Credentials(account.smtp, account.name)
-        state = state_dir / f"{account.name}.sqlite"
-        self._aftermath = Aftermath(account, account.smtp, outbox, state, on_failure, find_sent, clock)
+        self._state = state_dir / f"{account.name}.sqlite"
+        self._aftermath = Aftermath(account, account.smtp, outbox, self._state, on_failure, find_sent, clock)
         self._failures = 0
         self._first_failure_s = 0.0
         self._is_stopping = False
@@ -115,11 +121,22 @@ class Submitter:
         """Let the running drain end when the messages on the wire are answered for."""
         self._is_stopping = True
 
+    async def has_other_secret(self) -> bool:
+        """Whether the file of a refused password holds another one by now; other sources are not asked this often."""
+        if not self._credentials.is_in_a_file:
+            return False
+        try:
+            return await self._credentials.has_changed()
+        except MaildError:
+            return False  # the next drain says why
+
     async def drain(self, *, everything: bool = False) -> Drained:
         """Submit what is due, or with `everything` all that waits and is not held; also what arrives meanwhile.
 
         Never raises a MaildError: it is in the result.
         """
+        if not self._outbox.is_ours:
+            raise RuntimeError("only within Outbox.draining()")
         self._is_stopping = False
         drained = Drained(self.account.name)
         try:
@@ -156,9 +173,14 @@ class Submitter:
         # That a server was only found to keep its own proves nothing: a reader may have put a copy there itself.
         find = None if wants_copy(self._smtp) else self._find_sent
         if find is not None and any(item.with_state("uncertain") for item in items):
-            await settle_doubts(self.account.name, self._outbox, items, find, self._clock())
+            await settle_doubts(self.account.name, self._outbox, items, find, self._is_readers, self._clock())
             items = await self._items()
         return await self._items() if await self._aftermath.catch_up(items, at_once=everything) else items
+
+    def _is_readers(self, message_id: str) -> bool:
+        account = self.account
+        where = sent_directory(account.maildir, account.layout, self._state, None)
+        return has_readers_copy(account.maildir, where, message_id)
 
     async def _wakes_at(self, drained: Drained) -> float | None:
         """When there is something to do again. A refused login waits for a change, a missing network for a while."""
@@ -271,7 +293,7 @@ class Submitter:
             await session.close()
         finally:
             session.drop()
-        return was_of_use
+        return was_of_use or session.is_given_up
 
     def _take(self, wave: Wave) -> Submission | None:
         return None if self._is_stopping else wave.take()

@@ -114,7 +114,8 @@ class Visits:
             row = known.get(mailbox.name)
             if mailbox.name in self.failed:
                 continue
-            if row is None or row.epoch is None or mailbox.mark is None or row.mark != mailbox.mark or row.undone:
+            is_done = row is not None and not (row.epoch is None or row.undone or row.refused)
+            if row is None or not is_done or mailbox.mark is None or row.mark != mailbox.mark:
                 visits.append(Visit(mailbox, None if row is None else self._looks.get(row.id)))
                 continue
             here = found.mailboxes.get(row.directory)
@@ -140,7 +141,7 @@ class Visits:
     def _has_leftovers(self, row: MailboxState, look: Look | None) -> bool:
         """Whether messages did not travel that may do so now. What is known of files that are gone is dropped."""
         work, state = self._work, self._work.state.state
-        if any(orphan.is_untold for orphan in state.orphans(row.id).values()):
+        if any(orphan.is_untold or orphan.only == "unsure" for orphan in state.orphans(row.id).values()):
             return True
         skipped, unsent = state.skipped(row.id), state.unsent(row.id)
         if look is not None and (past := unsent.keys() - look.unpaired.keys()):

@@ -79,17 +79,24 @@ class Wave:
             self.tasks.start_soon(self._claim_ahead)
         return self._ready.popleft() if self._ready else None
 
-    async def begin_body(self, submission: Submission, refused: Verdicts) -> bytes:
-        """The message, when it is recorded that its body is about to be sent, for all but those refused."""
+    async def begin_body(self, submission: Submission, refused: Verdicts) -> bytes | Reply:
+        """The message, when it is recorded that its body is about to be sent, for all but those refused.
+
+        Or why it cannot be read, which holds up no other.
+        """
+        text = self._texts.pop(submission.id, None)
+        if text is None:
+            try:
+                text = await anyio.to_thread.run_sync(self.outbox.text, submission.id)
+            except LocalError as exc:
+                return Reply(0, exc.text)
         item = outgoing.body_begun(self._claimed[submission.id], refused)
         page = self._add(item)
         await page.done.wait()
         if page.failure is not None:
             raise page.failure
         self._claimed[item.id] = item
-        if (text := self._texts.pop(item.id, None)) is not None:
-            return text
-        return await anyio.to_thread.run_sync(self.outbox.text, item.id)
+        return text
 
     def settle(self, submission: Submission, verdicts: Verdicts) -> None:
         """What became of a message: recorded at once, and before another body begins on its connection."""

@@ -51,6 +51,11 @@ def unique_key() -> Key:
     return Key(f"{now_us // 1_000_000}.M{now_us % 1_000_000:06d}P{os.getpid()}Q{next(_NUMBERS)}.{_HOST}")
 
 
+def is_given_by_maild(key: Key) -> bool:
+    """Whether `unique_key` gives such names."""
+    return _UNIQUE.match(key) is not None
+
+
 def is_abandoned(name: str) -> bool:
     """Whether a name in `tmp` was given on this machine as `unique_key` gives them, by a process that is gone."""
     found = _UNIQUE.match(name)

@@ -35,6 +35,8 @@ _TEMPORARY_NUMBERS = itertools.count()
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _NO_SUCH_CALL = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
 
+_NEVER_SYNCED = frozenset({errno.EINVAL, errno.EROFS, errno.ENOTSUP})  # a file system that has nothing to write
+
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
 
 _REMEDIES = {
@@ -175,6 +177,25 @@ def make_directory(path: Path) -> None:
                 os.close(parent)
         except OSError as exc:
             raise disk_error(exc, "create", directory) from exc
+
+
+def sync_names(path: Path) -> None:
+    """Make the names durable by which a directory is reached, as far as the user may read what is above it.
+
+    Whoever has just made one of them may not have come to that yet. Raises OSError.
+    """
+    for directory in Path(os.path.realpath(path)).parents:
+        try:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except PermissionError:
+            continue  # somebody else's, and older than we are
+        try:
+            fsync_dir(descriptor)
+        except OSError as exc:
+            if exc.errno not in _NEVER_SYNCED:
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def _make_unless_there(directory: Path) -> None:

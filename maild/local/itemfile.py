@@ -67,17 +67,11 @@ def _recipient_table(recipient: Recipient) -> dict[str, Any]:
 
 
 def _item(item_id: str, table: Mapping[str, Any]) -> Item:
-    phase, copy, utf8 = table["phase"], table["sent_copy"], table["utf8"]
-    if phase not in get_args(Phase) or copy not in get_args(Copy) or utf8 not in get_args(Utf8):
-        raise ValueError("phase, sent_copy or utf8 is none that maild knows")
-    recipients = tuple(_recipient(entry) for entry in table["recipients"])
-    if not recipients:
-        raise ValueError("there are no recipients")
-    return Item(
+    item = Item(
         id=item_id,
         account=_text(table, "account"),
         sender=_text(table, "sender"),
-        recipients=recipients,
+        recipients=tuple(_recipient(entry) for entry in table["recipients"]),
         size_octets=int(table["size_octets"]),
         created_s=_seconds(table, "accepted"),
         since_s=_seconds(table, "since"),
@@ -85,20 +79,30 @@ def _item(item_id: str, table: Mapping[str, Any]) -> Item:
         message_id=_text(table, "message_id"),
         subject=_text(table, "subject"),
         is_8bit=bool(table["is_8bit"]),
-        utf8=utf8,
+        utf8=table["utf8"],
         notices=Notices(**{name: _text(table["notices"], name) for name in table.get("notices", {})}),
         attempts=int(table["attempts"]),
-        phase=phase,
+        phase=table["phase"],
         uncertain_s=_seconds(table, "uncertain_until") if "uncertain_until" in table else 0,
-        copy=copy,
+        copy=table["sent_copy"],
         is_delay_told=bool(table["is_delay_told"]),
         is_doubt_mixed=bool(table.get("is_doubt_mixed", False)),
     )
+    check(item)
+    return item
+
+
+def check(item: Item) -> None:
+    """See that an item that was read is one that this maild can handle. Raises ValueError."""
+    if item.phase not in get_args(Phase) or item.copy not in get_args(Copy) or item.utf8 not in get_args(Utf8):
+        raise ValueError("phase, sent_copy or utf8 is none that maild knows")
+    if not item.recipients:
+        raise ValueError("there are no recipients")
+    if unknown := [recipient.state for recipient in item.recipients if recipient.state not in STATES]:
+        raise ValueError(f"{unknown[0]!r} is no state of a recipient")
 
 
 def _recipient(table: Mapping[str, Any]) -> Recipient:
-    if table["state"] not in STATES:
-        raise ValueError(f"{table['state']!r} is no state of a recipient")
     return Recipient(
         _text(table, "address"),
         table["state"],

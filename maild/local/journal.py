@@ -20,8 +20,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from maild.core.errors import LocalError
 from maild.core.outgoing import Item, Notices, Recipient
 from maild.local.durable import fsync_dir, replace_file, write_all
+from maild.local.itemfile import check
 
 NAME = ".journal"
 FULL_OCTETS = 1 << 20  # then it is written anew, with what is in hand only
@@ -116,21 +118,37 @@ class Journal:
 
 
 def read(directory: Path) -> dict[str, Item]:
-    """What is in hand according to the file in a directory, by id; an item without a `.toml` is over all the same."""
+    """What is in hand according to the file in a directory, by id; an item without a `.toml` is over all the same.
+
+    Raises OSError, and LocalError where a line is whole and cannot be understood: another version of maild wrote it.
+    """
     try:
         octets = (directory / NAME).read_bytes()
     except FileNotFoundError:
         return {}
     held: dict[str, Item] = {}
-    for line in octets.splitlines(keepends=True):
-        try:
-            item_id, table = _read(line)
-        except ValueError:
+    for number, line in enumerate(octets.splitlines(keepends=True), 1):
+        if (whole := _whole(line)) is None:
             break
+        try:
+            item_id, table = json.loads(whole)
+            if not isinstance(item_id, str):
+                raise TypeError("the id is no text")
+            item = None if table is None else _item(item_id, table)
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:
+            raise LocalError(
+                f"{directory / NAME}, line {number}: {_reason(exc)}: another version of maild has written it",
+                "let that version end its work by `maild outbox flush`; or move the file away, after which messages "
+                "that were being sent may be sent twice",
+            ) from exc
         held.pop(item_id, None)
-        if table is not None:
-            held[item_id] = _item(item_id, table)
+        if item is not None:
+            held[item_id] = item
     return held
+
+
+def _reason(exc: Exception) -> str:
+    return f"{exc} is missing" if isinstance(exc, KeyError) else str(exc).removeprefix("Item.__init__() ")
 
 
 def forget(directory: int) -> None:
@@ -147,12 +165,10 @@ def _line(item_id: str, table: dict[str, Any] | None) -> bytes:
     return b"%08x %b\n" % (zlib.crc32(octets), octets)
 
 
-def _read(line: bytes) -> tuple[str, dict[str, Any] | None]:
+def _whole(line: bytes) -> bytes | None:
+    """The JSON of a line that was written to its end."""
     checksum, _, octets = line.partition(b" ")
-    if not octets.endswith(b"\n") or int(checksum, 16) != zlib.crc32(octets[:-1]):
-        raise ValueError("not a whole line")
-    item_id, table = json.loads(octets)
-    return item_id, table
+    return octets[:-1] if octets.endswith(b"\n") and checksum == b"%08x" % zlib.crc32(octets[:-1]) else None
 
 
 def _table(item: Item) -> dict[str, Any]:
@@ -164,12 +180,17 @@ def _table(item: Item) -> dict[str, Any]:
 
 
 def _item(item_id: str, table: dict[str, Any]) -> Item:
-    """Of this or another version of maild; what this one does not know is left out."""
+    """Of this or another version of maild; what this one does not know is left out.
+
+    Raises ValueError, TypeError, KeyError, AttributeError where it knows too little.
+    """
     known = {name: table[name] for name in _ITEM if name in table}
     notices = {name: value for name, value in table.get("notices", {}).items() if name in _NOTICES}
     recipients = [{name: entry[name] for name in _RECIPIENT if name in entry} for entry in table["recipients"]]
-    return Item(
+    item = Item(
         **{**known, "id": item_id},
         notices=Notices(**notices),
         recipients=tuple(Recipient(**entry) for entry in recipients),
     )
+    check(item)
+    return item

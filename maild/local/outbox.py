@@ -18,7 +18,7 @@ import fcntl
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +26,18 @@ from typing import TYPE_CHECKING
 
 from maild.core.errors import LocalError, MaildError, Retry, Scope, StateBusy
 from maild.core.outgoing import Item, State, interrupted
-from maild.local.durable import disk_error, fsync_dir, fsync_many, make_directory, replace_file, write_all
+from maild.local.durable import disk_error, fsync_dir, make_directory, replace_file, sync_names, write_all
 from maild.local.itemfile import ItemUnreadable, dump, load
+from maild.local.outboxfiles import (
+    delete_remains,
+    locked,
+    names_in,
+    new_message,
+    opened,
+    replace_all,
+    translated,
+    unlinked,
+)
 
 if TYPE_CHECKING:
     from maild.local.journal import Journal
@@ -36,11 +46,8 @@ DIRECTORY = "outbox"
 FAILED = "failed"
 _EDIT_LOCK = ".edit.lock"
 _DRAIN_LOCK = ".drain.lock"
+_SYNCED = ".synced"
 _COUNTED: tuple[State, ...] = ("queued", "held", "deferred", "uncertain", "failed")
-_STALE_S = 86400
-_NAME_TRIES = 16
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class NoSuchItem(MaildError):
@@ -81,9 +88,9 @@ class Outbox:
 
     def accept(self, item: Item, text: bytes) -> Item:
         """Take a message, in its disk form; the item is the one given, with its id. Durable on return, or nothing."""
-        make_directory(self.path)
-        with _translated("accept a message in", self.path), _opened(self.path) as directory:
-            name, descriptor = _new_message(directory)
+        self._make_lasting()
+        with translated("accept a message in", self.path), opened(self.path) as directory:
+            name, descriptor = new_message(directory)
             try:
                 try:
                     write_all(descriptor, text)
@@ -173,6 +180,8 @@ class Outbox:
         """Take an item out for good, durable on return. Raises ItemBusy while it is being submitted."""
         with self._editing():
             item = self._editable(item_id)
+            if item.attempts and self.has_text(item_id):  # what was in doubt may be on the server
+                self._remember({item_id: self.text(item_id)}, time.time())
             self.remove([item_id])
         return item
 
@@ -182,10 +191,10 @@ class Outbox:
     def draining(self) -> Iterator[None]:
         """Be the one who submits; what an earlier drainer left behind is put in order. Raises StateBusy."""
         make_directory(self.path)
-        with _translated("lock", self.path):
+        with translated("lock", self.path):
             descriptor = os.open(self.path / _DRAIN_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if not _locked(descriptor):
+            if not locked(descriptor):
                 raise StateBusy(
                     "another maild is submitting from this outbox", "it sends what is due; wait until it is done"
                 )
@@ -209,12 +218,23 @@ class Outbox:
 
     def note(self, items: Sequence[Item]) -> None:
         """How far items in hand have come, durable on return. Only for the drainer."""
-        with _translated("write to", self.path):
+        with translated("write to", self.path):
             self._drainers_journal().note(items)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is the drainer, within `draining`."""
+        return self._journal is not None
 
     def is_in_hand(self, item_id: str) -> bool:
         """Whether this drainer has claimed the item, and not let go of it."""
         return (drainers := self._journal) is not None and item_id in drainers.held
+
+    def remember(self, item_ids: Sequence[str], now_s: float) -> None:
+        """Keep what tells these from others on the server, before they are removed; durable on return."""
+        texts = {item_id: self.text(item_id) for item_id in item_ids if self.has_text(item_id)}
+        with self._editing():
+            self._remember(texts, now_s)
 
     def record(self, items: Sequence[Item]) -> None:
         """Write what is known about items into their files and let go of them, durable on return.
@@ -224,23 +244,42 @@ class Outbox:
         for directory in (self.path, self._failed):
             here = [item for item in items if self._directory_of(item.id) == directory]
             if here:
-                with _translated("write to", directory), _opened(directory) as descriptor:
-                    _replace_all(descriptor, {f"{item.id}.toml": dump(item) for item in here})
+                with translated("write to", directory), opened(directory) as descriptor:
+                    replace_all(descriptor, {f"{item.id}.toml": dump(item) for item in here})
         self._place(items)
         self._put_down(items)
 
     def remove(self, item_ids: Sequence[str]) -> None:
         """Forget items, durable on return. First it is durable that they are no more, then the messages go."""
-        with _translated("remove messages from", self.path):
+        with translated("remove messages from", self.path):
             if elsewhere := self._without_tomls(self.path, item_ids):
                 self._without_tomls(self._failed, elsewhere)
             if self._journal is not None:
                 self._journal.put_down(item_ids, are_gone=True)
             for item_id in item_ids:
-                if not _unlinked(self.path / f"{item_id}.eml"):
-                    _unlinked(self._failed / f"{item_id}.eml")
+                if not unlinked(self.path / f"{item_id}.eml"):
+                    unlinked(self._failed / f"{item_id}.eml")
 
     # -- inside
+
+    def _make_lasting(self) -> None:
+        """Have the directory, durable in all that is above it, whoever makes it at this moment; once, as a file tells.
+
+        An item would be lost with a directory that a process before us has made and not yet synced.
+        """
+        if (self.path / _SYNCED).exists():
+            return
+        make_directory(self.path)
+        with translated("accept a message in", self.path):
+            sync_names(self.path)
+            os.close(os.open(self.path / _SYNCED, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def _remember(self, texts: Mapping[str, bytes], now_s: float) -> None:
+        from maild.core.likeness import Likeness  # what `maild sendmail` never needs
+        from maild.local import lately
+
+        with translated("write to", self.path):
+            lately.add(self.path, {item_id: Likeness.of(text).marks for item_id, text in texts.items()}, now_s)
 
     def _held(self) -> dict[str, Item]:
         """What the drainer has in hand. Whoever is not it calls this before reading `.toml`s."""
@@ -248,7 +287,7 @@ class Outbox:
             return dict(drainers.held)
         from maild.local import journal  # 5 ms that `maild sendmail` never needs
 
-        with _translated("read the journal in", self.path):
+        with translated("read the journal in", self.path):
             return journal.read(self.path)
 
     def _drainers_journal(self) -> Journal:
@@ -258,7 +297,7 @@ class Outbox:
 
     def _put_down(self, items: Sequence[Item]) -> None:
         if self._journal is not None:
-            with _translated("write to", self.path):
+            with translated("write to", self.path):
                 self._journal.put_down([item.id for item in items])
 
     def _place(self, items: Sequence[Item]) -> None:
@@ -268,28 +307,31 @@ class Outbox:
             wanted, other = (self._failed, self.path) if has_failed else (self.path, self._failed)
             if (other / f"{item.id}.toml").exists():
                 make_directory(wanted)
-                with _translated("move a message to", wanted):
+                with translated("move a message to", wanted):
                     for suffix in (".eml", ".toml"):
                         with suppress(FileNotFoundError):  # moved before a crash
                             os.rename(other / f"{item.id}{suffix}", wanted / f"{item.id}{suffix}")
-                        _unlinked(other / f"{item.id}{suffix}")  # two names of one file rename leaves as they are
+                        unlinked(other / f"{item.id}{suffix}")  # two names of one file rename leaves as they are
                     for directory in (wanted, other):
-                        with _opened(directory) as descriptor:
+                        with opened(directory) as descriptor:
                             fsync_dir(descriptor)
 
     def _without_tomls(self, directory: Path, item_ids: Sequence[str]) -> list[str]:
         """Remove `.toml`s, durably; those that were not there."""
-        missing = [item_id for item_id in item_ids if not _unlinked(directory / f"{item_id}.toml")]
+        missing = [item_id for item_id in item_ids if not unlinked(directory / f"{item_id}.toml")]
         if len(missing) < len(item_ids):
-            with _opened(directory) as descriptor:
+            with opened(directory) as descriptor:
                 fsync_dir(descriptor)
         return missing
 
     def _tomls(self) -> Iterator[tuple[str, str]]:
         """The items' ids and the paths of their files."""
         for directory in (self.path, self._failed):
-            tomls = (name for name in _names(directory) if name.endswith(".toml") and name[0] != ".")
+            tomls = (name for name in names_in(directory) if name.endswith(".toml") and name[0] != ".")
             yield from ((name[:-5], f"{directory}/{name}") for name in tomls)
+
+    def _has_toml(self, item_id: str) -> bool:
+        return (self._directory_of(item_id) / f"{item_id}.toml").exists()
 
     def _directory_of(self, item_id: str) -> Path:
         return self._failed if (self._failed / f"{item_id}.toml").exists() else self.path
@@ -316,12 +358,12 @@ class Outbox:
         held = self._held()
         item = self._read(item_id, held)
         if item is not None and (item.phase or item_id in held):
-            with _opened(self.path) as directory:
+            with opened(self.path) as directory:
                 descriptor = os.open(_DRAIN_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
             try:
-                if not _locked(descriptor):
+                if not locked(descriptor):
                     raise ItemBusy(f"the message {item_id} is being submitted at this moment", "try again shortly")
-                self._fold()
+                self._fold([item])
             finally:
                 os.close(descriptor)
             item = self._read(item_id, {})
@@ -333,10 +375,10 @@ class Outbox:
     def _editing(self) -> Iterator[None]:
         """Holds the edit lock; whoever has it needs it for milliseconds."""
         make_directory(self.path)
-        with _translated("lock", self.path):
+        with translated("lock", self.path):
             descriptor = os.open(self.path / _EDIT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            with _translated("lock", self.path):
+            with translated("lock", self.path):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
@@ -346,124 +388,37 @@ class Outbox:
     def _writing_journal(self) -> Iterator[None]:
         from maild.local.journal import Journal
 
-        with _opened(self.path) as directory:
+        with opened(self.path) as directory:
             self._journal = Journal(directory)
             try:
                 yield
             finally:
-                with _translated("write to", self.path):
+                with translated("write to", self.path):
                     self._journal.close()
                 self._journal = None
 
-    def _fold(self) -> list[Item]:
-        """Put down what a drainer that died had in hand; all items, as they are then. Call under both locks."""
+    def _fold(self, items: Iterable[Item]) -> dict[str, Item]:
+        """Put down what a drainer that died had in hand: of these items, and all that its journal tells of.
+
+        Those that were put down, as they are then. Call under both locks; it takes as long as they are many.
+        """
         from maild.local import journal
 
         held, now_s = self._held(), time.time()
-        items = self.contents().items
-        left = (item for item in items if item.phase or item.id in held)
-        ended = {item.id: interrupted(item, now_s) if item.phase else item for item in left}
+        left = {item.id: item for item in items if item.phase}
+        left |= {item_id: item for item_id, item in held.items() if self._has_toml(item_id)}
+        ended = {item.id: interrupted(item, now_s) if item.phase else item for item in left.values()}
         self.record(list(ended.values()))
-        with _translated("clean up", self.path), _opened(self.path) as directory:
+        with translated("clean up", self.path), opened(self.path) as directory:
             journal.forget(directory)
-        return [ended.get(item.id, item) for item in items]
+        return ended
 
     def _recover(self) -> None:
         """After a crash: attempts that were running have ended, items go where they belong, remains are deleted."""
         with self._editing():
-            items, in_failed = self._fold(), _names(self._failed)
+            items = self.contents().items
+            ended, in_failed = self._fold(items), names_in(self._failed)
+            items = tuple(ended.get(item.id, item) for item in items)
             self._place([item for item in items if item.state == "failed" or f"{item.id}.toml" in in_failed])
-            with _translated("clean up", self.path):
-                _delete_remains(self.path, in_failed, time.time())
-
-
-def _new_message(directory: int) -> tuple[str, int]:
-    """An id that no other message has, and its `.eml`, open for writing."""
-    for _ in range(_NAME_TRIES):
-        name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(4).hex()}"
-        with suppress(FileExistsError):
-            return name, os.open(f"{name}.eml", _NEW_FILE, 0o600, dir_fd=directory)
-    raise LocalError("no free id was found for a message in the outbox")
-
-
-def _replace_all(directory: int, files: dict[str, bytes]) -> None:
-    """Like `durable.replace_file` for several files of one directory, with one barrier for their contents."""
-    if len(files) == 1:
-        ((name, octets),) = files.items()
-        replace_file(directory, name, octets)
-        return
-    written: list[tuple[int, str, str]] = []
-    try:
-        try:
-            for name, octets in files.items():
-                temporary = f".{name}.{os.getpid()}-{os.urandom(4).hex()}"
-                descriptor = os.open(temporary, _NEW_FILE, 0o600, dir_fd=directory)
-                written.append((descriptor, temporary, name))
-                write_all(descriptor, octets)
-            fsync_many([descriptor for descriptor, _, _ in written])
-        finally:
-            for descriptor, _, _ in written:
-                os.close(descriptor)
-        for _, temporary, name in written:
-            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-    except OSError:
-        for _, temporary, _ in written:
-            with suppress(OSError):  # the error that counts is the first
-                os.unlink(temporary, dir_fd=directory)
-        raise
-    fsync_dir(directory)
-
-
-def _names(directory: Path) -> set[str]:
-    """Of the files in a directory, none where there is no such directory."""
-    try:
-        return set(os.listdir(directory))
-    except FileNotFoundError:
-        return set()
-    except OSError as exc:
-        raise disk_error(exc, "read", directory) from exc
-
-
-def _delete_remains(path: Path, in_failed: Set[str], now_s: float) -> None:
-    names = _names(path)
-    known = names | in_failed
-    for name in names:
-        is_temporary = name.startswith(".") and (".toml." in name or ".journal." in name)
-        is_alone = name.endswith(".eml") and f"{name[:-4]}.toml" not in known
-        if is_temporary or is_alone:
-            with suppress(FileNotFoundError):
-                if os.stat(path / name).st_mtime < now_s - _STALE_S:
-                    os.unlink(path / name)
-
-
-def _unlinked(path: Path) -> bool:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, _OPEN_DIRECTORY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _translated(what: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise disk_error(exc, what, path) from exc
+            with translated("clean up", self.path):
+                delete_remains(self.path, in_failed, time.time())

@@ -6,15 +6,24 @@ on this disk.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from maild.core.head import disk_form, divide
+from maild.core.model import Key
 from maild.core.names import directory, levels_from
 from maild.core.roles import SENT, SENT_NAMES, sent_among, usual_sent
+from maild.local.directory import MailboxDirectory, is_given_by_maild, translated
+from maild.local.scan import Entry, scan
 from maild.local.schema import FIRST_WITH_ROLES, StateLocked, reading
 
 _TRIES = 3
+_LOOKED_AT = 1000
+_HEAD_OCTETS = 1 << 16
+_DIGITS = 12
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BELOW = ((), ("INBOX",))
 
 
@@ -45,6 +54,42 @@ def sent_directory(root: Path, layout: str, state: Path, wanted: str | None) -> 
     if found is None:
         return directory(usual_sent(mailboxes), layout)
     return PurePosixPath(mailboxes.get(found) or there[found])
+
+
+def has_readers_copy(root: Path, relative: PurePosixPath, message_id: str) -> bool:
+    """Whether the mailbox has a message with this Message-ID under a name that maild does not give; True in doubt.
+
+    A mail reader that keeps copies itself has put it there, and a pass carries it to the server, where it looks like
+    what the server has kept. Only the newest are looked at. Raises LocalError.
+    """
+    box = MailboxDirectory.open(root, relative)
+    if box is None:
+        return False
+    try:
+        with translated("read", box.path):
+            foreign = [entry for entry in scan(box).entries.values() if not is_given_by_maild(entry.key)]
+            foreign.sort(key=lambda entry: _since(entry.key), reverse=True)
+            return any(_message_id(box, entry) in (message_id, None) for entry in foreign[:_LOOKED_AT])
+    finally:
+        box.close()
+
+
+def _since(key: Key) -> int:
+    """The time that a name begins with, as almost all do."""
+    digits = key.partition(".")[0]
+    return int(digits) if digits.isdecimal() and len(digits) <= _DIGITS else 0
+
+
+def _message_id(box: MailboxDirectory, entry: Entry) -> str | None:
+    """None for a file that has just got another name."""
+    try:
+        descriptor = os.open(entry.name, _READ, dir_fd=box.descriptor(entry.subdir))
+    except FileNotFoundError:
+        return None
+    try:
+        return divide(disk_form(os.read(descriptor, _HEAD_OCTETS))).first("message-id")
+    finally:
+        os.close(descriptor)
 
 
 def _usual(layout: str) -> list[tuple[tuple[str, ...], str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -268,6 +269,7 @@ class State:
             pair_rows.make_orphans(database, mailbox_id)
             database.execute("DELETE FROM skipped WHERE mailbox = ?", (mailbox_id,))
             database.execute("DELETE FROM unsent WHERE mailbox = ?", (mailbox_id,))
+            database.execute("DELETE FROM deliveries WHERE mailbox = ?", (mailbox_id,))
             withheld.clear(database, mailbox_id)
             database.execute(
                 "UPDATE mailboxes SET epoch = ?, cursor = NULL, mark = NULL, messages = NULL, stamp = NULL,"
@@ -391,6 +393,25 @@ class State:
         with self.transaction() as database:
             pair_rows.drop_orphans(database, mailbox_id, keys)
 
+    def note_deliveries(self, pairs: Mapping[int, Sequence[Pair]]) -> None:
+        """By mailbox id, the pairs of files that are about to get their names; `apply`, which adds them, drops this."""
+        with self.transaction() as database:
+            for mailbox_id, some in pairs.items():
+                pair_rows.add_deliveries(database, mailbox_id, some)
+
+    def deliveries(self) -> dict[int, list[Pair]]:
+        """What was noted and has no pair since: whether those files got their names nobody knows."""
+        found: dict[int, list[Pair]] = defaultdict(list)
+        for mailbox_id, uid, key, flags, *content in self.rows(pair_rows.DELIVERIES):
+            pair = Pair(uid, pair_rows.key_from(key), pair_rows.flags_from(flags), *content)
+            found[mailbox_id].append(pair)
+        return found
+
+    def drop_deliveries(self, pairs: Mapping[int, Sequence[Pair]]) -> None:
+        with self.transaction() as database:
+            for mailbox_id, some in pairs.items():
+                pair_rows.drop_deliveries(database, mailbox_id, [pair.uid for pair in some])
+
     def skip(self, mailbox_id: int, messages: Iterable[Skipped], now_s: float | None = None) -> None:
         """Remember messages that were left on the server; one that was before is counted once more."""
         when = time.time() if now_s is None else now_s
@@ -415,7 +436,7 @@ class State:
             )
 
     def with_leftovers(self) -> set[int]:
-        """The mailboxes with messages that did not travel, either way, or of which nobody told the Uid."""
+        """The mailboxes with messages that did not travel, either way, or of which something is yet to be found out."""
         return {row[0] for row in self.rows(pair_rows.LEFTOVERS)}
 
     def hold_back(self, mailbox_id: int, items: Iterable[Unsent], now_s: float | None = None) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import re
 import ssl
 from collections import deque
@@ -139,7 +140,7 @@ class Connection(SMTPProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.fail(ConnectionLost(f"the connection to {self.server} was lost" + (f": {exc}" if exc else "")))
+        self.fail(ConnectionLost(f"the connection to {self.server} was lost" + (f": {_reason(exc)}" if exc else "")))
         super().connection_lost(exc)
 
     def fail(self, failure: MaildError) -> None:
@@ -157,7 +158,10 @@ class Connection(SMTPProtocol):
         if self.failure is not None:
             raise self.failure
         self._owed += len(commands)
-        self.write(before + b"".join(command + b"\r\n" for command in commands))
+        try:
+            self.write(before + b"".join(command + b"\r\n" for command in commands))
+        except SMTPException as exc:  # the last write failed, and connection_lost() is still to be called
+            raise self._lost(exc) from exc
 
     def owe(self) -> None:
         """From now on one more reply may come: that to a body, which the server may give before its end."""
@@ -203,7 +207,7 @@ class Connection(SMTPProtocol):
             self.fail(failure)
             raise failure from exc
         except OSError as exc:
-            raise self.failure or ConnectionLost(f"the connection to {self.server} was lost: {exc}") from exc
+            raise self.failure or ConnectionLost(f"the connection to {self.server} was lost: {_reason(exc)}") from exc
 
     async def read_response(self, timeout: float | None = None) -> SMTPResponse:
         """What aiosmtplib's own commands wait by."""
@@ -309,3 +313,9 @@ def _reply(response: SMTPResponse) -> Reply:
 def _printable(octets: bytes) -> str:
     text = octets.decode("utf-8", "replace")
     return (text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)).strip()
+
+
+def _reason(exc: BaseException) -> str:
+    """Without the number that Python puts before it."""
+    known = isinstance(exc, OSError) and exc.errno and os.strerror(exc.errno).lower()
+    return known or str(exc)

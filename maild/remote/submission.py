@@ -37,7 +37,7 @@ _ABOUT_LOGIN = frozenset({530, 534, 535, 538})  # RFC 4954 §6: at whatever comm
 _NOT_IN_PATH = re.compile(r"[\x00-\x20\x7f<>]")
 
 Take = Callable[[], Submission | None]
-BeginBody = Callable[[Submission, Verdicts], Awaitable[bytes]]
+BeginBody = Callable[[Submission, Verdicts], Awaitable[bytes | Reply]]
 
 log = structlog.get_logger()
 
@@ -53,6 +53,7 @@ class SmtpSession:
         self._needs_reset = False  # a transaction was begun and did not end with a body
         self._is_inside_body = False
         self._closing: Reply | None = None  # a 421: the server's last word
+        self.is_given_up = False  # it was ended because a message could not be sent that the server was ready for
 
     @classmethod
     async def open(cls, endpoint: Smtp, credentials: Credentials, timeouts: Timeouts = RFC_5321) -> SmtpSession:
@@ -83,8 +84,9 @@ class SmtpSession:
         """Submit what `take` gives, until it gives None or the session is over; everybody gets a verdict, in order.
 
         `begin_body` is awaited when the server wants the body, with those it has refused; it returns the message in its
-        disk form, and nothing of the body is sent before. With PIPELINING a message costs two round trips. RFC 2920
-        lets the next envelope follow the body at once; Dovecot 2.3 dies of that, and leaves the body unanswered.
+        disk form, and nothing of the body is sent before; or why it cannot be sent now, which ends the session. With
+        PIPELINING a message costs two round trips. RFC 2920 lets the next envelope follow the body at once; Dovecot 2.3
+        dies of that, and leaves the body unanswered.
         """
         while not self.is_over and (current := take()) is not None:
             verdicts: dict[str, Verdict] = {}
@@ -207,10 +209,15 @@ class SmtpSession:
                 return
             if reply.code == _START_INPUT:
                 text = await begin_body(this, dict(verdicts)) if accepted else b""
+                if isinstance(text, Reply):
+                    verdicts.update(dict.fromkeys(accepted, Verdict("deferred", text)))
+                    self.is_given_up = True  # there is no other way back: an end of the body would be a message
+                    self.drop()
+                    return
                 last = await self._send_body(text)
                 if not self._connection.has_reply():
+                    self._end_body(last)  # raises only where nothing of it was written
                     is_dot_sent = True
-                    self._end_body(last)
                 reply = await self._next(self._timeouts.final_s)
             if 300 <= reply.code < 400 or (reply.is_positive and not is_dot_sent):
                 raise self._nonsense(reply)

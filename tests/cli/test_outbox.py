@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from maild.core import outgoing
 from maild.core.outgoing import Item
 from maild.engine.accept import Order, prepared
 from maild.local.outbox import Outbox
-from maild.testing.smtp import SmtpServer
+from maild.testing.smtp import RESET, SmtpServer
 from tests.servers.sender import config_of_sender
 from tests.servers.submission import serving
 
@@ -121,6 +122,11 @@ def test_one_line_a_message(maild: Any, outbox: Outbox) -> None:
     assert out == f"{item.id}  work  held  to r0@x.example, r1@x.example, r2@x.example and 2 more: hello\n"
 
 
+def test_when_it_will_be_sent(maild: Any, outbox: Outbox) -> None:
+    accept(outbox, at_s=int(time.time()) + 7200)
+    assert "  queued, to be sent in 2.0 h  to " in maild("list")[1]
+
+
 def test_show(maild: Any, outbox: Outbox) -> None:
     item = accept(outbox)
     _, out, _ = maild("show", item.id[:-2])
@@ -142,6 +148,24 @@ def test_the_json_of_several_is_one_document(maild: Any, outbox: Outbox, action:
     assert maild(action, "nope", "--json")[:2] == (1, "")
 
 
+def test_options_stand_where_they_like(maild: Any, outbox: Outbox) -> None:
+    item = accept(outbox)
+    shown = [maild(*words) for words in (("show", item.id, "--json"), ("show", "--json", item.id))]
+    shown.append(maild("--json", "show", item.id))
+    assert shown[0] == shown[1] == shown[2]
+    assert maild("show", "--jsan", item.id)[0] == 64
+
+
+def test_of_a_message_whose_file_is_gone_the_rest_is_shown(maild: Any, outbox: Outbox) -> None:
+    one, two = accept(outbox), accept(outbox, subject="still there")
+    outbox.text_path(one.id).unlink()
+    status, out, err = maild("show", one.id, two.id)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert f"{one.id}.eml is gone; `maild outbox cancel {one.id}` forgets the message" in err
+    assert f"id:              {one.id}\n" in out
+    assert "Subject: still there" in out
+
+
 def test_a_file_that_cannot_be_read_is_told(maild: Any, outbox: Outbox) -> None:
     accept(outbox)
     (outbox.path / "x.toml").write_text("account = 1")
@@ -156,12 +180,45 @@ def test_a_file_that_cannot_be_read_is_told(maild: Any, outbox: Outbox) -> None:
 def test_hold_release_cancel(maild: Any, outbox: Outbox, server: SmtpServer) -> None:
     item = accept(outbox)
     assert maild("hold", item.id) == (0, f"{item.id}: held\n", "")
-    assert maild("flush")[:2] == (0, "work: nothing sent\n")
+    assert maild("flush")[:2] == (0, "work: nothing sent (in the outbox: 1 held)\n")
     assert server.connections == 0
     assert maild("release", item.id) == (0, f"{item.id}: queued\n", "")
     assert maild("cancel", item.id) == (0, f"{item.id}: cancelled\n", "")
     assert maild("cancel", item.id)[0] == 1
     assert maild() == (0, "the outbox is empty\n", "")
+
+
+@pytest.mark.parametrize(
+    ("reaction", "state", "action", "hint"),
+    [
+        ("550 5.1.1 nobody", "failed", "hold", "before `maild outbox retry"),
+        ("550 5.1.1 nobody", "failed", "release", "before `maild outbox retry"),
+        ("451 4.3.0 later", "deferred", "release", "or now after `maild outbox retry"),
+        (RESET, "uncertain", "hold", "`maild outbox cancel"),
+        (RESET, "uncertain", "release", "`maild outbox cancel"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_changes_nothing(
+    maild: Any, outbox: Outbox, server: SmtpServer, reaction: Any, state: str, action: str, hint: str
+) -> None:
+    item = accept(outbox)
+    server.react("dot", reaction)
+    maild("flush")
+    before = outbox.find(item.id)
+    status, out, err = maild(action, item.id)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"maild: cannot {action} {item.id}: it is {state}; ")
+    assert hint in err
+    assert outbox.find(item.id) == before
+    assert maild(action, item.id, "--json")[:2] == (1, "")
+
+
+def test_a_lost_connection_is_told_without_numbers(maild: Any, outbox: Outbox, server: SmtpServer) -> None:
+    accept(outbox)
+    server.react("dot", RESET)
+    maild("flush")
+    assert "was lost: connection reset by peer\n" in maild("list")[1]
+    assert maild("flush") == (0, "work: nothing sent (in the outbox: 1 uncertain)\n", "")
 
 
 def test_several_ids_of_which_one_is_wrong(maild: Any, outbox: Outbox) -> None:
@@ -289,3 +346,14 @@ def test_sync_with_send_of_an_account_that_only_sends(
     said = capsys.readouterr()
     assert "421 4.3.2 busy" in said.err
     assert said.out == "work: 1 deferred\n"
+
+
+def test_a_journal_of_another_version_is_told_in_one_line(outbox: Outbox, maild: Any) -> None:
+    accepted = accept(outbox)
+    line = json.dumps([accepted.id, {"account": "work", "recipients": [{"address": "a@x.example"}]}]).encode()
+    (outbox.path / ".journal").write_bytes(b"%08x %b\n" % (zlib.crc32(line), line))
+    for words in (["list"], ["list", "--json"], ["show", accepted.id], ["hold", accepted.id], ["flush"]):
+        status, out, err = maild(*words)
+        assert (status, out, len(err.splitlines())) == (1, "", 1), words
+        assert f"{outbox.path}/.journal, line 1" in err
+    assert accept(outbox).id

@@ -158,6 +158,8 @@ def test_hold_and_release() -> None:
     assert held.due(NOW + 100, everything=True) == ()
     assert states(outgoing.released(held, NOW + 7)) == ["sent", "queued", "uncertain"]
     assert outgoing.released(held, NOW + 7).due(NOW + 7) == (B,)
+    later = attempted(item(A), {A: LATER})
+    assert outgoing.released(later, NOW + 7) == later
 
 
 def test_retry_tries_everyone_who_has_not_got_it() -> None:

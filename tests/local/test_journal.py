@@ -15,6 +15,7 @@ from maild.core import outgoing
 from maild.core.errors import LocalError
 from maild.core.outgoing import Item, Notices, Recipient, Reply, Verdict
 from maild.local import journal
+from maild.local.itemfile import load
 from maild.local.journal import NAME, Journal, read
 from maild.local.outbox import ItemBusy, Outbox
 from tests.local.conftest import Fail
@@ -63,6 +64,46 @@ def test_what_a_newer_maild_wrote_is_read_as_far_as_it_is_known(tmp_path: Path, 
     line = line.replace(b'"phase":', b'"colour": "red", "phase":').replace(b'"reply":', b'"mood": 1, "reply":')
     (tmp_path / NAME).write_bytes(b"%08x %b\n" % (zlib.crc32(line), line))
     assert read(tmp_path) == {"1": FULL}
+
+
+def rewritten(directory: Path, old: bytes, new: bytes) -> None:
+    """A line of the journal as another version would have written it."""
+    line = (directory / NAME).read_bytes().partition(b" ")[2].rstrip(b"\n")
+    assert old in line
+    line = line.replace(old, new)
+    (directory / NAME).write_bytes(b"%08x %b\n" % (zlib.crc32(line), line))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b'"sender": "me@x", ', b"", "'sender'"),
+        (b'"recipients": [', b'"people": [', "'recipients' is missing"),
+        (b'"address": "a@x", ', b"", "'address'"),
+        (b'"state": "held"', b'"state": "paused"', "'paused' is no state"),
+        (b'"phase": "body"', b'"phase": "soul"', "phase"),
+        (b'["1", {', b'["1", 7, {', "too many values"),
+        (b'["1", {', b'["1", [], {', "too many values"),
+        (b'["1", {', b'[["1"], {', "id"),
+        (b"}]", b"", "delimiter"),
+    ],
+)
+def test_a_line_of_another_version_says_where_and_what_to_do(
+    tmp_path: Path, writer: Journal, old: bytes, new: bytes, reason: str
+) -> None:
+    writer.note([FULL])
+    rewritten(tmp_path, old, new)
+    with pytest.raises(LocalError, match=r"\.journal, line 1: .*another version") as caught:
+        read(tmp_path)
+    assert reason in caught.value.text
+    assert "flush" in caught.value.hint
+    assert "move the file away" in caught.value.hint
+
+
+def test_fields_that_came_later_have_their_defaults(tmp_path: Path, writer: Journal) -> None:
+    writer.note([FULL])
+    rewritten(tmp_path, b'"is_doubt_mixed": true', b'"was_mixed": true')
+    assert read(tmp_path) == {"1": replace(FULL, is_doubt_mixed=False)}
 
 
 def test_torn_at_any_octet_it_tells_what_was_whole(tmp_path: Path, writer: Journal) -> None:
@@ -188,6 +229,23 @@ def test_what_a_dead_drainer_had_in_hand_is_put_in_order(outbox: Outbox) -> None
         second.id: "uncertain",
         third.id: "deferred",
     }
+
+
+def test_putting_it_in_order_reads_no_more_than_it_must(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both locks are held meanwhile, so a long queue must not make it long. What was removed does not come back."""
+    accepted = [outbox.accept(item(), TEXT) for _ in range(30)]
+    with outbox.draining():
+        claim(outbox, *(one.id for one in accepted[:3]))
+        outbox.remove([accepted[1].id])
+    reads: list[str] = []
+    monkeypatch.setattr(
+        "maild.local.outbox.load", lambda item_id, octets: reads.append(item_id) or load(item_id, octets)
+    )
+    other = Outbox(outbox.path.parent)
+    assert other.edit(accepted[0].id, outgoing.held).state == "held"
+    assert set(reads) == {accepted[0].id}
+    assert {one.id for one in other.contents().items} == {one.id for one in accepted} - {accepted[1].id}
+    assert {one.phase for one in other.contents().items} == {""}
 
 
 def test_only_the_drainer_has_a_journal(outbox: Outbox) -> None:

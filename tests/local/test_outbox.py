@@ -39,8 +39,8 @@ def outbox(tmp_path: Path) -> Outbox:
 
 
 @pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncedDisk]:
-    disk = SyncedDisk(monkeypatch)
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncedDisk]:
+    disk = SyncedDisk(monkeypatch, tmp_path)
     yield disk
     disk.close()
 
@@ -51,7 +51,8 @@ def machine(disk: SyncedDisk, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def files(outbox: Outbox) -> list[str]:
-    return sorted(path.name for path in outbox.path.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
+    names = {path.name for path in outbox.path.rglob("*") if path.is_file()}
+    return sorted(name for name in names if not name.endswith(".lock") and name != ".synced")
 
 
 def claim(outbox: Outbox, *ids: str) -> list[Item]:
@@ -123,6 +124,41 @@ def test_a_crash_at_any_step_of_accepting(tmp_path: Path, disk: SyncedDisk, mach
         for whole in found.items:
             assert outbox.text(whole.id) == TEXT
     assert steps >= 8
+
+
+def test_accepted_where_another_process_has_just_made_the_directory(tmp_path: Path, disk: SyncedDisk) -> None:
+    """It was killed before it had synced what is above: that its directory is there does not mean that it stays."""
+    (root := tmp_path / "root").mkdir()
+    (root / "home" / "state" / "outbox").mkdir(parents=True)
+    outbox = Outbox(root / "home" / "state")
+    accepted = [outbox.accept(item(), TEXT), outbox.accept(item(), TEXT)]
+    disk.image(root, tmp_path / "after")
+    found = Outbox(tmp_path / "after" / "home" / "state").contents().items
+    assert {one.id for one in found} == {one.id for one in accepted}
+
+
+def test_what_is_above_is_synced_as_far_as_it_may_be_read(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def denied(path: str | Path, flags: int, *args: int, **kwargs: int) -> int:
+        if str(path) == "/":
+            raise PermissionError(errno.EACCES, "no")
+        return real(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", denied)
+    assert outbox.contents().items == ()
+    assert outbox.accept(item(), TEXT).id
+
+
+@pytest.mark.parametrize(("code", "is_refused"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_what_is_above_cannot_be_synced(outbox: Outbox, fail: Fail, code: int, is_refused: bool) -> None:
+    outbox.path.mkdir(parents=True)
+    fail("fsync", code, times=1)
+    if is_refused:
+        with pytest.raises(LocalError, match="kernel log"):
+            outbox.accept(item(), TEXT)
+    else:
+        assert outbox.accept(item(), TEXT).id
 
 
 def test_fifty_writers_and_a_drainer(outbox: Outbox) -> None:

@@ -30,6 +30,8 @@ log = structlog.get_logger()
 LOOK_EVERY_S = 1.0
 TICK_NS = 100_000_000  # more than the 1 to 10 ms of Linux file systems (CONFIG_HZ)
 CHECK_SECRET_EVERY_S = 900.0
+CHECK_CLOCK_EVERY_S = 900.0
+_UNREADABLE = "it waits until its file can be read; the others are sent"
 
 
 class Sender:
@@ -106,6 +108,9 @@ class Sender:
             drained = Drained(self.account.name)
             try:
                 drained = await self._submitter.drain(everything=not all(f.is_due_only for f in flushes))
+            except BaseException:
+                self._is_woken = True  # whoever runs it again goes on with what was left
+                raise
             finally:
                 for flush in flushes:
                     flush.drained = drained
@@ -115,9 +120,13 @@ class Sender:
                 next_s = time.time() + CHECK_SECRET_EVERY_S  # the drain looks whether the secret is another
 
     async def _until(self, wall_s: float | None) -> None:
+        """Until woken or `wall_s`; now and then also before it, for the clock may have been set back meanwhile."""
         self._woken = anyio.Event()
-        with anyio.move_on_after(float("inf") if wall_s is None else max(wall_s - time.time(), 0.0)):
+        with anyio.move_on_after(
+            float("inf") if wall_s is None else min(max(wall_s - time.time(), 0.0), CHECK_CLOCK_EVERY_S)
+        ) as waiting:
             await self._woken.wait()
+        self._is_woken |= waiting.cancelled_caught
 
     def _tell(self, item: Item) -> None:
         """Called in a thread; the hook takes it on the event loop."""
@@ -142,6 +151,7 @@ async def watch_outbox(
     """
     stamp: int | None = None
     told = ""
+    unreadable: Collection[str] = ()
     while True:
         began_ns = time.time_ns()
         try:
@@ -150,6 +160,9 @@ async def watch_outbox(
                 # A change within one tick of the file system's clock shows in no time stamp: a new one proves nothing.
                 stamp = now if began_ns - now > TICK_NS else None
                 contents = await anyio.to_thread.run_sync(outbox.contents)
+                for item_id in sorted(contents.unreadable.keys() - set(unreadable)):
+                    log.warning("outbox.stopped", item=item_id, reason=contents.unreadable[item_id], hint=_UNREADABLE)
+                unreadable = contents.unreadable.keys()
                 wake({item.account for item in contents.items if not item.phase})
         except LocalError as exc:
             stamp = None

@@ -112,12 +112,11 @@ def test_the_time_that_it_was_held_is_not_of_the_five_days() -> None:
 def test_what_never_gets_an_answer_is_sent_ever_more_seldom_and_given_up() -> None:
     found = attempted(item(), {A: DOUBT})
     waits_s = [900]
-    while (at_s := found.wakes_at()) is not None:
+    while len(waits_s) < 50 and (at_s := found.wakes_at()) is not None:
         found = attempted(found, {A: DOUBT}, at_s)
         waits_s.append(found.uncertain_s - at_s)
     assert waits_s[:6] == [900, 900, 900, 900, 960, 1920]
     assert max(waits_s) == 4 * 3600
-    assert found.attempts < 50
     assert found.state == "failed"
     assert found.recipients[0].reply.endswith(" (given up after 5 days; it may have arrived)")
 

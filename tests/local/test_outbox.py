@@ -257,7 +257,7 @@ def test_a_file_that_cannot_be_read_holds_up_no_other(outbox: Outbox) -> None:
     assert outbox.has_text(bad.id)
 
 
-def test_a_journal_or_directory_that_cannot_be_read_is_an_error(outbox: Outbox, fail: Fail) -> None:
+def test_too_many_open_files_are_no_fault_of_the_items(outbox: Outbox, fail: Fail) -> None:
     outbox.accept(item(), TEXT)
     fail("stat", errno.EMFILE)
     with pytest.raises(LocalError, match="too many open files: raise"):

@@ -223,7 +223,7 @@ def settled(item: Item, verdicts: Verdicts, now_s: float) -> Item:
         recipients=recipients,
         phase="",
         since_s=since_s,
-        next_s=now + retry_delay_s(item.attempts, codes) if is_deferred else now,
+        next_s=now + retry_delay_s(item.attempts, codes) if is_deferred and not _were_too_many(verdicts) else now,
         uncertain_s=now + doubt_s if new else item.uncertain_s,
         copy=item.copy or ("begun" if any(r.state == "sent" for r in recipients) else ""),
         is_doubt_mixed=bool(doubted) and (item.is_doubt_mixed or is_mixed),
@@ -262,6 +262,17 @@ def _given_up(recipient: Recipient, doubted: Set[str], doubted_now: Set[str]) ->
     doubt = "; it may have arrived" if is_doubted else ""
     days = LIFETIME_S // 86400
     return replace(recipient, state="failed", reply=f"{recipient.reply} (given up after {days} days{doubt})")
+
+
+def _were_too_many(verdicts: Verdicts) -> bool:
+    """Whether only the number of recipients kept the others waiting: they come next (RFC 5321 §4.5.3.1.10)."""
+    waiting = [verdict.reply for verdict in verdicts.values() if verdict.state == "deferred"]
+    is_progress = any(verdict.state == "sent" for verdict in verdicts.values())
+    return is_progress and bool(waiting) and all(map(_is_about_number, waiting))
+
+
+def _is_about_number(reply: Reply) -> bool:
+    return reply.code == 452 and (reply.text.startswith("4.5.3 ") or "too many" in reply.text.lower())
 
 
 def _code(reply: str) -> int:

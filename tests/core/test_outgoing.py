@@ -93,6 +93,24 @@ def test_given_up_after_five_days_but_not_before_a_try() -> None:
     assert attempted(waiting, {A: DOUBT}, late).state == "uncertain"
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "after_s"),
+    [
+        ({A: OK, B: "452 4.5.3 Error: too many recipients"}, 0),
+        ({A: OK, B: "452 Too many recipients"}, 0),
+        ({A: OK, B: "452 4.2.2 mailbox full"}, 60),
+        ({A: OK, B: "452 4.5.3 too many", C: "451 4.3.0 later"}, 60),
+        ({A: LATER, B: "452 4.5.3 too many"}, 60),
+        ({B: "452 4.5.3 too many"}, 60),
+    ],
+)
+def test_whom_there_was_no_room_for_in_one_transaction_comes_next(
+    verdicts: dict[str, Verdict | str], after_s: int
+) -> None:
+    judged = {a: Verdict.of(Reply(int(v[:3]), v[4:])) if isinstance(v, str) else v for a, v in verdicts.items()}
+    assert attempted(item(*judged), judged).next_s == NOW + after_s
+
+
 def test_time_without_a_connection_is_not_of_the_five_days() -> None:
     away_s = 6 * 86400
     first = attempted(item(), {A: GREY}, NOW + away_s)  # accepted without network, then greylisted

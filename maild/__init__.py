@@ -38,7 +38,8 @@ One picture: two sides and a middle. `local` is this disk, `remote` other machin
         moves.py       messages that moved between mailboxes, found before anything else is decided; elsewhere.py: those
                        that may have moved to where a pass does not look
         proof.py       what messages on the server contain, before one is removed because of an equal one
-        adopt.py       what is on both sides without a pair gets one: the one recovery; untold.py: if it moved on
+        adopt.py       what is on both sides without a pair gets one: the one recovery; untold.py: if it was sent from
+                       here and moved on; delivered.py: if it was delivered here and moved on
         apply.py       changes to local files; push.py: changes on the server, new messages included
         pull.py        messages on their way here, over as many sessions as lend a hand
         poll.py        one poll of a POP3 account: retrieve.py gets what is new, prune.py deletes there what is due

@@ -63,6 +63,19 @@ class Running:
     has_started: bool = False
     ended: anyio.Event = field(default_factory=anyio.Event)
 
+    async def keep(self, dispatch: Dispatch) -> None:
+        """Its mail and its outbox; in no more tasks than that takes, for there may be a thousand accounts."""
+        if self.sender is None:
+            if self.keeper is not None:
+                await self.keeper.run()
+            return
+        if self.keeper is None:
+            await dispatch.keep(self.sender)
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(dispatch.keep, self.sender)
+            await self.keeper.run()
+
     def stop(self) -> None:
         for part in (self.keeper, self.sender):
             if part is not None:
@@ -219,11 +232,7 @@ class Daemon:
         running.has_started = True
         try:
             with running.scope:
-                async with anyio.create_task_group() as tasks:
-                    if running.sender is not None:
-                        tasks.start_soon(self._dispatch.keep, running.sender)
-                    if running.keeper is not None:
-                        tasks.start_soon(running.keeper.run)
+                await running.keep(self._dispatch)
         finally:
             running.ended.set()
 
@@ -261,7 +270,7 @@ class Daemon:
         async with self._reloading:
             self._notifier.reloading()
             try:
-                config = await anyio.to_thread.run_sync(load, self._path)
+                config = await anyio.to_thread.run_sync(partial(load, self._path, may_be_empty=True))
                 if config.state_dir != self.config.state_dir:
                     raise ConfigError([f"{config.path}: maild.state_dir: has changed; that needs a restart of maild"])
                 log_setup.configure(self._log_level or config.log_level, config.log_format)
@@ -333,7 +342,9 @@ class Daemon:
         states: dict[str, int] = {}
         for running in self._accounts.values():
             states[running.state] = states.get(running.state, 0) + 1
-        return ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in sorted(states.items()))
+        return (
+            ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in sorted(states.items())) or "no account"
+        )
 
     # -- what is asked over the control socket
 
@@ -349,7 +360,8 @@ class Daemon:
                 try:
                     with anyio.CancelScope(shield=True):  # a client that goes away does not stop it half-way
                         changed = await self.reload()
-                    yield {"result": {"changed": changed}}
+                    gone = [name for name in changed if name not in self.config.accounts]
+                    yield {"result": {"changed": changed, "gone": gone}}
                 except ConfigError as exc:
                     raise Refused(exc.text, "the config that was read before stays in use", 78) from exc
             case {"ask": "look", "account": str(name)}:

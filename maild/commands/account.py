@@ -68,7 +68,7 @@ def _no_such(config: Config, name: str) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    config = load(args.config)
+    config = load(args.config, may_be_empty=True)
     found = [_document(account, config) for account in config.accounts.values()]
     if args.json:
         print(json.dumps(found, ensure_ascii=False, indent=2))
@@ -77,6 +77,8 @@ def _list(args: argparse.Namespace) -> int:
         say(f"{account.name}  {', '.join((account.address, *account.aliases))}")
         for label, text in _facts(account, config):
             say(f"  {label:9} {text}")
+    if not config.accounts:
+        say('there is no account yet; "maild account add ADDRESS" sets one up')
     return OK
 
 

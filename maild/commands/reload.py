@@ -18,9 +18,9 @@ _LONGEST_S = 60.0
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns the exit status. Raises ConfigError."""
-    outline = read_outline(args.config)
+    outline = read_outline(args.config, may_be_empty=True)
     try:
-        changed = ask(outline.state_dir, {"ask": "reload"}, _LONGEST_S)["changed"]
+        answer = ask(outline.state_dir, {"ask": "reload"}, _LONGEST_S)
     except NoDaemon as exc:
         print(printable(f"maild: {exc}"), file=sys.stderr)
         return NO_DAEMON
@@ -28,5 +28,8 @@ def run(args: argparse.Namespace) -> int:
         for line in str(exc).splitlines():
             print(printable(line), file=sys.stderr)
         return exc.status
-    print(printable(f"started anew: {', '.join(changed)}") if changed else "nothing changed")
+    gone = answer.get("gone", [])
+    started = [name for name in answer["changed"] if name not in gone]
+    told = [("started anew", started), ("stopped", gone)]
+    print(printable("; ".join(f"{what}: {', '.join(names)}" for what, names in told if names)) or "nothing changed")
     return OK

@@ -18,7 +18,7 @@ from maild.config.places import SOCKET
 from maild.config.senders import read_senders
 from maild.core.errors import ConfigError, LocalError
 from maild.core.outgoing import Notices
-from maild.engine.accept import NoAccount, Order, Refused, prepared
+from maild.engine.accept import NoAccount, NoSuchAccount, Order, Refused, prepared
 from maild.local.outbox import Outbox
 
 OK, USAGE, DATA_ERROR, TRY_LATER, DENIED, BAD_CONFIG = 0, 64, 65, 75, 77, 78  # sysexits.h
@@ -91,6 +91,8 @@ def run(config: Path | None, words: Sequence[str]) -> int:
         return OK
     try:
         return _accept(config, options.order)
+    except NoSuchAccount as exc:
+        return _failed(str(exc), USAGE)
     except Refused as exc:
         return _failed(str(exc), DATA_ERROR)
     except NoAccount as exc:

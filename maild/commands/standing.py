@@ -69,6 +69,8 @@ def _account(
     yield f"{paint(_padded(printable(name), width), _BOLD, look)}  {', '.join(facts)}"
     if error is not None:
         yield from behind("  failed: ", error, look, RED)
+    if account["state"] == "auth_rejected" and document["daemon"] is not None:
+        yield from behind("  ", "not tried again until the secret is another one, or after `maild reload`", look)
     if is_new and document["daemon"] is None:
         yield f"  to begin: maild sync {shlex.quote(name)}"
     if mailboxes:
@@ -191,8 +193,8 @@ def _size(octets: int) -> str:
 
 
 def _outbox(outbox: OutboxDocument, look: Look) -> Iterator[str]:
-    if outbox["error"] is not None:
-        yield from behind("outbox: ", outbox["error"], look, RED)
+    if error := outbox.get("error"):
+        yield from behind("outbox: ", error, look, RED)
         return
     counts = (
         (outbox["queued"], "queued", ""),
@@ -209,7 +211,7 @@ def _daemon(document: Document, look: Look) -> Iterator[str]:
     if (daemon := document["daemon"]) is not None:
         yield f"daemon: pid {daemon['pid']}, running for {_ago(daemon['uptime_s']).removesuffix(' ago')}"
         return
-    yield from behind("", "No daemon is running; this is how the last `maild sync` left it.", look)
+    yield from behind("", "No daemon is running; this is how the last pass left it.", look)
 
 
 # -- text in columns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from maild import log
+from maild.commands import printable
 from maild.commands.progress import shown
 from maild.config import Config, load
 from maild.engine.limits import settle_in
@@ -41,11 +43,19 @@ def run(
     if senders and not targets:
         return sent
     settle_in()
+    has_hooks = bool(config.hooks.on_new_mail or config.hooks.on_change or config.hooks.on_failure)
+    for report in reports.values() if has_hooks else ():
+        report.delivered = []
     if args.dry_run and not config.state_dir.exists():
         anyio.run(_sync_all, config, targets, reports, args)
     else:
         with InstanceLock(config.state_dir, "maild sync"):
             anyio.run(_sync_all, config, targets, reports, args)
+    if has_hooks and not args.dry_run:
+        from maild.engine.hooks import HookBoard
+
+        for complaint in anyio.run(HookBoard(config.hooks).tell, reports.values()):
+            print(printable(f"maild: {complaint}"), file=sys.stderr)
     return sent
 
 

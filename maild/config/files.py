@@ -44,15 +44,18 @@ class Report:
         return bool(self.errors) and all(problem.is_denied for problem in self.errors)
 
 
-def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
-    """The config at `path`, or the first one of the search order; raises ConfigError with all problems at once."""
-    report = examine(path, environ)
+def load(path: Path | None, environ: Mapping[str, str] = os.environ, *, may_be_empty: bool = False) -> Config:
+    """The config at `path`, or the first one of the search order; raises ConfigError with all problems at once.
+
+    One without any account is a problem unless it `may_be_empty`.
+    """
+    report = examine(path, environ, may_be_empty=may_be_empty)
     if report.config is None:
         raise ConfigError([str(problem) for problem in report.errors], is_denied=report.is_denied)
     return report.config
 
 
-def examine(path: Path | None, environ: Mapping[str, str] = os.environ) -> Report:
+def examine(path: Path | None, environ: Mapping[str, str] = os.environ, *, may_be_empty: bool = False) -> Report:
     """Like `load`, but tells instead of raising."""
     main = _find(path, environ)
     if isinstance(main, Problem):
@@ -67,16 +70,18 @@ def examine(path: Path | None, environ: Mapping[str, str] = os.environ) -> Repor
             errors.append(found)
     if not sources or not sources[0].is_main:
         sources.insert(0, Source(str(main), 0o600, {}, Lines(""), is_main=True))  # the others are judged all the same
-    return _judge(main, sources, errors, environ)
+    return _judge(main, sources, errors, environ, may_be_empty=may_be_empty)
 
 
-def _judge(main: Path, sources: list[Source], unreadable: list[Problem], environ: Mapping[str, str]) -> Report:
+def _judge(
+    main: Path, sources: list[Source], unreadable: list[Problem], environ: Mapping[str, str], *, may_be_empty: bool
+) -> Report:
     errors = unreadable.copy()
     models = [_validate(source, environ, errors) for source in sources]
     errors += rules.broken_rules(sources, _default_maildir(sources[0], environ), environ)
     if not unreadable:
-        errors += rules.missing_accounts(sources)
-    notes = _in_order(main, rules.doubts(sources))
+        errors += rules.missing_accounts(sources, may_be_empty=may_be_empty)
+    notes = _in_order(main, rules.doubts(sources, environ))
     if errors:
         return Report(str(main), None, _in_order(main, errors), notes)
     config = build.config(main, [model for model in models if model], environ, tuple(map(str, notes)))

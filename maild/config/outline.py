@@ -29,14 +29,14 @@ class Outline(NamedTuple):
     accounts: Mapping[str, Protocol]
 
 
-def read_outline(path: Path | None, environ: Mapping[str, str] = os.environ) -> Outline:
+def read_outline(path: Path | None, environ: Mapping[str, str] = os.environ, *, may_be_empty: bool = False) -> Outline:
     """The outline of the config at `path`, or of the first one of the search order. Raises ConfigError."""
     try:
-        return _outline(the_main_file(path, environ), environ)
+        return _outline(the_main_file(path, environ), environ, may_be_empty=may_be_empty)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         from maild.config import load
 
-        return outline_of(load(path, environ))
+        return outline_of(load(path, environ, may_be_empty=may_be_empty))
 
 
 def outline_of(config: Config) -> Outline:
@@ -49,14 +49,14 @@ def protocol_of(account: Account) -> Protocol:
     return next(protocol for protocol in _PROTOCOLS if getattr(account, protocol) is not None)
 
 
-def _outline(main: Path, environ: Mapping[str, str]) -> Outline:
+def _outline(main: Path, environ: Mapping[str, str], *, may_be_empty: bool) -> Outline:
     head, accounts = _read(main)
     for path in account_files(main):
         _, more = _read(path)
         if not accounts.keys().isdisjoint(more):
             raise KeyError("an account is there twice")
         accounts |= more
-    if not accounts:
+    if not accounts and not may_be_empty:
         raise KeyError("accounts")
     directory = units.path(head["state_dir"], environ) if "state_dir" in head else state_dir(environ)
     return Outline(directory, {name: _protocol(name, account) for name, account in accounts.items()})

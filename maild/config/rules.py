@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,23 +102,26 @@ def broken_rules(sources: list[Source], maildir: Path | None, environ: Mapping[s
     yield from _maildirs(accounts, maildir, environ)
 
 
-def missing_accounts(sources: list[Source]) -> Iterator[Problem]:
+def missing_accounts(sources: list[Source], *, may_be_empty: bool) -> Iterator[Problem]:
     """No account at all, and a default account that is none; to be asked only when every file could be read."""
     main, names = sources[0], [place.name for place in places(sources)]
-    if not any("accounts" in source.table and source.table["accounts"] != {} for source in sources):
+    has_none = all(source.table.get("accounts", {}) == {} for source in sources)
+    if has_none and not may_be_empty:
         yield main.problem((), 'there is no account yet; "maild account add ADDRESS" sets one up')
     wanted = (as_table(main.table.get("maild")) or {}).get("default_account")
     if isinstance(wanted, str) and wanted and wanted not in names:
         yield main.problem(("maild", "default_account"), "no account has this name" + suggestion(wanted, names))
 
 
-def doubts(sources: list[Source]) -> Iterator[Problem]:
-    """What is no error and can hardly be meant."""
+def doubts(sources: list[Source], environ: Mapping[str, str]) -> Iterator[Problem]:
+    """What is no error of the config and can hardly be meant."""
     main = sources[0]
     wanted = (as_table(main.table.get("maild")) or {}).get("default_account")
     for place in places(sources):
         if place.name == wanted and "smtp" not in place.table:
             yield main.problem(("maild", "default_account"), "this account has no smtp section, so it cannot send")
+        for protocol, section in place.sections():
+            yield from _readable_password_file(place, protocol, section, environ)
 
 
 def _only_accounts(sources: list[Source]) -> Iterator[Problem]:
@@ -193,6 +197,21 @@ def _readable_password(place: Place, protocol: str, section: Table) -> Iterator[
         yield place.problem(
             (protocol, "password"),
             f"others have access to this file (mode {mode:04o}) and it holds a password; run chmod 600 {name}",
+        )
+
+
+def _readable_password_file(
+    place: Place, protocol: str, section: Table, environ: Mapping[str, str]
+) -> Iterator[Problem]:
+    """It need not be there yet; as it is, it would be refused when it is read."""
+    try:
+        path = units.path(section["password_file"], environ)
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except (KeyError, ValueError, OSError):
+        return  # the schema reports what is no path
+    if mode & 0o077:
+        yield place.problem(
+            (protocol, "password_file"), f"others have access to {path} (mode {mode:04o}); run chmod 600 {path}"
         )
 
 

@@ -13,7 +13,8 @@
 `base` is what both sides last agreed on (a `Pair`). Pull, Push and Adopt have no operation of their own: which new
 messages are on both sides is found out by content, when both sides can be looked at (`engine.adopt`); what is left on
 the server is pulled, what is left here is pushed. What vanished in one mailbox and appeared in another has moved and is
-taken out beforehand (`core.moves`).
+taken out beforehand (`core.moves`); where deletions do not travel from the side that moved it, it has only been added
+to the other mailbox, also if both sides moved it, each elsewhere.
 
 Invariants: a flag that one side changed wins over no change on the other, and flags the server does not keep stay a
 local difference; a deletion beats a flag change; a message is removed only if its pair was known and a complete listing

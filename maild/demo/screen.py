@@ -24,7 +24,7 @@ class Screen:
     """Every line is out as soon as it is told, so that who watches sees it happen."""
 
     def __init__(self) -> None:
-        is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed before the start
+        is_terminal = sys.stdout.isatty()
         self._console = _console() if is_terminal else None
         columns = shutil.get_terminal_size((80, 24)).columns
         self.width = max(NARROWEST, min(columns, WIDEST))

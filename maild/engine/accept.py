@@ -35,6 +35,10 @@ class NoAccount(MaildError):
     """No account is there to send it, or it cannot be told which one. Exit status 78 (EX_CONFIG)."""
 
 
+class NoSuchAccount(NoAccount):
+    """The command line names an account that cannot send. Exit status 64 (EX_USAGE), as with every other command."""
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """What the command line says about a message.
@@ -136,7 +140,7 @@ def _account(message: Message, order: Order, senders: Senders) -> Sender:
     names = ", ".join(sender.account for sender in senders.accounts)
     if order.account is not None:
         if (named := _named(senders.accounts, order.account)) is None:
-            raise NoAccount(f"no account {order.account!r} can send", f"there are: {names}")
+            raise NoSuchAccount(f"no account {order.account!r} can send", f"there are: {names}")
         return named
     for address in (order.sender or "", *_authors(message)):
         if (owner := _owner(senders.accounts, address)) is not None:

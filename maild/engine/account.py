@@ -142,7 +142,7 @@ def _fail(account: Account, report: AccountReport, exc: MaildError) -> None:
 
 
 def _log_end(account: Account, report: AccountReport) -> None:
-    is_news = report.error is None or report.error != report.known_error
+    is_news = report.error is None or any(report.total(counter) for counter in CHANGES)  # else `account.failed` says it
     (log.info if is_news else log.debug)(
         "account.finished",
         account=account.name,

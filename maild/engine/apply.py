@@ -6,8 +6,10 @@ Everything here blocks, and runs in the account's state thread.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from maild.core.errors import LocalError
 from maild.core.flags import merge, same_flags
 from maild.core.model import (
     DeleteLocal,
@@ -26,6 +28,7 @@ from maild.local.maildir import Maildir
 from maild.local.scan import Entry
 from maild.local.state import Changes, MailboxState, Orphan, State
 
+NOTHING: Mapping[Key, Entry] = {}
 TRIES = 3  # of a rename that a mail reader beats us to
 
 
@@ -42,12 +45,16 @@ class Removed:
 
 
 def remove_files(
-    state: State, mailbox: MailboxState, maildir: Maildir | None, operations: Sequence[Operation]
+    state: State,
+    mailbox: MailboxState,
+    maildir: Maildir | None,
+    operations: Sequence[Operation],
+    seconds: Mapping[Key, Entry] = NOTHING,
 ) -> Removed:
     """DeleteLocal and Keep of one mailbox: first the pairs, with a note that their files go, then the files, durably.
 
     A file that is gone while its pair is there was removed by a reader; a kill must not look like that. One that is not
-    where the look saw it may have been moved since: its pair stays, and the next look tells.
+    where the look saw it may have been moved since: its pair stays, and the next look tells. `seconds`: as in `Look`.
     """
     delete = {operation.key: operation.uid for operation in operations if isinstance(operation, DeleteLocal)}
     only = [(operation.uid, operation.only) for operation in operations if isinstance(operation, Keep)]
@@ -61,6 +68,7 @@ def remove_files(
             state.make_unsure(mailbox.id, orphans, [(mailbox.id, pair.uid) for pair in going])
         gone = maildir.remove(entries.values()) if entries else set()
         removed.count = len(gone)
+        _remove_seconds(maildir, [pair for pair in going if pair.key in gone], seconds)
         removed.left = [orphan for orphan in orphans if orphan.key not in gone]
         left = {key: pairs[uid] for key, uid in delete.items() if key not in entries and uid in pairs}
         removed.is_missing = any(pair.only != "remote" for pair in left.values())
@@ -68,6 +76,21 @@ def remove_files(
     if delete or only:
         state.apply([Changes(mailbox.id, drop=list(delete.values()), only=only)])
     return removed
+
+
+def _remove_seconds(maildir: Maildir, pairs: Sequence[Pair], seconds: Mapping[Key, Entry]) -> None:
+    """Files with the unique name and the content of one that has gone: they are that message, and go too.
+
+    Else they would count as new. One that has other contents, or cannot be read, is another message.
+    """
+    same: list[Entry] = []
+    for pair in (pair for pair in pairs if pair.key in seconds):
+        with suppress(LocalError):
+            identity = maildir.identity(seconds[pair.key])
+            if identity is not None and (identity.size_octets, identity.digest) == pair.content:
+                same.append(seconds[pair.key])
+    if same:
+        maildir.remove(same)
 
 
 def merge_files(
@@ -156,10 +179,12 @@ def relocate(
     target: Maildir,
     moves: Sequence[Relocation],
     permitted: Permitted | None,
+    seconds: Mapping[int, Mapping[Key, Entry]],
 ) -> Relocated:
     """Move files to where their messages are now, one rename each, then the pairs with them in one commit.
 
-    `sources` are the open directories by mailbox id. What is missing in the result is pulled instead.
+    `sources` are the open directories by mailbox id, `seconds`, as in `Look`, as well. What is missing in the result is
+    pulled instead.
     """
     result = Relocated()
     for source_id in sorted({move.source.id for move in moves}):
@@ -181,6 +206,9 @@ def relocate(
         for move in some:
             if (entry := placed.get(move.key)) is not None:
                 _note(result, move, entries[move.key], entry, merges[move.key])
+        if source is not target:
+            moved = [replace(move.pair, key=move.key) for move in some if move.key in placed]
+            _remove_seconds(source, moved, seconds.get(source_id, NOTHING))
         state.apply(_pairs_changed(some, placed))
     return result
 

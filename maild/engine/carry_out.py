@@ -45,7 +45,8 @@ async def propagate(this: MailboxPass, box: RemoteBox | None) -> None:
         await work.announce_change()
     maildir = await work.state.run(this.opened, not this.is_removed)
     if maildir is not None:
-        this.delivery = Delivery(this.mailbox, maildir, partial(_count_durable, this))
+        is_first = this.mailbox.last_pass_s is None
+        this.delivery = Delivery(this.mailbox, maildir, partial(_count_durable, this), is_noted=not is_first)
     adopted = await work.state.run(_change_files, this)
     if box is None:
         await _merge_flags(this, None, [])
@@ -77,7 +78,7 @@ def _change_files(this: MailboxPass) -> Adopted:
         this.unpaired.know(state.orphans(mailbox.id) | this.unpaired.orphans)
     _change_names(this)
     maildir, report = this.maildir, this.report
-    removed = remove_files(state, mailbox, maildir, this.operations)
+    removed = remove_files(state, mailbox, maildir, this.operations, this.look.seconds)
     this.is_undone |= bool(removed.left) or removed.is_missing
     this.is_missed |= removed.is_missing
     this.unpaired.unsure.update((orphan.key, unsure_of(mailbox.id, orphan)) for orphan in removed.left)
@@ -115,7 +116,8 @@ def _relocate(this: MailboxPass, maildir: Maildir) -> list[MergeFlags]:
                 if source is not None:
                     sources[move.source.id] = source
         moves = [move for move in this.relocations if move.source.id in sources]
-        result = relocate(this.work.state.state, sources, maildir, moves, this.rules.permitted)
+        permitted, seconds = this.rules.permitted, this.work.seconds
+        result = relocate(this.work.state.state, sources, maildir, moves, permitted, seconds)
     finally:
         for mailbox_id, source in sources.items():
             if mailbox_id != this.mailbox.id:
@@ -258,7 +260,9 @@ async def _pull_messages(this: MailboxPass, box: RemoteBox) -> None:
     report.wanted_messages += len(fresh)
     report.wanted_octets += fresh.octets
     if len(fresh) and this.delivery is not None:
-        this.pull = Pull(this.name, this.found.epoch, fresh, this.delivery, this.unpaired, this.rules.permitted)
+        this.pull = Pull(
+            this.name, this.found.epoch, fresh, this.delivery, this.unpaired, this.rules.permitted, this.compared
+        )
         await this.pull.run(this.work, box)
         await _merge_flags_of(this, box, this.pull.merges)
         await _delete_doomed(this, box, this.pull.doomed)

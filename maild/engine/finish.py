@@ -14,7 +14,7 @@ from maild.core.model import (
     Skipped,
 )
 from maild.engine.adopt import kept_uid
-from maild.engine.sync import MailboxPass
+from maild.engine.sync import MailboxPass, too_big
 from maild.local.state import Changes
 
 NOT_DELIVERED = "the server did not deliver it"
@@ -36,6 +36,10 @@ async def finish(this: MailboxPass) -> None:
 def _conclude(this: MailboxPass) -> None:
     state, mailbox, scan = this.work.state.state, this.mailbox, this.found
     _note_missing(this)
+    undecided = this.unpaired.unsure.keys() | this.unpaired.unreadable.keys()
+    # Also of a pass that is refused, for as long as a note stands an equal message is in doubt (`proof.sole`).
+    unsure = {key for key, orphan in state.orphans(mailbox.id).items() if orphan.only == "unsure"}
+    state.drop_orphans(mailbox.id, unsure - undecided)
     if this.refusal is not None:
         return
     if not scan.complete:
@@ -50,8 +54,7 @@ def _conclude(this: MailboxPass) -> None:
     if kept := this.unpaired.kept_here:
         pairs = [Pair(kept_uid(o.key), o.key, o.flags, o.size_octets, o.digest, "local") for o in kept.values()]
         state.apply([Changes(mailbox.id, add=pairs)])
-    needed = _still_kept_there(this) | this.unpaired.unsure.keys() | this.unpaired.unreadable.keys()
-    needed |= _still_untold(this)
+    needed = _still_kept_there(this) | undecided | _still_untold(this)
     state.drop_orphans(mailbox.id, state.orphans(mailbox.id).keys() - needed)
     messages = scan.messages + this.work.remote_delta[mailbox.id]
     untold = sum(note.is_taken for note in state.orphans(mailbox.id).values())
@@ -70,6 +73,7 @@ def _conclude(this: MailboxPass) -> None:
         object_id=this.listed.object_id,
         identity=_identity(this) or mailbox.identity,
         next_uid=this.listed.next_uid,
+        matched=not this.look.has_news,
     )
     if this.report.error:
         state.set_error(mailbox.id, this.report.error)
@@ -102,11 +106,14 @@ def _note_missing(this: MailboxPass) -> None:
     have = state.uids(mailbox.id) | doomed if this.pulled < len(this.remote.fresh) else None
     if have is not None:
         missing = [(uid, size) for uid, _, size in this.remote.fresh if uid not in have]
-        state.skip(mailbox.id, [Skipped(uid, NOT_DELIVERED, size) for uid, size in missing])
-        for uid, _ in missing:
-            this.log.warning("message.skipped", uid=uid, reason=NOT_DELIVERED)
-    if skipped := state.skipped(mailbox.id):
-        settled = set(state.pairs_of(mailbox.id, list(skipped)))
-        past = settled | this.gone_among(set(skipped)) | doomed
+        skipped = [
+            too_big(uid, size) if uid in this.compared else Skipped(uid, NOT_DELIVERED, size) for uid, size in missing
+        ]
+        state.skip(mailbox.id, skipped)
+        for message in skipped:
+            this.log.warning("message.skipped", uid=message.uid, reason=message.reason)
+    if left := state.skipped(mailbox.id):
+        settled = set(state.pairs_of(mailbox.id, list(left)))
+        past = settled | this.gone_among(set(left)) | doomed
         state.unskip(mailbox.id, past)
-        this.report.skipped = len(skipped.keys() - past)
+        this.report.skipped = len(left.keys() - past)

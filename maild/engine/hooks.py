@@ -19,7 +19,7 @@ import structlog
 from anyio.abc import Process
 
 from maild.config import Hooks
-from maild.core.errors import MaildError
+from maild.core.errors import MaildError, NoSuchMailbox, Retry
 from maild.engine.report import AccountReport
 
 TIME_LIMIT_S = 60.0
@@ -90,20 +90,23 @@ class Hook:
         while True:
             await self._has_news.wait()
             self._has_news = anyio.Event()
-            news, self._news = self._news, News()
-            if news and self.argv:
-                await self._run_once(news)
+            await self.tell()
 
-    async def _run_once(self, news: News) -> None:
+    async def tell(self) -> str:
+        """Tell what there is to tell now; nothing is run where there is nothing. What went wrong, "" for nothing."""
+        news, self._news = self._news, News()
+        return await self._run_once(news) if news and self.argv else ""
+
+    async def _run_once(self, news: News) -> str:
         environment = {**os.environ, **news.variables(self.event)}
         environment.pop("NOTIFY_SOCKET", None)  # systemd's words are ours alone
         try:
-            process = await anyio.open_process(
-                self.argv, stdout=DEVNULL, stderr=DEVNULL, env=environment, start_new_session=True
-            )
+            with anyio.CancelScope(shield=True):  # cut off here, asyncio would reap it behind its watcher's back
+                process = await anyio.open_process(
+                    self.argv, stdout=DEVNULL, stderr=DEVNULL, env=environment, start_new_session=True
+                )
         except OSError as exc:
-            self._complain(f"{self.argv[0]} cannot be run: {exc.strerror}", "give the program's full path")
-            return
+            return self._complain(f"{self.argv[0]} cannot be run: {exc.strerror}", "give the program's full path")
         try:
             with anyio.move_on_after(self._time_limit_s):
                 await _tell(process, news.paths)
@@ -112,12 +115,16 @@ class Hook:
             is_late = process.returncode is None
             await _ended(process)
         if is_late:
-            self._complain(f"not done after {self._time_limit_s:g} s, killed", "start long work in the background")
-        elif process.returncode:
-            self._complain(f"exit status {process.returncode}", "run it by hand to see why")
+            return self._complain(
+                f"not done after {self._time_limit_s:g} s, killed", "start long work in the background"
+            )
+        if process.returncode:
+            return self._complain(f"exit status {process.returncode}", "run it by hand to see why")
+        return ""
 
-    def _complain(self, reason: str, hint: str) -> None:
+    def _complain(self, reason: str, hint: str) -> str:
         log.warning("hook.failed", hook=self.event, command=self.argv[0], reason=reason, hint=hint)
+        return f"hook {self.event}: {reason}; {hint}"
 
 
 class HookBoard:
@@ -148,6 +155,31 @@ class HookBoard:
         async with anyio.create_task_group() as tasks:
             for hook in self._all.values():
                 tasks.start_soon(hook.run)
+
+    async def tell(self, reports: Iterable[AccountReport]) -> list[str]:
+        """After passes in a process that ends then: each hook is run once, if at all, and waited for.
+
+        Whether a failure will pass by itself shows only with time, so of those that may nothing is told. Returns what
+        went wrong with hooks.
+        """
+        for report in reports:
+            self.note_pass(report)
+            refused = next((m.error for m in report.mailboxes.values() if m.state == "refused"), None)
+            failure = None if isinstance(report.failure, NoSuchMailbox) else report.failure  # only the user's slip
+            if failure is not None and failure.retry is not Retry.LATER:
+                self.note_failure(report.name, failure)
+            elif refused is not None:
+                self.note_failure(report.name, refused)
+        complaints: list[str] = []
+
+        async def tell(hook: Hook) -> None:
+            if complaint := await hook.tell():
+                complaints.append(complaint)
+
+        async with anyio.create_task_group() as tasks:
+            for hook in self._all.values():
+                tasks.start_soon(tell, hook)
+        return complaints
 
 
 def _argvs(hooks: Hooks) -> Mapping[str, tuple[str, ...]]:

@@ -33,6 +33,7 @@ from maild.engine.supervise import Patience, keep_alive
 from maild.remote.auth import Credentials
 
 STUCK_S = 1200.0  # an owner without a sign of life for so long is stuck; every command, and every delay, ends before
+SECRET_FILE_S = 5.0  # how often a file is looked into after the secret in it was refused
 TELL_AFTER_S = 3600.0  # of failures that may pass by themselves, before a person is told
 READ_AT_ONCE = 50  # states in one go, for `maild status`
 LONGEST_PASS_AT_STOP_S = 4.0
@@ -91,6 +92,7 @@ class Keeper:
         self.is_stale = True  # a pass ended since `stored` was read
         self._next_poll_s = 0.0
         self._credentials: Credentials | None = None
+        self._secret_trouble = ""  # why it could not be read when it was last looked at
         self._terms = Terms()  # as a POP3 server wants to be polled
         self._login_from_s = 0.0  # before, it takes no login
         self._is_told = False  # the hook has been told of what is wrong
@@ -276,6 +278,8 @@ class Keeper:
         until_s = self._try_from_s if self._is_wanted else self._next_poll_s
         if isinstance(self.failure, AuthRejected):
             until_s = self._next_poll_s
+            if self._credentials is not None and self._credentials.is_in_a_file:
+                until_s = min(until_s, now_s + SECRET_FILE_S)
         self._stirred = anyio.Event()
         with anyio.move_on_after(max(until_s - now_s, 0.0)) as waited:
             await self._stirred.wait()
@@ -421,10 +425,13 @@ class Keeper:
 
     async def _unless_unreadable(self, has_changed: Callable[[], Awaitable[bool]]) -> bool:
         try:
-            return await has_changed()
+            has_it, trouble = await has_changed(), None
         except MaildError as exc:
-            log.warning("secret.refused", account=self.account.name, reason=exc.text, hint=exc.hint)
-            return False
+            has_it, trouble = False, exc
+        if trouble is not None and str(trouble) != self._secret_trouble:
+            log.warning("secret.refused", account=self.account.name, reason=trouble.text, hint=trouble.hint)
+        self._secret_trouble = str(trouble or "")
+        return has_it
 
     # -- who tells when to look
 

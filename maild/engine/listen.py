@@ -6,6 +6,7 @@ A server that was to tell and did not is found out by the passes that nobody ask
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import time
@@ -107,11 +108,10 @@ class Listening:
         self._disk_patience = Patience(common.clock, common.chance)
         self._mailboxes: tuple[MailboxName, ...] = ()
         self._is_up = anyio.Event()  # a pass went well
-        self._is_down = anyio.Event()  # the watch that there is, is to end
+        self._hearing = anyio.CancelScope()  # ends with the watch that there is
         self._watch: Watch | None = None
         self._told_at_s = float("-inf")
-        self._found = anyio.Event()
-        self._found_since_s = 0.0
+        self._doubt: asyncio.TimerHandle | None = None  # no task: a thousand accounts would have one for nothing
 
     # -- what the owner says
 
@@ -120,14 +120,14 @@ class Listening:
         self.has_lost_push = False
         if mailboxes is not None and mailboxes != self._mailboxes:
             self._mailboxes = mailboxes
-            self._is_down.set()
+            self._hearing.cancel()
         self._is_up.set()
 
     def end(self) -> None:
         """A pass failed: push is begun again only when one has gone well."""
         if self._is_up.is_set():
             self._is_up = anyio.Event()
-        self._is_down.set()
+        self._hearing.cancel()
 
     def hasten(self) -> None:
         """What kept push away may be over."""
@@ -141,9 +141,16 @@ class Listening:
 
     def note_found(self, mailboxes: Collection[str], since_s: float) -> None:
         """A pass that began at `since_s` without a hint found new messages in these."""
-        if self._watch is not None and not self._watch.mailboxes.isdisjoint(mailboxes) and not self._found.is_set():
-            self._found_since_s = since_s
-            self._found.set()
+        watch = self._watch
+        if watch is None or watch.mailboxes.isdisjoint(mailboxes) or self._doubt is not None:
+            return
+        self._doubt = asyncio.get_running_loop().call_later(MISSED_S, self._judge, watch, since_s)
+
+    def _judge(self, watch: Watch, since_s: float) -> None:
+        """Tell the watch of what it did not tell of."""
+        self._doubt = None
+        if self._told_at_s < since_s:
+            watch.missed()
 
     # -- the server
 
@@ -159,40 +166,28 @@ class Listening:
         if imap is None:
             return
         await self._is_up.wait()
-        self._is_down = anyio.Event()
+        self._hearing = anyio.CancelScope()
         idle = tuple(map(MailboxName, imap.idle_mailboxes))
         async with remote.watch(self._mailboxes, idle, imap.push) as watch:
             self.push, self.lack, self.failure = watch.method, watch.lack, None
             reason = watch.lack or None
             log.info("push.started", account=self._account.name, method=watch.method, reason=reason)
-            self._watch, self._found = watch, anyio.Event()
+            self._watch = watch
             began_s = self._common.clock()
             self._hear(frozenset())  # what changed since the last pass
             try:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._until_down, tasks.cancel_scope)
-                    tasks.start_soon(self._doubt, watch)
+                with self._hearing:
                     while True:
                         hint = await watch.hint()
                         self._told_at_s = self._common.clock()
                         self._hear(hint)
             finally:
                 self.push, self._watch = None, None
+                if self._doubt is not None:
+                    self._doubt.cancel()
+                    self._doubt = None
                 if self._common.clock() - began_s >= USEFUL_S:
                     self._patience.reset()
-
-    async def _doubt(self, watch: Watch) -> None:
-        """Tell the watch of what it did not tell of."""
-        while True:
-            await self._found.wait()
-            await anyio.sleep(MISSED_S)
-            if self._told_at_s < self._found_since_s:
-                watch.missed()
-            self._found = anyio.Event()
-
-    async def _until_down(self, scope: anyio.CancelScope) -> None:
-        await self._is_down.wait()
-        scope.cancel()
 
     def _lost(self, failure: MaildError | None) -> None:
         self.failure = failure

@@ -30,7 +30,8 @@ class Look:
 
     `stamp` is to be stored once all of it is carried out; None where it proves nothing (the directory changed within
     the same tick of the clock). `unpaired` are the files that no pair knows, `seen` those
-    of changed pairs. `is_here`: there is a directory.
+    of changed pairs, `seconds` files that have the unique name of a pair's file, beside it: they are ignored as long as
+    that is there, and go with it. `is_here`: there is a directory.
     """
 
     stamp: str | None = None
@@ -38,6 +39,7 @@ class Look:
     news: LocalNews = field(default_factory=LocalNews)
     unpaired: dict[Key, Entry] = field(default_factory=dict)
     seen: dict[Key, Entry] = field(default_factory=dict)
+    seconds: dict[Key, Entry] = field(default_factory=dict)
 
     @property
     def has_news(self) -> bool:
@@ -58,10 +60,10 @@ def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may
     """
     if maildir is None:
         return Look(is_here=False, news=LocalNews(gone=_gone_with_directory(state, mailbox)))
+    expected, others = state.names(mailbox.id)  # first: meanwhile a change that came just before this settles
     now_ns = time.time_ns()
     stamp = stamp_of(maildir.directory)
     settled = stamp.text() if is_settled(stamp, now_ns) else None
-    expected, others = state.names(mailbox.id)
     other_names: Collection[Key] | None = None  # keys that have one instead of the expected; None: nobody knows
     otherwise = _meaning_otherwise(state, mailbox, maildir) if _keywords_changed(mailbox, stamp) else {}
     if others + len(otherwise) > MOST_NAMELESS:
@@ -76,12 +78,13 @@ def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may
         doubtful.update(state.nameless(mailbox.id, others) if others else ())
     doubtful.update(entries)
     pairs = state.pairs_by_key(mailbox.id, doubtful) if doubtful else {}
-    news, seen = LocalNews(), dict[Key, Entry]()
+    news, seen, seconds = LocalNews(), dict[Key, Entry](), dict[Key, Entry]()
     renamed: list[tuple[Uid, Flags, str | None]] = []
     for key, pair in pairs.items():
         entry = entries.pop(key, None)
         if entry is not None and other_names is not None and pair.info is not None and key not in other_names:
-            continue  # a second file with this key, beside the one that is known
+            seconds[key] = entry
+            continue
         if entry is None:
             if pair.only != "remote":
                 news.gone[pair.uid] = pair
@@ -94,7 +97,21 @@ def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may
                 renamed.append((pair.uid, pair.flags, entry.info))
     if len(renamed) > WORTH_NOTING and may_note:
         state.apply([Changes(mailbox.id, flags=renamed)])
-    return Look(settled, True, news, entries, seen)
+    if other_names is None:
+        seconds = {entry.key: entry for entry in maildir.duplicates if entry.key in pairs}
+    # With a second file it is looked at each time: who removes the first one has to know of it.
+    return Look(None if seconds else settled, True, news, entries, seen, seconds)
+
+
+def look_if_changed(state: State, mailbox: MailboxState, maildir: Maildir, *, may_note: bool = True) -> Look:
+    """The same, without reading any names where the last look found nothing and nothing has changed since. Blocks.
+
+    An orphan may be a file that lost its pair without a change to the directory.
+    """
+    is_same = mailbox.matched and stamp_of(maildir.directory).text() == mailbox.stamp
+    if is_same and not state.orphans(mailbox.id):
+        return Look(mailbox.stamp)
+    return look_at(state, mailbox, maildir, may_note=may_note)
 
 
 def has_local_news(state: State, root: Path, layout: Layout) -> bool:

@@ -48,6 +48,9 @@ async def settle_moves(
         return
     by_name = {p.name: p for p in passes}
     gone_here = [Gone(p.name, pair) for p in passes for pair in p.local.gone.values() if not pair.only]
+    # Two pairs may claim one file, where a pass that did not see one of their mailboxes adopted it in the other. It is
+    # not the one that the server has no longer: the other's message would be deleted for want of it.
+    gone_here.sort(key=lambda one: one.pair.uid in by_name[one.mailbox].remote.gone)
     files = _files(passes)
     moved_here = local_moves(gone_here, files) if files else {}
     found_here = set(moved_here)
@@ -111,7 +114,10 @@ async def _moved_there(
         alike = [uid for uid, _, size in p.remote.fresh if size in sizes and uid not in p.retried]
         for uid, facts in (await facts_of(p, alike)).items() if alike else ():
             fresh[facts].append(NewMessage(p.name, uid))
-    return remote_moves(gone, fresh, moved_here)
+    moved = remote_moves(gone, fresh, moved_here)
+    # Where deletions do not travel here, a move there does not either: the file stays where its reader put it.
+    stays = {one for one in moved if one in moved_here and not by_name[one.mailbox].rules.deletes_here}
+    return {one: new for one, new in moved.items() if one not in stays or new.mailbox == one.mailbox}
 
 
 async def _copied_already(

@@ -3,6 +3,8 @@
 Invariants:
 - a pair is committed only when its file and the file's directory are durable; so whatever instant maild is killed at,
   the state never claims more than the disk holds;
+- where readers may be at work before that, the pairs to come are noted first: a file that got its name and has moved
+  on before the next pass is still known (`engine.delivered`);
 - memory is bounded: at most `QUEUE_OCTETS` of messages wait for the disk.
 """
 
@@ -50,11 +52,16 @@ class StateThread:
 
 @dataclass(slots=True)
 class Delivery:
-    """One mailbox's share in the account's deliveries: what is under way, and what became of it."""
+    """One mailbox's share in the account's deliveries: what is under way, and what became of it.
+
+    `is_noted`: its pairs are noted before its files get their names. A first pull, which nobody is reading, does
+    without: that costs a commit per batch.
+    """
 
     mailbox: MailboxState
     maildir: Maildir
     on_durable: Callable[[Delivered], None]
+    is_noted: bool = False
     under_way: int = 0
     failure: LocalError | None = None
     idle: anyio.Event = field(default_factory=anyio.Event)
@@ -145,19 +152,27 @@ class Deliverer:
             async for batch, files in staged:
                 with self._answered_for(batch), _discarded_unless_kept() as kept:
                     kept.append(files)
-                    delivered, failure = await self._committed(batch, files)
+                    # Not between the note and the pairs: what `tmp` has then tells what got its name.
+                    with anyio.CancelScope(shield=True):
+                        delivered, failure = await self._committed(batch, files)
                     kept.clear()
                 self._settle(batch, delivered, failure)
 
     async def _committed(self, batch: list[Item], files: Staged) -> tuple[list[Delivered], LocalError | None]:
         """Make a batch durable, then its pairs; what of it is done, and what went wrong."""
         failure: LocalError | None = None
+        if any(delivery.is_noted for delivery, _ in batch):
+            try:
+                await self._state.run(self._note, batch, files)
+            except LocalError as exc:
+                await anyio.to_thread.run_sync(files.discard)
+                return [], exc
         try:
             delivered = await anyio.to_thread.run_sync(files.commit)
         except DeliveryFailed as exc:
             delivered, failure = exc.delivered, exc
         try:
-            await self._state.run(self._commit_pairs, batch, delivered)
+            await self._state.run(self._commit_pairs, batch, delivered, files)
         except LocalError as exc:
             return [], exc  # the files are there without pairs: adopted by content next time
         return delivered, failure
@@ -187,13 +202,14 @@ class Deliverer:
         self._room.set()
         return batch
 
-    def _commit_pairs(self, batch: list[Item], delivered: list[Delivered]) -> None:
-        mailbox_of = {id(incoming): delivery.mailbox.id for delivery, incoming in batch}
-        pairs: dict[int, list[Pair]] = defaultdict(list)
-        for d in delivered:
-            pair = Pair(d.incoming.uid, d.key, d.incoming.flags, d.size_octets, d.digest, info=d.info)
-            pairs[mailbox_of[id(d.incoming)]].append(pair)
+    def _note(self, batch: list[Item], files: Staged) -> None:
+        self._state.state.note_deliveries(_pairs([item for item in batch if item[0].is_noted], files.to_come))
+
+    def _commit_pairs(self, batch: list[Item], delivered: list[Delivered], files: Staged) -> None:
+        pairs = _pairs(batch, delivered)
         self._state.state.apply([Changes(mailbox_id, add=added) for mailbox_id, added in pairs.items()])
+        if len(delivered) < len(batch):
+            self._state.state.drop_deliveries(_pairs(batch, files.to_come))
 
     def _settle(self, batch: list[Item], delivered: list[Delivered], failure: LocalError | None) -> None:
         """Tell each mailbox what became of its messages.
@@ -214,6 +230,17 @@ class Deliverer:
             self._room.set()
         for delivery, one in done:
             delivery.on_durable(one)
+
+
+def _pairs(batch: list[Item], delivered: Sequence[Delivered]) -> dict[int, list[Pair]]:
+    """What of a batch is delivered, as pairs, by mailbox id."""
+    mailbox_of = {id(incoming): delivery.mailbox.id for delivery, incoming in batch}
+    pairs: dict[int, list[Pair]] = defaultdict(list)
+    for d in delivered:
+        if (mailbox_id := mailbox_of.get(id(d.incoming))) is not None:
+            pair = Pair(d.incoming.uid, d.key, d.incoming.flags, d.size_octets, d.digest, info=d.info)
+            pairs[mailbox_id].append(pair)
+    return pairs
 
 
 def _stage_into(files: list[Staged], batch: list[Item]) -> None:

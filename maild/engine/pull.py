@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -15,7 +15,7 @@ import structlog
 
 from maild.config import Account, Imap
 from maild.core.backoff import is_due
-from maild.core.errors import MaildError
+from maild.core.errors import LocalError, MaildError
 from maild.core.model import Content, Epoch, Fetched, Key, MailboxName, MergeFlags, Pair, Permitted, ScanTable, Uid
 from maild.core.names import matches
 from maild.core.ports import BodyWriter, Remote, RemoteBox
@@ -23,7 +23,8 @@ from maild.engine.adopt import Adopted, Unpaired, Unsure, adopt, fetched_content
 from maild.engine.propagate import Deliverer, Delivery, StateThread
 from maild.engine.report import AccountReport
 from maild.local.delivery import Incoming
-from maild.local.marker import mark_root
+from maild.local.marker import next_rise
+from maild.local.scan import Entry
 from maild.local.spool import Spool
 from maild.local.state import Changes, MailboxState, Orphan, SkippedMessage
 from maild.local.withheld import UnsentMessage
@@ -55,9 +56,10 @@ class Work:
     at. `awaited`: files that a move is to give a pair. `unsure`: see `Unpaired`, by mailbox. `doomed`: contents that
     are gone on both sides from a mailbox, so that the server's having moved one elsewhere does not bring it back;
     `may_be_doomed`: the new messages, by mailbox, that were there when this was found out. `sent`: by mailbox id and
-    key, what the server was given in this pass and has no pair yet. `epochs`: those in which mailboxes were looked at.
-    `foreseen`: mailboxes that a dry run takes for made or renamed. `is_asked`: somebody named the mailboxes, so that
-    messages which did not travel before are tried at once; else when their time has come, as of `now_s`.
+    key, what the server was given in this pass and has no pair yet. `seconds`: by mailbox id, as in `Look`. `epochs`:
+    those in which mailboxes were looked at. `foreseen`: mailboxes that a dry run takes for made or renamed. `is_asked`:
+    somebody named the mailboxes, so that messages which did not travel before are tried at once; else when their time
+    has come, as of `now_s`.
     """
 
     account: Account
@@ -72,6 +74,7 @@ class Work:
     foreseen: dict[MailboxName, MailboxState] = field(default_factory=dict)
     pulls: list[Pull] = field(default_factory=list)
     is_announced: bool = False
+    announcing: anyio.Lock = field(default_factory=anyio.Lock)
     listed: frozenset[MailboxName] = frozenset()  # what the server has
     left_out: frozenset[MailboxName] = frozenset()  # of these, what is not subscribed where that counts
     moves_whole: bool = False  # no move that was cut off is in both mailboxes there
@@ -85,6 +88,7 @@ class Work:
     unsure: defaultdict[MailboxName, dict[Key, Unsure]] = field(default_factory=lambda: defaultdict(dict))
     doomed: defaultdict[Content, list[MailboxName]] = field(default_factory=lambda: defaultdict(list))
     sent: set[tuple[int, Key]] = field(default_factory=set)
+    seconds: dict[int, Mapping[Key, Entry]] = field(default_factory=dict)
     may_be_doomed: defaultdict[MailboxName, set[Uid]] = field(default_factory=lambda: defaultdict(set))
 
     def rows(self) -> dict[MailboxName, MailboxState]:
@@ -113,9 +117,17 @@ class Work:
 
         So a copy made before this pass is older than the state, even if the pass never comes to its end.
         """
-        if not self.is_announced:
-            await self.state.run(mark_root, self.account.maildir, self.state.state)
-            self.is_announced = True
+        async with self.announcing:
+            if not self.is_announced:
+                rise = await self.state.run(next_rise, self.state.state)
+                await anyio.to_thread.run_sync(rise.mark, self.account.maildir)  # the state is free meanwhile
+                await self.state.run(rise.note, self.state.state)
+                self.is_announced = True
+
+    async def announce_ahead(self) -> None:
+        """The same, while the server is still asked; where it fails, whoever changes something is told."""
+        with suppress(LocalError):
+            await self.announce_change()
 
 
 class Pull:
@@ -129,7 +141,9 @@ class Pull:
         delivery: Delivery,
         unpaired: Unpaired,
         permitted: Permitted | None,
+        compared: Collection[Uid] = (),
     ) -> None:
+        """`compared` are not to come: they are only to be adopted, if a file holds just that."""
         self.name = name
         self.epoch = epoch
         self._wanted = wanted
@@ -140,6 +154,7 @@ class Pull:
         self._delivery = delivery
         self._unpaired = unpaired
         self._permitted = permitted
+        self._compared = compared
         self.merges: list[MergeFlags] = []  # flags that the server needs of what was adopted
         self.doomed: list[Uid] = []  # messages that are to be deleted there
         self.left_messages = len(wanted)
@@ -245,7 +260,7 @@ class Pull:
             self.left_messages -= 1
             self.left_octets -= octets
             work.report.done_octets += octets
-            if not await self._is_settled(work, fetched):
+            if not await self._is_settled(work, fetched) and fetched.uid not in self._compared:
                 incoming.append(Incoming(self._delivery.maildir, fetched.uid, fetched.flags, fetched.date_s, raw))
             elif isinstance(raw, Spool):
                 raw.discard()

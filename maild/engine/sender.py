@@ -17,7 +17,7 @@ import anyio.to_thread
 import structlog
 
 from maild.config import Account
-from maild.core.errors import AuthRejected, ConnectionLost, LocalError, MaildError, Unavailable
+from maild.core.errors import AuthRejected, ConnectionLost, LocalError, MaildError, Retry, Unavailable
 from maild.core.outgoing import Item
 from maild.engine.doubts import FindSent
 from maild.engine.hooks import HookBoard
@@ -30,6 +30,7 @@ log = structlog.get_logger()
 LOOK_EVERY_S = 1.0
 TICK_NS = 100_000_000  # more than the 1 to 10 ms of Linux file systems (CONFIG_HZ)
 CHECK_SECRET_EVERY_S = 900.0
+SECRET_FILE_S = 5.0  # the same where the secret is in a file
 CHECK_CLOCK_EVERY_S = 900.0
 _UNREADABLE = "it waits until its file can be read; the others are sent"
 
@@ -56,6 +57,7 @@ class Sender:
         self._is_woken = False
         self.stopping = anyio.Event()
         self._flushes: list[_Flush] = []
+        self._is_told = False  # that the account needs a person
 
     def wake(self) -> None:
         """Something in the outbox is new, or what kept it from being sent is past."""
@@ -118,15 +120,26 @@ class Sender:
             self.error, next_s = drained.error, drained.next_s
             if isinstance(self.error, AuthRejected):
                 next_s = time.time() + CHECK_SECRET_EVERY_S  # the drain looks whether the secret is another
+            needs_person = self.error is not None and self.error.retry is not Retry.LATER
+            if self.error is not None and needs_person and not self._is_told:
+                self._hooks.note_failure(self.account.name, self.error)
+            self._is_told = needs_person
 
     async def _until(self, wall_s: float | None) -> None:
         """Until woken or `wall_s`; now and then also before it, for the clock may have been set back meanwhile."""
         self._woken = anyio.Event()
-        with anyio.move_on_after(
-            float("inf") if wall_s is None else min(max(wall_s - time.time(), 0.0), CHECK_CLOCK_EVERY_S)
-        ) as waiting:
-            await self._woken.wait()
-        self._is_woken |= waiting.cancelled_caught
+        checked_s = anyio.current_time() + (float("inf") if wall_s is None else CHECK_CLOCK_EVERY_S)
+        while not self._woken.is_set() and (wall_s is None or time.time() < wall_s):
+            clock_s = checked_s - anyio.current_time()
+            if clock_s <= 0:
+                self.wake()
+                return
+            left_s = clock_s if wall_s is None else min(wall_s - time.time(), clock_s)
+            is_refused = isinstance(self.error, AuthRejected)
+            with anyio.move_on_after(min(left_s, SECRET_FILE_S) if is_refused else left_s):
+                await self._woken.wait()
+            if is_refused and await self._submitter.has_other_secret():
+                self.wake()
 
     def _tell(self, item: Item) -> None:
         """Called in a thread; the hook takes it on the event loop."""

@@ -79,14 +79,14 @@ class DaemonDocument(TypedDict):
 
 
 class OutboxDocument(TypedDict):
-    """How many messages are in each state; all null where the outbox cannot be read, and `error` says why."""
+    """How many messages are in each state; all null where the outbox cannot be read, and only then `error` says why."""
 
     queued: int | None
     held: int | None
     deferred: int | None
     uncertain: int | None
     failed: int | None
-    error: str | None
+    error: NotRequired[str]
 
 
 class Document(TypedDict):
@@ -137,23 +137,25 @@ def stored_account(state_dir: Path, name: str, protocol: str) -> AccountDocument
 def outbox_status(state_dir: Path) -> OutboxDocument:
     """How many messages are on their way out. Blocks."""
     counts: Mapping[str, int | None] = dict.fromkeys(OUTBOX, 0)
-    error = None
+    trouble = ""
     if (state_dir / "outbox").exists():
         from maild.local.outbox import Outbox  # many never send: they need not wait for this
 
         try:
             counts = {str(state): count for state, count in Outbox(state_dir).counts().items()}
         except LocalError as exc:
-            counts, error = dict.fromkeys(OUTBOX), str(exc)
+            counts, trouble = dict.fromkeys(OUTBOX), str(exc)
     queued, held, deferred, uncertain, failed = (counts[state] for state in OUTBOX)
-    return {
+    document: OutboxDocument = {
         "queued": queued,
         "held": held,
         "deferred": deferred,
         "uncertain": uncertain,
         "failed": failed,
-        "error": error,
     }
+    if trouble:
+        document["error"] = trouble
+    return document
 
 
 def _mailbox(mailbox: MailboxOverview, *, has_flags: bool) -> MailboxDocument:

@@ -121,6 +121,15 @@ class Submitter:
         """Let the running drain end when the messages on the wire are answered for."""
         self._is_stopping = True
 
+    async def has_other_secret(self) -> bool:
+        """Whether the file of a refused password holds another one by now; other sources are not asked this often."""
+        if not self._credentials.is_in_a_file:
+            return False
+        try:
+            return await self._credentials.has_changed()
+        except MaildError:
+            return False  # the next drain says why
+
     async def drain(self, *, everything: bool = False) -> Drained:
         """Submit what is due, or with `everything` all that waits and is not held; also what arrives meanwhile.
 

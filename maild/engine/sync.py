@@ -58,9 +58,15 @@ from maild.local.state import MailboxState, SkippedMessage
 from maild.local.withheld import Refusal, Unsent, UnsentMessage
 
 ANY_FLAGS = Permitted(frozenset({"\\Answered", "\\Deleted", "\\Draft", "\\Flagged", "\\Seen", "$Forwarded"}))
+GIVEN_UP = "the connection ends whenever it is fetched"
 LOOKED_UP = 1000  # pairs looked up at a time
 
 log = structlog.get_logger()
+
+
+def too_big(uid: Uid, size_octets: int) -> Skipped:
+    """A message that is left on the server for its size."""
+    return Skipped(uid, f"larger than max_message_size ({size_octets} octets)", size_octets)
 
 
 class Move(NamedTuple):
@@ -104,12 +110,16 @@ class MailboxPass:
         self.work = work
         self.listed = remote
         self.look = look
+        work.seconds[mailbox.id] = look.seconds
         self.log = log.bind(account=work.account.name, mailbox=remote.name)  # bound once: it is called per message
         self.same_epoch = False
         self._scan: Scan | None = None
         self.here: dict[Uid, Flags] = {}
         self.left_out: list[Skipped] = []
         self.unfetched: list[tuple[Uid, int]] = []  # with sizes: those, and others that do not come in this pass
+        self.too_big: set[Uid] = set()  # new messages that are not to come, and may be what a file here is
+        self.compared: set[Uid] = set()  # of these, those that come all the same, for only their content tells
+        self._left_before: dict[Uid, int] = {}  # with sizes: those that an earlier pass left for their size
         self.waiting: set[Key] = set()  # files that the server did not take, or may have, until their time has come
         self.untold: set[Key] = set()  # files of which is to be remembered that the server has taken them
         self._untold_before = 0
@@ -156,7 +166,8 @@ class MailboxPass:
         scan, state, mailbox, news = self.found, self.work.state.state, self.mailbox, self.remote
         limit = self.work.imap.max_message_size_octets
         skipped = state.skipped(mailbox.id) if self.same_epoch else {}
-        wait = {uid for uid, m in skipped.items() if m.size_octets > limit or not self.work.is_due(m)}
+        self._left_before = {uid: m.size_octets for uid, m in skipped.items() if m.size_octets > limit}
+        wait = {uid for uid, m in skipped.items() if uid in self._left_before or not self.work.is_due(m)}
         self.report.skipped = len(wait)
         self.unfetched = [(uid, skipped[uid].size_octets) for uid in wait]
         if self.same_epoch:
@@ -169,10 +180,12 @@ class MailboxPass:
             self.local.changed.clear()
         if not scan.full:
             self._add_skipped({uid: message for uid, message in skipped.items() if uid not in wait})
-        self._leave_out(limit)
+        self._note_left_out(limit)
         if self.same_epoch and (scan.full or scan.vanished):
-            news.gone = state.pairs_of(mailbox.id, self.gone_among(state.uids(mailbox.id)))
+            known = state.uids(mailbox.id) if scan.full else set(scan.vanished)
+            news.gone = state.pairs_of(mailbox.id, self.gone_among(known))
         self._look_closer()
+        self._look_at_big_files()
         unsure = self.work.unsure[self.name]
         for key, orphan in self.unpaired.orphans.items():
             if orphan.only == "unsure" and key in self.unpaired.entries:
@@ -195,17 +208,49 @@ class MailboxPass:
         for uid in sorted(self.retried):
             self.remote.fresh.add(uid, NO_FLAGS, retry[uid].size_octets)
 
-    def _leave_out(self, limit: int) -> None:
+    def _note_left_out(self, limit: int) -> None:
         given_up = self.work.doubts.get(self.name, Doubts()).given_up
-        for uid, _, size in self.remote.fresh:
-            if size > limit:
-                self.left_out.append(Skipped(uid, f"larger than max_message_size ({size} octets)", size))
-            elif uid in given_up:
-                self.left_out.append(Skipped(uid, "the connection ends whenever it is fetched", size))
-        if self.left_out:
-            self.remote.fresh = self.remote.fresh.without({message.uid for message in self.left_out})
-        self.report.skipped += len(self.left_out)
-        self.unfetched += [(message.uid, message.size_octets) for message in self.left_out]
+        self._leave_out([Skipped(uid, GIVEN_UP, size) for uid, _, size in self.remote.fresh if uid in given_up])
+        self.too_big = {uid for uid, _, size in self.remote.fresh if size > limit}
+
+    def _leave_out(self, messages: Sequence[Skipped]) -> None:
+        if messages:
+            self.left_out += messages
+            self.remote.fresh = self.remote.fresh.without({message.uid for message in messages})
+            self.report.skipped += len(messages)
+            self.unfetched += [(message.uid, message.size_octets) for message in messages]
+
+    def _look_at_big_files(self) -> None:
+        """A message that was left there for its size may have come here in another way."""
+        if not self._left_before or not self.unpaired.entries:
+            return
+        sizes = self.unpaired.sizes()
+        alike = {uid: size for uid, size in self._left_before.items() if size in sizes}
+        if not self.bring_back(alike):
+            identities = self.unpaired.identities
+            self.waiting |= {key for key, i in identities.items() if i.facts.size_octets in alike.values()}
+
+    def left_like(self, sizes: Sequence[int]) -> list[Uid]:
+        """Those that an earlier pass left for their size and that may have one of these on disk."""
+        return likely(sizes, list(self._left_before.items()))
+
+    def bring_back(self, uids: Collection[Uid]) -> bool:
+        """Count messages that were left for their size as new: they may be what a file is.
+
+        False where the scan tells only what has changed since: the next one tells it all.
+        """
+        if not uids:
+            return True
+        listed = {uid: (flags, size) for uid, flags, size in self.found.items if uid in uids}
+        for uid, (flags, size) in listed.items():
+            self.remote.fresh.add(uid, flags, size)
+            del self._left_before[uid]
+        self.too_big |= listed.keys()
+        self.unfetched = [(uid, size) for uid, size in self.unfetched if uid not in listed]
+        self.report.skipped -= len(listed)
+        is_all = len(listed) + len(self.gone_among(set(uids) - listed.keys())) == len(uids)
+        self.is_missed |= not is_all
+        return is_all
 
     def _look_closer(self) -> None:
         """The flags of the files that the server changed, and what the files without a pair are."""
@@ -232,16 +277,9 @@ class MailboxPass:
         self.report.held_back = len((unsent.keys() | self.unpaired.unreadable.keys()) & entries.keys())
 
     def _hold_back_unreadable(self, unsent: Mapping[Key, UnsentMessage]) -> None:
-        """They are tried at every pass. What came under a Uid that nobody told may be one of them: it waits."""
-        unreadable, notes = self.unpaired.unreadable, {note.key: note for note in self.unpaired.untold()}
-        if not unreadable:
-            return
-        self.untold |= unreadable.keys() & notes.keys()
-        sizes = [notes[key].size_octets for key in self.untold]
-        if may_be := set(likely(sizes, [(uid, size) for uid, _, size in self.remote.fresh])):
-            self.remote.fresh = self.remote.fresh.without(may_be)
-            self.is_missed = True
-        if not self.work.dry_run:
+        """They are tried at every pass."""
+        unreadable = self.unpaired.unreadable
+        if unreadable and not self.work.dry_run:
             held = [Unsent(key, file.reason, file.size_octets or 0, waits=False) for key, file in unreadable.items()]
             self.work.state.state.hold_back(self.mailbox.id, held)
             for key in unreadable.keys() - unsent.keys():
@@ -281,7 +319,8 @@ class MailboxPass:
         delete_there = [o for o in self.operations if isinstance(o, DeleteRemote)]
         coming_back = [pair.uid for pair in self.doomable[: self.may_come_back]]
         self._planned = [o.key for o in delete_here], [*(o.uid for o in delete_there), *coming_back]
-        self._counted = self._guarded_total()
+        if any(self._planned) or self.unpaired.unsure:  # else nothing is, nor will be, measured against it
+            self._counted = self._guarded_total()
         self._guard(*self._planned)
         if self.refusal is not None:
             self.operations = [o for o in self.operations if not isinstance(o, DeleteLocal | DeleteRemote)]
@@ -366,6 +405,10 @@ class MailboxPass:
             matched = match_facts(self.unpaired, facts, await self.work.state.run(self._alike, likely))
             unsure = self.unpaired.unsure_contents()
             self.matched = {uid: key for uid, key in matched.items() if self.unpaired.content_of(key) not in unsure}
+            mine = {identity.facts for identity in self.unpaired.identities.values()}
+            self.compared = {uid for uid in self.too_big - self.matched.keys() if facts.get(uid) in mine}
+        left = self.too_big - self.matched.keys() - self.compared
+        self._leave_out([too_big(uid, size) for uid, _, size in self.remote.fresh if uid in left])
         self.report.wanted = len(self.remote.fresh) - len(self.matched)
 
     def _alike(self, uids: Collection[Uid]) -> Alike:

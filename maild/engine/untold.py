@@ -15,7 +15,7 @@ Contents decide, and only where no other message is known to have the same. Come
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -60,17 +60,68 @@ async def settle_untold(work: Work, passes: Sequence[MailboxPass], facts_of: Fac
 
     Not to be called while a session is held.
     """
+    undecided = await _of_unseen(work, passes)
     for p in passes:
-        notes = [note for note in p.unpaired.untold() if note.key not in p.unpaired.unreadable] if p.same_epoch else []
+        notes, hidden = _sorted_out(p, passes)
+        p.untold |= {note.key for note in hidden}
+        undecided |= {note.content for note in hidden}
         away = [note for note in notes if note.key not in p.unpaired.entries]
         files = {note.key: _File(p, note.key) for note in notes if note.key in p.unpaired.entries}
         if away:
             files |= _files_of(away, passes, {(p.name, key) for key in files})
             await _find_messages(work, p, away, files, facts_of)
+            if _is_partial(work):  # both may be where this pass does not look, or one of them
+                lost = [note for note in away if note.key not in files and note.key in p.unpaired.orphans]
+                p.untold |= {note.key for note in lost}
+                undecided |= {note.content for note in lost}
         left = [note for note in notes if note.key in files and note.key in p.unpaired.orphans]
         left = [note for note in left if files[note.key].key in files[note.key].this.to_send]
         if left:
             await _find_moved(work, p, left, files, passes, facts_of)
+    if undecided:
+        for p in passes:
+            await _leave_undecided(work, p, undecided)
+
+
+# -- where file or message cannot be seen
+
+
+async def _of_unseen(work: Work, passes: Sequence[MailboxPass]) -> set[Content]:
+    """What the server has from mailboxes that these passes do not look at: it may have moved to where they do."""
+    seen = {p.mailbox.id for p in passes}
+    wanted = {row.id for row in work.rows().values() if row.name in work.listed and work.wants(row.name)} - seen
+
+    def contents() -> set[Content]:
+        state = work.state.state
+        notes = [(id_, note) for id_ in wanted & state.with_leftovers() for note in state.orphans(id_).values()]
+        return {note.content for id_, note in notes if note.is_untold and (id_, note.key) not in work.sent}
+
+    return await work.state.run(contents) if wanted else set()
+
+
+def _sorted_out(this: MailboxPass, passes: Sequence[MailboxPass]) -> tuple[list[Orphan], list[Orphan]]:
+    """The notes about messages that are to be found, and those whose file may be one that nobody can read."""
+    notes = this.unpaired.untold() if this.same_epoch else []
+    unreadable = [file for p in passes for file in p.unpaired.unreadable.values()]
+    hidden = [
+        note
+        for note in notes
+        if note.key not in this.unpaired.entries
+        and (note.key in this.unpaired.unreadable or any(file.may_be(note.size_octets) for file in unreadable))
+    ]
+    return [note for note in notes if note not in hidden], hidden
+
+
+async def _leave_undecided(work: Work, this: MailboxPass, undecided: Collection[Content]) -> None:
+    """New messages that have one of these contents are not fetched, unless a file here is to be one of them."""
+    mine = this.unpaired
+    unknown = {content for content in undecided if mine.with_content(content) is None}
+    alike = set(likely([size for size, _ in unknown], [(uid, size) for uid, _, size in this.remote.fresh]))
+    contents = await contents_of(work, this, alike) if alike else {}
+    waiting = {uid for uid in alike if uid not in contents or contents[uid] in unknown}
+    _leave(this, waiting)
+    if waiting and _is_partial(work):
+        this.report.error = _waiting_text(work, len(waiting))
 
 
 def _is_partial(work: Work) -> bool:
@@ -149,6 +200,8 @@ async def _find_moved(
     passes: Sequence[MailboxPass],
     facts_of: FactsOf,
 ) -> None:
+    sizes = [note.size_octets for note in notes]
+    brought_back = [q.bring_back(q.left_like(sizes)) for q in passes]
     others = [q for q in passes if q is not p and _fresh_like(q, notes)]
     missing = await _missing(work, p, notes, files, facts_of)
     unproven: set[bytes | None] = set()
@@ -162,7 +215,9 @@ async def _find_moved(
         _leave(q, matches.doubtful.keys())
     late = [message for q in passes for message in _late(q)]
     for note in missing:
-        is_late = note.is_taken and (_is_partial(work) or bool(likely([note.size_octets], late)))
+        # What the server may never have had is not to wait for ever for a mailbox that always fails.
+        is_unseen = _is_partial(work) if note.is_taken else work.is_asked
+        is_late = is_unseen or not all(brought_back) or (note.is_taken and bool(likely([note.size_octets], late)))
         if is_late or files[note.key].facts.message_id in unproven:
             _wait(work, p, files[note.key], note)
         elif note.only == "sent":  # it may have moved while others were looked at: missed twice, it is sent again
@@ -175,14 +230,17 @@ async def _find_moved(
 def _wait(work: Work, p: MailboxPass, file: _File, note: Orphan) -> None:
     file.wait()
     p.untold.add(note.key)
-    if work.is_asked:
+    if _is_partial(work):
         p.report.error = _waiting_text(work, 1)
 
 
 async def _missing(
     work: Work, p: MailboxPass, notes: Sequence[Orphan], files: Mapping[Key, _File], facts_of: FactsOf
 ) -> list[Orphan]:
-    """Those whose message is not where it was sent to, among what is new there; the others are adopted."""
+    """Those whose message is not where it was sent to, among what is new there; each message counts once.
+
+    The others are adopted, or wait: a message may go on before that.
+    """
     alike = _fresh_like(p, notes)
     if not alike:
         return list(notes)
@@ -194,11 +252,23 @@ async def _missing(
     contents = await contents_of(work, p, asked) if asked else {}
     doubtful = asked - contents.keys()
     _leave(p, doubtful)
-    unproven, there = {told[uid].message_id for uid in doubtful}, set(contents.values())
-    missing = [note for note in notes if files[note.key].facts not in sure and note.content not in there]
-    for note in (note for note in missing if files[note.key].facts.message_id in unproven):
-        _wait(work, p, files[note.key], note)
-    return [note for note in missing if files[note.key].facts.message_id not in unproven]
+    unproven = {told[uid].message_id for uid in doubtful}
+    there: Counter[Facts | Content] = Counter(one for one in told.values() if one in sure)
+    there.update(contents.values())
+    missing: list[Orphan] = []
+    for note in notes:
+        file = files[note.key]
+        which = file.facts if file.facts in sure else note.content
+        if there[which] > 0:
+            there[which] -= 1
+            if file.this is p:
+                p.untold.add(note.key)
+                p.waiting.add(file.key)
+        elif file.facts.message_id in unproven:
+            _wait(work, p, file, note)
+        else:
+            missing.append(note)
+    return missing
 
 
 async def _follow(work: Work, p: MailboxPass, note: Orphan, file: _File, target: MailboxPass, uid: Uid) -> None:

@@ -21,6 +21,7 @@ from maild.core.names import MailboxUnusable, directory
 from maild.engine.apply import Relocation
 from maild.engine.carry_out import propagate, withdraw
 from maild.engine.crew import Crew, is_tried_again, pause
+from maild.engine.delivered import settle_deliveries
 from maild.engine.elsewhere import keep_what_came_from_elsewhere, leave_what_lies_elsewhere
 from maild.engine.finish import finish
 from maild.engine.foretell import foretell
@@ -28,7 +29,7 @@ from maild.engine.mailboxes import delete_there, remove_here, scan_of_nothing, s
 from maild.engine.moves import settle_moves
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass
-from maild.engine.visits import Visit, Visits, begin
+from maild.engine.visits import SLOW_MESSAGES, Visit, Visits, begin
 from maild.local.state import MailboxState
 from maild.local.survey import Survey
 
@@ -54,15 +55,17 @@ class AccountPass:
 
     async def run(self, only: Sequence[str]) -> None:
         work = self._work
+        if not work.dry_run:
+            await work.state.run(settle_deliveries, work)
         rows = await work.state.run(work.state.state.mailboxes)
         self._is_first = not any(row.cursor for row in rows.values())
         async with anyio.create_task_group() as openers:
             for _ in range(work.imap.connections - 1 if self._is_first else 0):
                 openers.start_soon(work.remote.prepare)  # a first pass needs them all, and logging in takes its time
-            await self._run(only, [rows[name] for name in self._hinted if name in rows])
+            await self._run(only, [rows[name] for name in self._hinted if name in rows], openers)
             openers.cancel_scope.cancel()
 
-    async def _run(self, only: Sequence[str], told: Sequence[MailboxState]) -> None:
+    async def _run(self, only: Sequence[str], told: Sequence[MailboxState], openers: TaskGroup) -> None:
         work = self._work
         listing, found = await self._both_sides(only, told)
         work.report.state = "syncing"
@@ -77,6 +80,8 @@ class AccountPass:
         for name, exc in self._visits.failed.items():
             if name not in settled.failed and (not only or name in only):
                 await self._crew.note_failure(name, exc)
+        if told and visits and not work.dry_run:
+            openers.start_soon(work.announce_ahead)  # there is mail, most likely, and the disk is slow
         gone = [row for row in settled.gone if not only or row.name in only]
         async with work.deliverer.running():
             has_moves = len(visits) > 1 and await work.state.run(self._visits.may_have_moves, visits)
@@ -104,7 +109,11 @@ class AccountPass:
             nonlocal found
             is_expected = self._visits.expect(told, only, has_mail=not work.dry_run)
             if work.account.maildir.exists():
-                found, news = await work.state.run(self._visits.look_around)
+                found, changed = await work.state.run(self._visits.look_around)
+                if not is_expected:  # at once where reading their names may take longer than LIST
+                    slow = [row for row in changed if (row.messages or 0) >= SLOW_MESSAGES]
+                    is_expected = self._visits.expect(slow, only)
+                news = await work.state.run(self._visits.look_into, changed)
                 if not is_expected:
                     self._visits.expect(news, only)
 

@@ -103,6 +103,11 @@ class Staged:
             with translated("write a message to", incoming.maildir.path):
                 self._written.append(_write(incoming, self._file(incoming)))
 
+    @property
+    def to_come(self) -> list[Delivered]:
+        """The batch as it will be in place."""
+        return [written.delivered for written in self._written]
+
     def commit(self) -> list[Delivered]:
         """Second half: make the files durable, give them their names, make those durable.
 

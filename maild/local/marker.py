@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 
 from maild.core.errors import LocalError
@@ -25,17 +26,27 @@ _GENERATION = "maildir_generation"
 def check_root(root: Path, state: State, dry_run: bool = False) -> None:
     """See that the account's Maildir is there and is the one the state knows. Raises LocalError; makes the first one.
 
-    A dangling symlink, a disk that is not mounted, a marker that is gone: each stops the account, deletes nothing.
+    A dangling symlink, a disk that is not mounted, a marker that is gone: each stops the account, deletes nothing. All
+    its mailboxes with messages are refused then, as if each had lost its directory; once one of these plans has been
+    approved a new Maildir is begun, in which the others are refused one by one.
     """
     if root.is_symlink() and not root.exists():
-        raise LocalError(f"the Maildir {root} is a symlink that leads nowhere", "mount or restore what it points to")
+        text = f"the Maildir {root} is a symlink that leads nowhere"
+        _refuse_all(state, text, dry_run)
+        raise LocalError(text, "mount or restore what it points to")
     known = state.meta(_ID)
     found = _read(root)
     if known is not None and found is None:
-        raise LocalError(
-            f"the Maildir {root} is gone or lost its marker file {MARKER}",
-            "mount or restore it; to start anew remove the account's file in state_dir: mail is matched by content",
-        )
+        text = f"the Maildir {root} is gone or lost its marker file {MARKER}"
+        if not _refuse_all(state, text, dry_run):
+            raise LocalError(
+                text,
+                "mount or restore it; to start anew remove the account's file in state_dir: mail is matched by content",
+            )
+        if not dry_run:
+            make_directory(root)
+            mark_root(root, state)
+        return
     if known is None or found is None or found[0] != known:
         if not dry_run:
             _begin(root, state)
@@ -46,11 +57,43 @@ def check_root(root: Path, state: State, dry_run: bool = False) -> None:
         mark_root(root, state)
 
 
+def _refuse_all(state: State, text: str, dry_run: bool) -> bool:
+    """Refuse to delete on the server what is gone here with the Maildir; whether any of it has been approved."""
+    rows = [row for row in state.mailboxes().values() if row.epoch is not None]
+    for row in rows if not dry_run else ():
+        gone = [pair.uid for pair in state.pairs(row.id) if not pair.only]
+        if gone and not row.approved:
+            told = f"mailbox {row.name}: {text}, with {len(gone)} messages; nothing was deleted on the server"
+            state.refuse(row.id, told, gone, ())
+    return any(row.approved for row in rows)
+
+
 def mark_root(root: Path, state: State) -> None:
     """Let the generation rise: the Maildir and the state have changed together."""
-    generation = int(state.meta(_GENERATION) or 0) + 1
-    _write(root, str(state.meta(_ID)), generation)
-    state.set_meta(_GENERATION, str(generation))
+    rise = next_rise(state)
+    rise.mark(root)
+    rise.note(state)
+
+
+@dataclass(frozen=True, slots=True)
+class Rise:
+    """`mark_root` in two steps, of which the slow first one needs no state: `mark`, and only then `note`."""
+
+    _identity: str
+    _generation: int
+
+    def mark(self, root: Path) -> None:
+        """Into the marker. Raises LocalError."""
+        _write(root, self._identity, self._generation)
+
+    def note(self, state: State) -> None:
+        """Into the state."""
+        state.set_meta(_GENERATION, str(self._generation))
+
+
+def next_rise(state: State) -> Rise:
+    """The next one; at most one is under way."""
+    return Rise(str(state.meta(_ID)), int(state.meta(_GENERATION) or 0) + 1)
 
 
 def _begin(root: Path, state: State) -> None:

@@ -19,13 +19,14 @@ LEFTOVERS = " UNION ".join(
     (
         "SELECT mailbox FROM skipped",
         "SELECT mailbox FROM unsent",
-        "SELECT mailbox FROM orphans WHERE only IN ('sending', 'sent', 'missed')",
+        "SELECT mailbox FROM orphans WHERE only IN ('sending', 'sent', 'missed', 'unsure')",
     )
 )
 WITH_CONTENT = (
     "SELECT mailbox, uid, size_octets, digest FROM pairs WHERE only <> 'local'",
     "SELECT NULL, key, size_octets, digest FROM orphans WHERE only <> 'local'",
 )
+DELIVERIES = "SELECT mailbox, uid, key, flags, size_octets, digest FROM deliveries"
 NAMES = (
     "SELECT group_concat(key || info, x'0a'), count(*) - count(info) FROM pairs WHERE mailbox = ? AND only <> 'remote'"
 )
@@ -35,7 +36,7 @@ NAMELESS = "SELECT key FROM pairs WHERE mailbox = ? AND only <> 'remote' AND inf
 
 
 def add(database: sqlite3.Connection, mailbox_id: int, pairs: Sequence[Pair]) -> None:
-    """Put pairs in; one with the same Uid is replaced. Their keys are orphans no longer."""
+    """Put pairs in; one with the same Uid is replaced. Their keys are orphans no longer, and they are delivered."""
     database.executemany(
         "INSERT OR REPLACE INTO pairs (mailbox, uid, key, flags, size_octets, digest, only, info)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -55,10 +56,15 @@ def add(database: sqlite3.Connection, mailbox_id: int, pairs: Sequence[Pair]) ->
     )
     if database.execute("SELECT 1 FROM orphans WHERE mailbox = ? LIMIT 1", (mailbox_id,)).fetchone():
         drop_orphans(database, mailbox_id, [pair.key for pair in pairs])
+    if database.execute("SELECT 1 FROM deliveries WHERE mailbox = ? LIMIT 1", (mailbox_id,)).fetchone():
+        drop_deliveries(database, mailbox_id, [pair.uid for pair in pairs])
 
 
 def drop(database: sqlite3.Connection, mailbox_id: int, uids: Iterable[Uid]) -> None:
-    database.executemany("DELETE FROM pairs WHERE mailbox = ? AND uid = ?", [(mailbox_id, uid) for uid in uids])
+    """Take pairs out. Their files may be there still: the next look has to read the directory."""
+    if values := [(mailbox_id, uid) for uid in uids]:
+        database.executemany("DELETE FROM pairs WHERE mailbox = ? AND uid = ?", values)
+        database.execute("UPDATE mailboxes SET matched = 0 WHERE id = ? AND matched", (mailbox_id,))
 
 
 def set_flags(database: sqlite3.Connection, mailbox_id: int, bases: Iterable[tuple[Uid, Flags, str | None]]) -> None:
@@ -100,6 +106,18 @@ def drop_orphans(database: sqlite3.Connection, mailbox_id: int, keys: Iterable[K
     database.executemany(
         "DELETE FROM orphans WHERE mailbox = ? AND key = ?", [(mailbox_id, to_row(key)) for key in keys]
     )
+
+
+def add_deliveries(database: sqlite3.Connection, mailbox_id: int, pairs: Iterable[Pair]) -> None:
+    """Note what is about to get its name in a mailbox's directory, as the pairs that are to come of it."""
+    database.executemany(
+        "INSERT OR REPLACE INTO deliveries (mailbox, uid, key, flags, size_octets, digest) VALUES (?, ?, ?, ?, ?, ?)",
+        [(mailbox_id, p.uid, to_row(p.key), flags_text(p.flags), p.size_octets, p.digest) for p in pairs],
+    )
+
+
+def drop_deliveries(database: sqlite3.Connection, mailbox_id: int, uids: Iterable[Uid]) -> None:
+    database.executemany("DELETE FROM deliveries WHERE mailbox = ? AND uid = ?", [(mailbox_id, uid) for uid in uids])
 
 
 def pair_from(row: Row) -> Pair:

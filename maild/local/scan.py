@@ -128,6 +128,11 @@ def keys(directory: MailboxDirectory) -> set[Key]:
     return {split_info(name)[0] for name in names}
 
 
+def unfinished(directory: MailboxDirectory) -> set[Key]:
+    """The unique names of what is being written, or was by somebody who has gone."""
+    return {Key(name) for name in os.listdir(directory.tmp)}
+
+
 def find(directory: MailboxDirectory, guesses: Iterable[Entry]) -> dict[Key, Entry]:
     """Those of the guessed files that are there, without reading the directory; a key's first right guess counts."""
     found: dict[Key, Entry] = {}

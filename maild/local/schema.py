@@ -85,6 +85,20 @@ _MIGRATIONS = (
     """
     ALTER TABLE orphans ADD COLUMN only TEXT NOT NULL DEFAULT '';
     """,
+    """
+    CREATE TABLE deliveries (
+        mailbox INTEGER NOT NULL REFERENCES mailboxes ON DELETE CASCADE,
+        uid TEXT NOT NULL,
+        key NOT NULL,
+        flags TEXT NOT NULL,
+        size_octets INTEGER NOT NULL,
+        digest BLOB NOT NULL,
+        PRIMARY KEY (mailbox, uid)
+    ) WITHOUT ROWID;
+    """,
+    """
+    ALTER TABLE mailboxes ADD COLUMN matched INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 FIRST_WITH_ROLES = 3
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ _IN_VALUES = 500
 _IN_KEYS = 20_000  # each round reads all pairs of the mailbox: an index by key costs a first pass 25% more in `apply`
 _MAILBOXES = (
     "SELECT id, name, directory, epoch, cursor, mark, messages, error, refused, last_pass_s,"
-    " object_id, identity, stamp, undone, next_uid, approved FROM mailboxes"
+    " object_id, identity, stamp, undone, next_uid, approved, matched FROM mailboxes"
 )
 
 UNCHANGED: Final = "="  # instead of a stamp: the column stays as it is
@@ -42,7 +43,8 @@ class MailboxState:
     `object_id` is the server's name for the mailbox that a rename leaves as it is, `identity` that of the local
     directory (`survey.LocalMailbox`). While the directory has this `stamp` (`survey.Stamp.text`) nothing changed in it;
     None proves nothing. `undone`: a local change could not be carried out, so look again whatever the stamp says.
-    `next_uid` is UIDNEXT as listed when the pass began. `approved`: the refused plan was released.
+    `next_uid` is UIDNEXT as listed when the pass began. `approved`: the refused plan was released. `matched`: as long
+    as it has this stamp, it holds the files of its pairs and no others, with the flags of their bases.
     """
 
     id: int
@@ -61,6 +63,7 @@ class MailboxState:
     undone: bool = False
     next_uid: str = ""
     approved: bool = False
+    matched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +186,7 @@ class State:
         object_id: str | None = None,
         identity: str | None = None,
         next_uid: str | None = None,
+        matched: bool | None = None,
     ) -> None:
         """A pass is complete: everything up to `cursor` is applied. The last error is past.
 
@@ -192,22 +196,23 @@ class State:
         self._write(
             "UPDATE mailboxes SET cursor = ?, mark = ?, messages = ?, last_pass_s = ?, error = NULL,"
             " stamp = iif(? = ?, stamp, ?), undone = coalesce(?, undone), object_id = coalesce(?, object_id),"
-            " identity = coalesce(?, identity), next_uid = coalesce(?, next_uid) WHERE id = ?",
+            " identity = coalesce(?, identity), next_uid = coalesce(?, next_uid), matched = coalesce(?, matched)"
+            " WHERE id = ?",
             (
                 *(cursor, mark, messages, last_pass_s),
-                *(stamp, UNCHANGED, stamp, undone, object_id, identity, next_uid, mailbox_id),
+                *(stamp, UNCHANGED, stamp, undone, object_id, identity, next_uid, matched, mailbox_id),
             ),
         )
 
     def set_stamp(self, mailbox_id: int, stamp: str | None) -> None:
-        """What the directory looked like when everything in it was known; None: look at it again."""
+        """What the directory looked like when it held the files of its pairs and no others; None: look at it again."""
         self.set_stamps({mailbox_id: stamp})
 
     def set_stamps(self, stamps: Mapping[int, str | None]) -> None:
         """The same of several mailboxes, by id."""
         with self.transaction() as database:
             values = [(stamp, mailbox_id) for mailbox_id, stamp in stamps.items()]
-            database.executemany("UPDATE mailboxes SET stamp = ? WHERE id = ?", values)
+            database.executemany("UPDATE mailboxes SET stamp = ?, matched = 1 WHERE id = ?", values)
 
     def rename_mailbox(self, mailbox_id: int, name: MailboxName, directory: str) -> None:
         """The mailbox has another name and directory on both sides. No other row may have either."""
@@ -264,6 +269,7 @@ class State:
             pair_rows.make_orphans(database, mailbox_id)
             database.execute("DELETE FROM skipped WHERE mailbox = ?", (mailbox_id,))
             database.execute("DELETE FROM unsent WHERE mailbox = ?", (mailbox_id,))
+            database.execute("DELETE FROM deliveries WHERE mailbox = ?", (mailbox_id,))
             withheld.clear(database, mailbox_id)
             database.execute(
                 "UPDATE mailboxes SET epoch = ?, cursor = NULL, mark = NULL, messages = NULL, stamp = NULL,"
@@ -387,6 +393,25 @@ class State:
         with self.transaction() as database:
             pair_rows.drop_orphans(database, mailbox_id, keys)
 
+    def note_deliveries(self, pairs: Mapping[int, Sequence[Pair]]) -> None:
+        """By mailbox id, the pairs of files that are about to get their names; `apply`, which adds them, drops this."""
+        with self.transaction() as database:
+            for mailbox_id, some in pairs.items():
+                pair_rows.add_deliveries(database, mailbox_id, some)
+
+    def deliveries(self) -> dict[int, list[Pair]]:
+        """What was noted and has no pair since: whether those files got their names nobody knows."""
+        found: dict[int, list[Pair]] = defaultdict(list)
+        for mailbox_id, uid, key, flags, *content in self.rows(pair_rows.DELIVERIES):
+            pair = Pair(uid, pair_rows.key_from(key), pair_rows.flags_from(flags), *content)
+            found[mailbox_id].append(pair)
+        return found
+
+    def drop_deliveries(self, pairs: Mapping[int, Sequence[Pair]]) -> None:
+        with self.transaction() as database:
+            for mailbox_id, some in pairs.items():
+                pair_rows.drop_deliveries(database, mailbox_id, [pair.uid for pair in some])
+
     def skip(self, mailbox_id: int, messages: Iterable[Skipped], now_s: float | None = None) -> None:
         """Remember messages that were left on the server; one that was before is counted once more."""
         when = time.time() if now_s is None else now_s
@@ -411,7 +436,7 @@ class State:
             )
 
     def with_leftovers(self) -> set[int]:
-        """The mailboxes with messages that did not travel, either way, or of which nobody told the Uid."""
+        """The mailboxes with messages that did not travel, either way, or of which something is yet to be found out."""
         return {row[0] for row in self.rows(pair_rows.LEFTOVERS)}
 
     def hold_back(self, mailbox_id: int, items: Iterable[Unsent], now_s: float | None = None) -> None:
@@ -505,4 +530,5 @@ def _orphan_row(orphan: Orphan) -> tuple[Key, Flags, int, bytes, str]:
 
 def _mailbox(row: Row) -> MailboxState:
     stored = MailboxState(*row)
-    return replace(stored, undone=bool(stored.undone), approved=bool(stored.approved))  # SQLite has no truth values
+    # SQLite has no truth values.
+    return replace(stored, undone=bool(stored.undone), approved=bool(stored.approved), matched=bool(stored.matched))

@@ -1,9 +1,9 @@
 """Changes on this disk, heard of as they are made (inotify(7)); hints only: a look at the directory finds what it was.
 
-One inotify instance serves all accounts of the process. Watched are `cur` and `new` of every mailbox, and every
-directory in which a new mailbox may appear. A reader's burst of renames becomes one hint: it is given when nothing has
-happened for `SETTLE_S`, or `BURST_S` after its first event. What the kernel could not tell (a queue that overflowed, no
-more watches to be had) becomes the hint to look at everything.
+One inotify instance serves all accounts of the process. Watched are `cur` and `new` of every mailbox, every directory
+in which a new mailbox may appear, and those above the Maildir, which may be moved away with it. A reader's burst of
+renames becomes one hint: it is given when nothing has happened for `SETTLE_S`, or `BURST_S` after its first event. What
+the kernel could not tell (a queue that overflowed, no more watches to be had) becomes the hint to look at everything.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _DELETE_SELF, _MOVE_SELF, _UNMOUNT, _OVERFLOW, _IGNORED = 0x400, 0x800, 0x2000, 
 _ONLYDIR, _DONT_FOLLOW, _EXCL_UNLINK = 0x1000000, 0x2000000, 0x4000000
 _IN_MAILBOX = _CREATE | _DELETE | _MOVED_FROM | _MOVED_TO | _ONLYDIR | _DONT_FOLLOW | _EXCL_UNLINK
 _IN_TREE = _IN_MAILBOX | _DELETE_SELF | _MOVE_SELF
-_ISDIR = 0x40000000
+_ISDIR, _MASK_ADD = 0x40000000, 0x20000000
+_ABOVE = _DELETE_SELF | _MOVE_SELF | _ONLYDIR | _MASK_ADD  # it may be watched for another reason, too
 _CLOSE_ON_EXEC_AND_NONBLOCK = os.O_CLOEXEC | os.O_NONBLOCK
 _HEAD = struct.Struct("iIII")  # wd, mask, cookie, length of the name
 _READ_OCTETS = 64 * 1024
@@ -103,11 +104,20 @@ class TreeWatch:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A watched directory: in which tree, where below its root, and the mailbox that it is a part of, if of one."""
+    """A watched directory: in which tree, where below its root, and the mailbox that it is a part of, if of one.
+
+    With `is_above` it is one above the root, and `path` is absolute.
+    """
 
     tree: TreeWatch
     path: str
     mailbox: str | None
+    is_above: bool = False
+
+    @property
+    def is_below(self) -> bool:
+        """Whether the tree is still there without it."""
+        return bool(self.path) and not self.is_above
 
 
 class Watcher:
@@ -141,6 +151,8 @@ class Watcher:
         tree = TreeWatch(root, layout)
         try:
             await self._watch_below(_Place(tree, "", None))
+            for path in await anyio.to_thread.run_sync(_above, root):
+                self._add(_Place(tree, path, None, is_above=True))
             tree.take_all()
             yield tree
         finally:
@@ -164,7 +176,9 @@ class Watcher:
         appeared: list[_Place] = []
         for place in list(self._places.get(wd, ())):
             if mask & (_UNMOUNT | _DELETE_SELF | _MOVE_SELF):
-                place.tree.note(None) if place.path else place.tree.end()
+                place.tree.note(None) if place.is_below else place.tree.end()
+            elif place.is_above:
+                continue
             elif place.mailbox is not None:
                 place.tree.note(place.mailbox)
             elif mask & _ISDIR:
@@ -191,11 +205,15 @@ class Watcher:
     def _add(self, place: _Place) -> None:
         path = place.tree.root / place.path
         mask = _IN_TREE if place.mailbox is None else _IN_MAILBOX
-        if not place.path:
+        if place.is_above:
+            mask = _ABOVE
+        elif not place.path:
             mask &= ~_DONT_FOLLOW  # the account's Maildir itself may be a symlink
         wd, code = _add_watch(self._descriptor, os.fsencode(path), mask)
         if wd >= 0:
             self._places[wd] = [known for known in self._places[wd] if known.tree is not place.tree] + [place]
+        elif place.is_above:
+            return  # not ours to read: then the next pass finds out
         elif code in (errno.ENOSPC, errno.ENOMEM):
             place.tree.is_complete = False
         elif code not in (errno.ENOENT, errno.ENOTDIR):
@@ -226,6 +244,12 @@ async def watching() -> AsyncIterator[Watcher]:
             tasks.cancel_scope.cancel()
     finally:
         os.close(descriptor)
+
+
+def _above(root: Path) -> list[str]:
+    """The directories above, also those that a symlink leads through; the topmost goes nowhere. Blocks."""
+    above = {*root.parents, *root.resolve().parents}
+    return sorted(str(path) for path in above if path != path.parent)
 
 
 def _directories(place: _Place) -> list[_Place]:

@@ -127,6 +127,11 @@ class Credentials:
                     raise self.refused from exc
                 self._known = await self._again(secret, exc, attempt, can_go_on)
 
+    @property
+    def is_in_a_file(self) -> bool:
+        """Whether it costs nothing, and asks nobody anything, to read it often."""
+        return isinstance(self._secret, PasswordFile | PasswordCredential)
+
     async def has_changed(self) -> bool:
         """Whether there is another secret than the refused one; then it may be tried. Reads the source once."""
         if self.refused is not None and await self._mark() != self._refused_mark:
@@ -235,7 +240,8 @@ async def _from_command(argv: tuple[str, ...], where: str) -> str:
     """The first line a program prints, if it ends well and in time. What it prints is never part of an error."""
     remedy = "run the command in a shell as maild's user to see what is wrong"
     try:
-        process = await anyio.open_process(argv, stdin=DEVNULL, start_new_session=True)
+        with anyio.CancelScope(shield=True):  # cut off here, asyncio would reap it behind the back of its own watcher
+            process = await anyio.open_process(argv, stdin=DEVNULL, start_new_session=True)
     except OSError as error:
         raise SecretUnavailable(f"{where}: cannot be run: {error.strerror}", "give the program's full path") from None
     output, complaint = bytearray(), bytearray()

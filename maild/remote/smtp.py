@@ -158,7 +158,10 @@ class Connection(SMTPProtocol):
         if self.failure is not None:
             raise self.failure
         self._owed += len(commands)
-        self.write(before + b"".join(command + b"\r\n" for command in commands))
+        try:
+            self.write(before + b"".join(command + b"\r\n" for command in commands))
+        except SMTPException as exc:  # the last write failed, and connection_lost() is still to be called
+            raise self._lost(exc) from exc
 
     def owe(self) -> None:
         """From now on one more reply may come: that to a body, which the server may give before its end."""

@@ -216,8 +216,8 @@ class SmtpSession:
                     return
                 last = await self._send_body(text)
                 if not self._connection.has_reply():
+                    self._end_body(last)  # raises only where nothing of it was written
                     is_dot_sent = True
-                    self._end_body(last)
                 reply = await self._next(self._timeouts.final_s)
             if 300 <= reply.code < 400 or (reply.is_positive and not is_dot_sent):
                 raise self._nonsense(reply)

@@ -298,6 +298,11 @@ def test_remove_keeps_the_mail(place: Place, monkeypatch: pytest.MonkeyPatch) ->
     assert (place.home / "Mail/mail/INBOX").is_dir()
     assert f"Its mail stays in {place.home}/Mail/mail" in place.said
     assert sorted(path.name for path in place.config.parent.iterdir()) == ["accounts.d", "maild.toml"]
+    place.said = ""
+    assert place.run("account", "list", "--json") == 0
+    assert place.said == "[]\n"
+    assert place.run("account", "list") == 0
+    assert "there is no account yet" in place.said
 
 
 def test_what_is_left_in_the_outbox_of_a_removed_account_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

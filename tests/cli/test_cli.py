@@ -247,12 +247,40 @@ def test_reader_that_has_gone_is_no_reason_for_a_traceback(tmp_path: Path, argum
     assert process.returncode == 141
 
 
-def test_standard_output_that_is_closed_is_no_reason_for_a_traceback(tmp_path: Path) -> None:
-    (tmp_path / "maild.toml").write_text(GOOD)
-    words = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "maild", "-c", "maild.toml", "check"]
-    environ = {**os.environ, "PYTHONPATH": str(Path(maild.__file__).parents[1])}
-    said = subprocess.run(words, env=environ, cwd=tmp_path, stderr=subprocess.PIPE, check=True)
-    assert b"Traceback" not in said.stderr
+def redirected(directory: Path, redirection: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """maild with a small config, as a shell starts it with that redirection; HOME is in the directory."""
+    (directory / "maild.toml").write_text(GOOD)
+    words = [
+        "sh",
+        "-c",
+        f'exec "$@" {redirection}',
+        "sh",
+        sys.executable,
+        "-m",
+        "maild",
+        "-c",
+        "maild.toml",
+        *arguments,
+    ]
+    environ = {**os.environ, "PYTHONPATH": str(Path(maild.__file__).parents[1]), "HOME": str(directory)}
+    return subprocess.run(words, env=environ, cwd=directory, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", [["check"], ["status"], ["outbox", "list"], ["account", "list"]])
+def test_standard_streams_that_are_closed_change_nothing(tmp_path: Path, command: list[str], redirection: str) -> None:
+    said = redirected(tmp_path, redirection, *command)
+    assert (said.returncode, said.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", [["check"], ["status", "--json"], ["outbox", "list"]])
+def test_standard_output_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], unbuffered: str
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    said = redirected(tmp_path, ">/dev/full", *command)
+    assert (said.returncode, said.stderr) == (1, b"maild: cannot write to standard output: No space left on device\n")
 
 
 def test_name_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:

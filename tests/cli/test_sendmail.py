@@ -201,7 +201,7 @@ def test_the_second_name(config: Path) -> None:
         (["-t"], b"To: root\n\n", 65, b"has no domain"),
         (["-t"], b"no head\n", 65, b"not divided from the body"),
         (["a@x\nb@y"], MESSAGE, 65, b"cannot read the addresses"),
-        (["--account", "pull", "a@x"], MESSAGE, 78, b"no account 'pull' can send"),
+        (["--account", "pull", "a@x"], MESSAGE, 64, b"no account 'pull' can send"),
     ],
 )
 def test_refused(config: Path, words: list[str], raw: bytes, status: int, text: bytes) -> None:

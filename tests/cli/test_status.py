@@ -45,7 +45,7 @@ smtp = { host = "smtp.list.example", password_command = ["pass"] }
 """
 NO_FLAGS: Flags = frozenset()
 NOW_S = 1_764_000_000.0  # 2025-11-24T16:00:00Z
-EMPTY: OutboxDocument = {"queued": 0, "held": 0, "deferred": 0, "uncertain": 0, "failed": 0, "error": None}
+EMPTY: OutboxDocument = {"queued": 0, "held": 0, "deferred": 0, "uncertain": 0, "failed": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -319,6 +319,10 @@ def test_with_a_daemon() -> None:
     daemon = {"pid": 4711, "uptime_s": 7300.0}
     assert shown(an_account(state="backing_off", push="notify"), daemon=daemon) == [
         "work  IMAP, backing off, pushed by NOTIFY, last sync 10 min ago"
+    ]
+    assert shown(an_account(state="auth_rejected", error="no"), Look(200), daemon=daemon)[1:] == [
+        "  failed: no",
+        "  not tried again until the secret is another one, or after `maild reload`",
     ]
     whole: Document = {"version": "1", "daemon": {"pid": 4711, "uptime_s": 7300.0}, "accounts": {}, "outbox": EMPTY}
     assert list(lines(whole, Look(), NOW_S)) == ["outbox: empty", "daemon: pid 4711, running for 2 h"]

@@ -488,6 +488,22 @@ def test_a_default_account_that_cannot_send_is_told(tmp_path: Path) -> None:
     assert loaded(tmp_path, '[maild]\ndefault_account = "work"\n' + SMALLEST + smtp).notes == ()
 
 
+def test_a_password_file_that_others_can_read_is_told(tmp_path: Path) -> None:
+    """No error: it need not be there yet, and another user's maild may be the one that reads it."""
+    secret = tmp_path / "password"
+    text = SMALLEST.replace('password_command = ["pass", "mail/work"]', f'password_file = "{secret}"')
+    assert str(secret) in text
+    assert loaded(tmp_path, text).notes == ()
+    secret.write_text("secret\n")
+    secret.chmod(0o640)
+    assert loaded(tmp_path, text).notes == (
+        f"{tmp_path}/maild.toml:{text[: text.index('password_file')].count(chr(10)) + 1}: "
+        f"accounts.work.imap.password_file: others have access to {secret} (mode 0640); run chmod 600 {secret}",
+    )
+    secret.chmod(0o600)
+    assert loaded(tmp_path, text).notes == ()
+
+
 def test_reading_twice_gives_equal_values(tmp_path: Path) -> None:
     one, two = loaded(tmp_path, SMALLEST), loaded(tmp_path, SMALLEST)
     assert replace(one, accounts=dict(one.accounts)) == replace(two, accounts=dict(two.accounts))

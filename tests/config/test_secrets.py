@@ -6,10 +6,12 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from maild.config import (
@@ -193,6 +195,21 @@ async def test_cancelled_command_is_killed_with_its_children(group_of: Path) -> 
                 reading.cancel()
                 assert await fifo.read() == b""
     assert auth.kept_out_of_log() == []
+
+
+async def test_command_cut_off_while_it_starts_is_reaped_once(caplog: pytest.LogCaptureFixture) -> None:
+    """As when a server is left before it asked: what asyncio closes itself, its own watcher misses with a warning."""
+    for steps in range(30):
+        with anyio.CancelScope() as reading:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(auth.read_secret, shell("exit 3" if steps % 2 else "echo secret"), "work")
+                for _ in range(steps % 6):
+                    await anyio.lowlevel.checkpoint()
+                reading.cancel()
+    with anyio.fail_after(10):
+        while any(thread.name.startswith(("asyncio-waitpid", "waitpid")) for thread in threading.enumerate()):
+            await anyio.lowlevel.checkpoint()
+    assert "Unknown child process" not in caplog.text
 
 
 async def test_agent_that_keeps_the_pipes_open_is_not_waited_for(tmp_path: Path) -> None:

@@ -353,10 +353,10 @@ async def test_news_that_is_told_of_late_is_not_missed(kept: Kept, monkeypatch: 
         (watch,) = kept.held.watches
         kept.deliver(2)
         keeper.wake()
-        await until(lambda: keeper._listening._found.is_set())
+        await until(lambda: keeper._listening._doubt is not None)
         kept.clock.now_s += 1
         watch.say()
-        await until(lambda: not keeper._listening._found.is_set())
+        await until(lambda: keeper._listening._doubt is None)
         assert watch.misses == 0
 
 

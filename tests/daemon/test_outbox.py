@@ -101,6 +101,32 @@ async def test_a_message_that_fails_runs_the_users_program(
     assert told.read_text() == f"message {failed.id} failed: 550 5.1.1 nobody"
 
 
+async def test_a_refused_login_tells_the_user_and_goes_on_with_another_password(
+    server: SmtpServer, config: Path, send: Send, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "SECRET_FILE_S", 0.05)
+    told, secret = tmp_path / "told", tmp_path / "password"
+    secret.touch(mode=0o600)
+    secret.write_text("wrong")
+    program = json.dumps(["sh", "-c", f'echo "$MAILD_ERROR" >> {told}'])
+    text = config.read_text().replace('password = "secret"', f'password_file = "{secret}"')
+    config.write_text(f"{text}[hooks]\non_failure = {program}\n")
+    settings = load(config)
+    daemon = Daemon(settings, config)
+    with InstanceLock(settings.state_dir, "maild run"):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(daemon.run)
+            assert await anyio.to_thread.run_sync(send) == 0
+            await until(lambda: told.exists() and told.read_text())
+            logins = sum(command.startswith("AUTH") for command in server.commands)
+            secret.write_text("secret")
+            await until(lambda: server.journal)
+            daemon.stop()
+    (line,) = told.read_text().splitlines()
+    assert "refused to log in me" in line
+    assert sum(command.startswith("AUTH") for command in server.commands) == logins + 1
+
+
 async def test_a_message_that_comes_while_the_daemon_looks_is_not_overlooked(
     server: SmtpServer, config: Path, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,6 +158,14 @@ async def test_reload_leaves_the_sessions_of_other_accounts_alone(make: Make, se
     status = await daemon.status()
     assert status is not None
     assert list(status["accounts"]) == ["work", "home"]
+    del daemon.accounts["work"]
+    daemon.accounts["home"] = account(server)
+    daemon.write_config()
+    assert (await daemon.run("reload")).stdout == "started anew: home; stopped: work\n"
+    daemon.accounts.clear()  # as after `maild account remove` of the last one
+    daemon.write_config()
+    assert (await daemon.run("reload")).stdout == "stopped: home\n"
+    assert (await daemon.ask(ask="status"))["accounts"] == {}
     await daemon.stop()
 
 

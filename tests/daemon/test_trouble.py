@@ -12,9 +12,11 @@ from pathlib import Path
 
 import anyio.to_thread
 import pytest
+import structlog
 
 from maild.engine import listen, network
 from maild.engine.network import Clocks, read_clocks
+from maild.remote.auth import Credentials
 from maild.remote.imap import push
 from maild.testing.faults import Answer, Forget, Hold, Rewrite
 from maild.testing.imap import ALL, ImapServer
@@ -354,7 +356,7 @@ async def reload_another(line: Line, daemon: DaemonInside, other: str, held: asy
         mine = [c for c in line.server.connections if c.user == USER]
         daemon.accounts["home"] = other.replace('["INBOX"]', '["INBOX", "Other"]')
         daemon.write_config()
-        assert await daemon.ask(ask="reload") == {"changed": ["home"]}
+        assert await daemon.ask(ask="reload") == {"changed": ["home"], "gone": []}
         await daemon.until_account(lambda a: a["state"] == "idle" and a["push"], "home")
         assert len(mine) >= 2
         assert not any(c.closed.is_set() for c in mine)
@@ -388,6 +390,37 @@ async def test_a_refused_login_goes_on_as_soon_as_somebody_logs_in(
         assert line.server.count("AUTHENTICATE") == logins  # it is the same secret still
         secret.write_text(PASSWORD)
         await daemon.ask(ask="login", account="work")
+        await daemon.until_pushed()
+
+
+async def test_a_refused_login_goes_on_when_the_file_holds_another_secret(
+    line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shorten(monkeypatch, interval_s=3600.0)
+    monkeypatch.setattr("maild.engine.keeper.SECRET_FILE_S", 0.02)
+    looks = 0
+    has_changed = Credentials.has_changed
+
+    async def counted(self: Credentials) -> bool:
+        nonlocal looks
+        looks += 1
+        return await has_changed(self)
+
+    monkeypatch.setattr(Credentials, "has_changed", counted)
+    daemon, secret = with_wrong_password(line, tmp_path)
+    async with daemon.running():
+        await daemon.until_account(lambda a: a["state"] == "auth_rejected")
+        logins = line.server.count("AUTHENTICATE")
+        with structlog.testing.capture_logs() as events:
+            secret.rename(elsewhere := tmp_path / "elsewhere")
+            seen = looks
+            await until(lambda: looks > seen + 4)
+            elsewhere.rename(secret)
+            seen = looks
+            await until(lambda: looks > seen + 4)
+        assert [event["event"] for event in events] == ["secret.refused"]  # told once, not at every look
+        assert line.server.count("AUTHENTICATE") == logins
+        secret.write_text(PASSWORD)
         await daemon.until_pushed()
 
 

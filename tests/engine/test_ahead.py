@@ -6,10 +6,13 @@ import asyncio
 
 import pytest
 
+from maild.core.errors import LocalError
+from maild.core.model import MailboxName
 from maild.engine.account import opened_account
 from maild.engine.report import AccountReport
 from maild.remote.imap.line import Line
 from maild.testing.faults import Hold
+from tests.daemon.waiting import until
 from tests.engine.world import DEADLINE_S, World, message
 
 
@@ -115,3 +118,47 @@ async def test_a_look_only_examines(world: World, selected: asyncio.Event) -> No
     assert report.total("pushed") == 1
     assert not selected.is_set()
     assert world.server.count("EXAMINE") == 1
+
+
+async def test_the_marker_does_not_wait_for_mail_that_the_server_told_of(world: World) -> None:
+    """It takes the disk as long as the server takes for its answer."""
+    world.deliver(3)
+    async with opened_account(world.account, world.state_dir) as kept, asyncio.timeout(DEADLINE_S):
+        for _ in range(2):
+            await kept.bring_up_to_date(AccountReport("work"))
+        before, fetched = (world.root / ".maild").read_text(), asyncio.Event()
+        world.deliver(1, start=4)
+        held = world.server.faults.add("UID FETCH", Hold(fetched))
+        report = AccountReport("work")
+        passing = asyncio.create_task(kept.bring_up_to_date(report, hinted=[MailboxName("INBOX")]))
+        await held.struck.wait()
+        await until(lambda: (world.root / ".maild").read_text() != before)
+        assert not report.total("pulled")
+        fetched.set()
+        assert await passing is None
+        assert report.total("pulled") == 1
+    await world.settled()
+
+
+async def test_a_marker_that_cannot_be_written_ahead_is_told_where_it_is_needed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.deliver(3)
+    async with opened_account(world.account, world.state_dir) as kept, asyncio.timeout(DEADLINE_S):
+        for _ in range(2):
+            await kept.bring_up_to_date(AccountReport("work"))
+
+        def refuse(*_: object) -> None:
+            raise LocalError("the disk is full", "make room")
+
+        monkeypatch.setattr("maild.local.marker.replace_file", refuse)
+        nothing_new, report = AccountReport("work"), AccountReport("work")
+        await kept.bring_up_to_date(nothing_new, hinted=[MailboxName("INBOX")])
+        assert nothing_new.ok
+        world.deliver(1, start=4)
+        await kept.bring_up_to_date(report, hinted=[MailboxName("INBOX")])
+        assert not report.ok
+        assert "the disk is full" in str(report.mailboxes["INBOX"].error or report.error)
+        monkeypatch.undo()
+        await kept.bring_up_to_date(AccountReport("work"))
+    world.assert_equal()

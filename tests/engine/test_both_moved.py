@@ -11,7 +11,7 @@ import pytest
 
 from maild.core.errors import Rejected
 from maild.engine import whole
-from maild.testing.memory import MemoryRemote
+from maild.testing.memory import MemoryBox, MemoryRemote
 from tests.engine.twin import Twin
 
 
@@ -145,4 +145,81 @@ async def test_a_message_that_left_and_came_back_there_follows_the_reader(tmp_pa
     assert twin.remote.journal == [f"move INBOX {back} Archive"]
     twin.assert_equal()
     assert [shown.flags for shown in twin.here("Archive")] == [tuple(flags)]
+    await twin.quiet()
+
+
+@pytest.mark.parametrize("deletions", ["none", "to_remote"])
+@pytest.mark.parametrize("message_ids", [True, False])
+async def test_where_deletions_do_not_travel_here_the_file_stays_where_its_reader_put_it(
+    quick_path: Path, deletions: str, message_ids: bool
+) -> None:
+    """As with a move of the server alone, nothing goes from this side because of it; both places have it then."""
+    twin = Twin(quick_path, message_ids=message_ids)
+    twin.configure(remote_delete="expunge", deletions=deletions)
+    for name in ("Archive", "Work"):
+        twin.store.create(name)
+    for n in (1, 2):
+        twin.deliver(n)
+    await twin.synced()
+    path = twin.move(twin.one(1), "Archive")
+    twin.store.move("INBOX", [twin.uid(1)], "Work")
+    await twin.synced()
+    assert path.exists()
+    await twin.synced()
+    twin.assert_equal()
+    assert [len(twin.there(name)) for name in ("INBOX", "Archive", "Work")] == [1, 1, 1]
+    await twin.quiet()
+
+
+async def test_where_they_travel_here_alone_the_servers_move_wins(quick_path: Path) -> None:
+    twin = Twin(quick_path)
+    twin.configure(remote_delete="expunge", deletions="to_local")
+    for name in ("Archive", "Work"):
+        twin.store.create(name)
+    for n in (1, 2):
+        twin.deliver(n)
+    await twin.synced()
+    twin.move(twin.one(1), "Archive")
+    twin.store.move("INBOX", [twin.uid(1)], "Work")
+    await twin.synced()
+    twin.assert_equal()
+    assert [len(twin.there(name)) for name in ("INBOX", "Archive", "Work")] == [1, 0, 1]
+    await twin.quiet()
+
+
+class Killed(BaseException):
+    """The process has ended here."""
+
+
+@pytest.mark.parametrize("tells_uids", [True, False])
+@pytest.mark.parametrize("new_name", [True, False])
+async def test_two_pairs_claim_one_file(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch, tells_uids: bool, new_name: bool
+) -> None:
+    """Killed after the server's move, adopted where it went by a pass that did not see where it was, and moved on."""
+    twin = Twin(quick_path, settings={"tells_uids": tells_uids})
+    twin.configure(remote_delete="expunge", connections=1)
+    for name in ("Archive", "Work", "Other"):
+        twin.store.create(name)
+    for n, name in ((1, "Work"), (3, "Other"), (2, "INBOX")):
+        twin.deliver(n, name)
+    await twin.synced()
+    twin.move(twin.one(1, "Work"), "Other")
+    original = MemoryBox.move
+
+    async def move(*arguments: Any) -> Any:
+        await original(*arguments)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(BaseExceptionGroup):
+        patch.setattr(MemoryBox, "move", move)
+        await twin.sync()
+    await twin.sync(only=["Other", "INBOX", "Archive"])
+    assert [len(twin.there("Other")), len(twin.files("Other"))] == [2, 2]
+    twin.move(twin.one(1, "Other"), "Archive", new_name=new_name)
+    await twin.synced()
+    assert [len(twin.find(1, "Archive")), len(twin.there("Archive"))] == [1, 1]
+    twin.assert_equal()
+    assert sum(len(twin.there(name)) for name in twin.store.names) == 3
+    await twin.synced()
     await twin.quiet()

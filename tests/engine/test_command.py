@@ -94,6 +94,29 @@ async def test_all_accounts(world: World, command: Command) -> None:
     assert [line.split(" (")[0] for line in ran.out.splitlines()] == ["work: nothing new", "other: nothing new"]
 
 
+async def test_hooks_are_run_once_at_the_end(world: World, command: Command, tmp_path: Path) -> None:
+    """As the daemon runs them; `maild sync` waits for them, and one that fails is told and changes nothing else."""
+    said = tmp_path / "said"
+    script = f'echo "$MAILD_EVENT $MAILD_ACCOUNTS $MAILD_NEW $(wc -l)" >> {said}; exit 3'
+    hooks = "".join(f'{name} = ["sh", "-c", {script!r}]\n' for name in ("on_new_mail", "on_change", "on_failure"))
+    world.deliver(3)
+    command.write("wrong", f"[hooks]\n{hooks}")
+    assert (await command("sync", "--dry-run")).status == 1
+    assert not said.exists()
+    ran = await command("sync")
+    assert ran.status == 1
+    assert sorted(said.read_text().splitlines()) == [
+        "on_change work 3 3",
+        "on_failure other 0 0",
+        "on_new_mail work 3 3",
+    ]
+    assert ran.err.count(": exit status 3; run it by hand to see why\n") == 3
+    said.unlink()
+    assert (await command("sync", "work")).status == 0
+    assert (await command("sync", "work/Nowhere")).status == 1
+    assert not said.exists()
+
+
 async def test_json(world: World, command: Command) -> None:
     world.deliver(12)
     first = json.loads((await command("sync", "--json", "work")).out)

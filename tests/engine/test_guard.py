@@ -14,6 +14,7 @@ from maild.core.model import Appended, Cursor, Flags, MailboxName, Outgoing, Uid
 from maild.engine import push
 from maild.engine.account import CHANGES
 from maild.engine.sync import MailboxPass
+from maild.local.overview import read_overview
 from maild.local.state import State
 from maild.testing.memory import MemoryBox, MemoryRemote
 from tests.engine.test_twoway import SCENARIOS, Step, start
@@ -197,8 +198,10 @@ async def test_a_directory_that_comes_back(twin: Twin) -> None:
     await filled(twin, 3, "Archive")
     twin.where("Archive").rename(twin.directory / "elsewhere")
     assert not (await twin.sync()).ok
+    assert refused_there(twin) == {"Archive": 3}
     (twin.directory / "elsewhere").rename(twin.where("Archive"))
     await twin.synced()
+    assert refused_there(twin) == {}
     twin.assert_equal()
     await twin.quiet()
 
@@ -216,6 +219,12 @@ async def test_a_mailbox_that_was_left_out_and_removed_here_comes_anew(twin: Twi
     assert len(twin.files("Archive")) == len(twin.there("Archive")) == 12
     assert no_deletion(twin)
     await twin.quiet()
+
+
+def refused_there(twin: Twin) -> dict[str, int]:
+    """How many messages on the server each mailbox's refused plan would delete, as `maild status` tells it."""
+    found = read_overview(twin.state_dir / "work.sqlite").mailboxes
+    return {mailbox.name: mailbox.refused.there for mailbox in found if mailbox.refused is not None}
 
 
 def unmount(root: Path) -> None:
@@ -245,6 +254,40 @@ async def test_a_maildir_that_is_gone_stops_the_account(twin: Twin, loss: Callab
         assert str(twin.root) in str(report.error)
         assert len(twin.there("INBOX")) == 3
         assert twin.remote.journal == []
+        assert refused_there(twin) == {"INBOX": 3}
+
+
+async def test_a_maildir_that_comes_back(twin: Twin) -> None:
+    await filled(twin, 3)
+    await filled(twin, 12, "Archive")
+    twin.root.rename(twin.directory / "elsewhere")
+    assert not (await twin.sync()).ok
+    assert refused_there(twin) == {"INBOX": 3, "Archive": 12}
+    (twin.directory / "elsewhere").rename(twin.root)
+    await twin.synced()
+    assert refused_there(twin) == {}
+    twin.assert_equal()
+    await twin.quiet()
+
+
+async def test_a_maildir_that_is_gone_for_good(twin: Twin) -> None:
+    """Approved for one mailbox only: the others stay."""
+    await filled(twin, 3)
+    await filled(twin, 12, "Archive")
+    shutil.rmtree(twin.root)
+    assert not (await twin.sync()).ok
+    assert twin.approve("Archive")
+    report = await twin.sync()
+    assert report.error is None
+    assert report.mailboxes["INBOX"].state == "refused"
+    assert "Archive" not in twin.store.names
+    assert len(twin.there("INBOX")) == 3
+    assert refused_there(twin) == {"INBOX": 3}
+    assert twin.approve("INBOX")
+    await twin.synced()
+    assert twin.there("INBOX") == []
+    twin.assert_equal()
+    await twin.quiet()
 
 
 async def test_many_mailboxes_gone_from_the_server_at_once(twin: Twin) -> None:

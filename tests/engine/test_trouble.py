@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import structlog.testing
 
 from maild.config import Password
 from maild.testing.faults import Answer, Bye, Cut, LiteralOff, Rewrite
@@ -162,6 +163,14 @@ async def test_a_connection_lost_at_a_command(any_world: World, command: str) ->
     await any_world.synced()
     any_world.assert_equal()
     await any_world.settled()
+
+
+async def test_a_pass_that_came_to_nothing_is_one_line_in_the_log(any_world: World) -> None:
+    any_world.server.faults.add("CONNECT", Cut(after_octets=0), times=None)
+    with structlog.testing.capture_logs() as logged:
+        assert not (await any_world.sync()).ok
+    told = [entry["event"] for entry in logged if entry["log_level"] in {"info", "error"}]
+    assert told == ["account.failed"]
 
 
 async def test_a_connection_lost_in_the_middle_of_a_big_message(any_world: World) -> None:

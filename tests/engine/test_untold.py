@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from maild.local.state import Changes, State
 from maild.testing.imap import ALL, ImapServer
 from maild.testing.memory import MemoryBox, MemoryRemote
 from maild.testing.store import Store
+from tests.engine.test_unreadable import Disk
 from tests.engine.twin import Twin, WireTwin
 from tests.engine.world import PASSWORD, USER
 
@@ -33,6 +36,11 @@ def prepared(twin: Twin) -> Twin:
     for mailbox in ("Archive", "Work", "Other"):
         twin.store.create(mailbox)
     return twin
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch, errno.EIO)
 
 
 @pytest.fixture(params=["killed", "appended", "moved"])
@@ -219,14 +227,84 @@ async def test_it_moves_on_to_a_mailbox_that_fails(untold: Twin, monkeypatch: py
 
 
 async def test_it_moves_on_and_only_its_old_mailbox_is_asked_for(untold: Twin) -> None:
-    """What the server has taken is somewhere; what it may have taken is sent again."""
-    is_sure = not untold.settings["tells_uids"]
     untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")
     report = await untold.sync(only=["Archive"])
-    assert len(untold.remote.journal) == (not is_sure)
-    if is_sure:
-        assert "wait for a pass that looks everywhere" in str(report.mailboxes["Archive"].error)
-        await then_it_is_in(untold, "Work")
+    assert untold.remote.journal == []
+    assert "wait for a pass that looks everywhere" in str(report.mailboxes["Archive"].error)
+    await then_it_is_in(untold, "Work")
+
+
+async def test_it_moves_on_and_only_its_new_mailbox_is_asked_for(untold: Twin) -> None:
+    """It is not fetched there, beside the file that is to follow it; whatever else comes is."""
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")
+    untold.deliver(7, "Work")
+    report = await untold.sync(only=["Work"])
+    assert [shown.raw for shown in untold.here("Work")] == [untold.body(7)]
+    assert "wait for a pass that looks everywhere" in str(report.mailboxes["Work"].error)
+    untold.store.expunge("Work", [untold.uid(7, "Work")])
+    await then_it_is_in(untold, "Work")
+
+
+async def test_it_moves_on_and_its_old_mailbox_fails(untold: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")
+    original = MemoryRemote.visit
+
+    def visit(self: MemoryRemote, name: Any, epoch: Any = None, **options: Any) -> Any:
+        if name == "Archive":
+            raise Rejected("not now")
+        return original(self, name, epoch, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryRemote, "visit", visit)
+        for _ in range(2):
+            await untold.sync()
+            assert untold.here("Work") == untold.remote.journal == []
+    await then_it_is_in(untold, "Work")
+
+
+async def test_both_move_on_and_only_the_place_of_the_file_is_not_asked_for(untold: Twin) -> None:
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Other")
+    untold.move(untold.one(1, "Archive"), "Work")
+    report = await untold.sync(only=["Archive", "Other"])
+    assert untold.here("Other") == untold.remote.journal == []
+    assert "wait for a pass that looks everywhere" in str(report.mailboxes["Other"].error)
+    await then_it_is_in(untold, "Other")
+
+
+async def test_both_move_on_to_the_only_mailbox_that_is_asked_for(untold: Twin) -> None:
+    """There it is on both sides, wherever it was sent to: it waits for nobody."""
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")
+    untold.move(untold.one(1, "Archive"), "Work")
+    await untold.sync(only=["Work"])
+    assert untold.remote.journal == []
+    assert pairs(untold, "Work") == 1
+    await then_it_is_in(untold, "Work")
+
+
+@pytest.mark.parametrize("new_name", [False, True])
+async def test_the_reader_moves_it_on_and_nobody_can_read_it(untold: Twin, disk: Disk, new_name: bool) -> None:
+    """Neither is its message fetched beside it, nor does it go; once the file can be read it is that one again."""
+    disk.spoil(untold.move(untold.one(1, "Archive"), "Work", new_name=new_name))
+    for _ in range(2):
+        await untold.synced()
+        assert untold.remote.journal == []
+        assert [len(untold.there("Archive")), len(untold.files("Archive")), len(untold.files("Work"))] == [1, 0, 1]
+    disk.bad.clear()
+    await untold.sync(only=["Work"])
+    assert untold.remote.journal == []
+    await then_it_is_in(untold, "Work")
+
+
+async def test_it_moves_on_and_nobody_can_read_its_file(untold: Twin, disk: Disk) -> None:
+    disk.spoil(untold.one(1, "Archive"))
+    untold.store.move("Archive", [untold.uid(1, "Archive")], "Work")
+    for _ in range(2):
+        await untold.synced()
+        assert untold.remote.journal == []
+        assert [len(untold.there("Work")), len(untold.files("Archive")), len(untold.files("Work"))] == [1, 1, 0]
+    disk.bad.clear()
+    await untold.sync(only=["Archive"])
+    await then_it_is_in(untold, "Work")
 
 
 async def test_deletions_do_not_travel_here(untold: Twin) -> None:
@@ -498,6 +576,72 @@ async def test_it_moves_on_while_the_mailboxes_are_looked_at(untold: Twin, monke
         assert untold.remote.journal == []
     assert len(untold.there("Work")) == len(untold.here("Work")) == 1
     assert untold.there("Archive") == []
+
+
+async def test_it_moves_on_after_the_mailboxes_were_looked_at(untold: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was there a moment ago, and is not adopted: that does not make its file a new one."""
+    original = MemoryBox.facts
+
+    async def facts(self: MemoryBox, uids: Any) -> Any:
+        found = await original(self, uids)
+        asked.append(self.mailbox.name)
+        if asked == ["Archive"]:
+            untold.store.move("Archive", [uid], "Work")
+        return found
+
+    asked, uid = list[str](), untold.uid(1, "Archive")
+    untold.deliver(8, "Work")
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryBox, "facts", facts)
+        await untold.synced()
+    assert "Archive" in asked
+    for _ in range(2):
+        assert untold.remote.journal == []
+        await untold.synced()
+    assert [len(untold.there("Archive")), len(untold.there("Work")), len(untold.here("Work"))] == [0, 2, 2]
+
+
+async def test_it_is_one_of_two_equal_messages_and_its_file_goes_on(twin: Twin) -> None:
+    """Nobody can tell which of the two has gone on: it is fetched, and the file is sent, rather than forgotten."""
+    twin.settings["tells_uids"] = False
+    twin.deliver(1, "Other")
+    twin.deliver(2)
+    await twin.synced()
+    twin.write(1, "Archive")
+    await twin.synced()
+    twin.move(twin.one(1, "Archive"), "Work", new_name=True)
+    for subdir in ("new", "cur"):
+        os.utime(twin.where("Work") / subdir, (1, 1))  # else it counts as changed until the clock's next tick
+    for _ in range(3):
+        await twin.synced()
+    twin.assert_equal()
+    assert len(twin.there("Work")) == len(twin.there("Other")) == 1
+    await twin.quiet()
+
+
+async def test_of_two_equal_ones_the_server_got_one(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the two: the other one is sent in the next pass, not in a later one."""
+    twin.deliver(2)
+    await twin.synced()
+    for _ in range(2):
+        twin.write(1, "Archive", "F")
+    original = MemoryBox.append
+
+    async def append(self: MemoryBox, messages: Any) -> Any:
+        async for answer in original(self, messages):
+            yield answer
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(BaseExceptionGroup):
+        patch.setattr(MemoryBox, "append", append)
+        await twin.sync()
+    assert len(twin.there("Archive")) == 1
+    await twin.synced()
+    assert len(twin.remote.journal) == 1
+    await twin.synced()
+    twin.assert_equal()
+    assert len(twin.there("Archive")) == 2
+    await twin.quiet()
 
 
 async def test_what_the_server_took_and_lost_is_sent_again(untold: Twin) -> None:

@@ -12,6 +12,9 @@ from pathlib import Path
 import anyio.to_thread
 import pytest
 
+from maild.engine import network
+from maild.remote.imap.push import DONE_LIMIT_S
+from maild.remote.imap.remote import PROOF_S
 from tests.daemon.inside import DaemonInside, shorten
 from tests.daemon.process import DaemonProcess, imap_account
 from tests.daemon.waiting import until
@@ -208,6 +211,27 @@ async def test_stopped_server(tmp_path: Path, push: str, monkeypatch: pytest.Mon
             assert (await daemon.until_pushed())["push"] == push
             deliver(server, "me", 2)
             await until(lambda: has(daemon, 2), HELD_BACK_S + LATE_S)
+
+
+@pytest.mark.long
+@METHODS
+async def test_a_process_that_stood_still_doubts_its_lines(make: Make, dovecot: Dovecot, user: str, push: str) -> None:
+    """As after a sleep: a router has forgotten the line, no end was told, and IDLE would be renewed minutes later."""
+    with FaultProxy(dovecot.imap_port) as proxy:
+        daemon = make(imap_account("127.0.0.1", proxy.port, user, Dovecot.password, f'push = "{push}"'))
+        daemon.start()
+        await daemon.until_account(lambda a: a["push"] == push and a["state"] == "idle")
+        daemon.signal(signal.SIGSTOP)
+        proxy.blackhole()
+        deliver(dovecot, user, 1)
+        proxy.resume()
+        await asyncio.sleep(network.LOOK_AT_CLOCK_S + network.SLEPT_S + 1)  # not for anything: it is what is tested
+        daemon.signal(signal.SIGCONT)
+        await until(lambda: "maild stood still for" in daemon.log, LATE_S)
+        await until(lambda: has(daemon, 1), PROOF_S + LATE_S)
+        await until(lambda: daemon.log.count('"push.started"') == 2, DONE_LIMIT_S + LATE_S)
+        deliver(dovecot, user, 2)
+        await until(lambda: has(daemon, 2), HELD_BACK_S + LATE_S)
 
 
 async def deliver_at_random(daemon: DaemonInside, server: Dovecot, user: str, deliveries: int) -> None:

@@ -111,6 +111,25 @@ async def test_a_renamed_mailbox_and_a_root_that_goes(tmp_path: Path) -> None:
             assert await soon(again) == {"B"}
 
 
+@pytest.mark.parametrize("is_linked", [False, True])
+async def test_a_root_that_goes_with_a_directory_above_it(tmp_path: Path, is_linked: bool) -> None:
+    root = tmp_path / "disk" / "home" / "Mail"
+    mailbox(root, "A")
+    named = root
+    if is_linked:
+        named = tmp_path / "Mail"
+        named.symlink_to(root)
+    async with watching() as watcher:
+        async with watcher.tree(named, "nested") as tree:
+            (root.parent / "something").mkdir()
+            (root / "A" / "new" / "1").touch()
+            assert await soon(tree) == {"A"}  # what else goes on above is no news
+            (tmp_path / "disk").rename(tmp_path / "elsewhere")
+            with pytest.raises(LocalError, match="moved, removed or unmounted"):
+                await soon(tree)
+        assert not watcher._places
+
+
 async def test_a_queue_that_overflows_leaves_no_new_mailbox_unwatched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

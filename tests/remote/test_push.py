@@ -501,7 +501,10 @@ async def test_a_connection_that_ends_ends_the_watch(make: Make, method: str, re
     async with account.watching(method) as news:
         session = [c for c in account.server.connections if "IDLE" in c.commands][-1]
         await session.drop(reset=reset)
-        assert isinstance(await ended(news), ConnectionLost)
+        lost = await ended(news)
+        assert isinstance(lost, ConnectionLost)
+        assert str(lost).endswith("connection reset by peer" if reset else "closed the connection")
+    assert account.remote._open == len(account.remote._free)  # whoever leaves at once finds nothing half given back
     assert experience.interval_s == RENEW_S  # nothing was silent
     async with account.watching(method) as news:
         assert news.method == method

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -250,6 +253,37 @@ async def test_a_server_that_takes_nothing_more_of_a_big_body() -> None:
         found = await submit(session, message(1), bodies=Bodies(text=b"x\n" * (8 << 20)))
     assert states(found["1"]) == {ONE[0]: "deferred"}
     assert server.journal == []
+
+
+async def test_a_connection_that_is_reset_while_a_big_body_is_written() -> None:
+    """The loop has not heard of the reset yet: the first block meets it, the second finds the transport closed."""
+    is_reset = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        there, _ = listener.accept()
+        with there, there.makefile("rwb", 0) as wire:
+            for answer in (b"220 x", b"250-x\r\n250 AUTH PLAIN", b"235 ok", b"250 ok", b"250 ok", b"354 go"):
+                wire.write(answer + b"\r\n")
+                if not answer.startswith(b"354"):
+                    wire.readline()
+            there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        is_reset.set()
+
+    class Waiting(Bodies):
+        async def __call__(self, submission: Submission, refused: Verdicts) -> bytes:
+            assert is_reset.wait(10)
+            return await super().__call__(submission, refused)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        port = listener.getsockname()[1]
+        there = Smtp(host="127.0.0.1", port=port, user=USER, secret=Password(PASSWORD), tls="none")
+        session = await SmtpSession.open(there, Credentials(there, "work"), LONG)
+        found = await submit(session, message(1), bodies=Waiting(text=b"x\n" * (1 << 20)))
+        thread.join()
+    assert states(found["1"]) == {ONE[0]: "deferred"}
+    assert session.is_over
 
 
 @pytest.mark.parametrize(

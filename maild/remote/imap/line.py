@@ -39,8 +39,7 @@ class Line:
         self._is_unwanted = False  # nobody wants more for now
         self._is_stopped = False  # nothing is read from the transport
         self._turn: asyncio.Handle | None = None
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._writable: asyncio.Event | None = None  # while the line takes nothing
 
     def attach(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport if isinstance(transport, asyncio.Transport) else None
@@ -121,10 +120,12 @@ class Line:
             self.transport.write(octets if self._deflation is None else self._deflation.deflated(octets))
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._writable = self._writable or asyncio.Event()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        writable, self._writable = self._writable, None
+        if writable is not None:
+            writable.set()
 
     @property
     def unsent_octets(self) -> int:
@@ -132,11 +133,11 @@ class Line:
 
     async def room(self) -> None:
         """Wait until what was sent is on its way, but for a little; a server that takes nothing is dropped."""
-        while not self._writable.is_set():
+        while (writable := self._writable) is not None:
             unsent = self.unsent_octets
             with anyio.move_on_after(STALL_S):
-                await self._writable.wait()
-            if not self._writable.is_set() and self.unsent_octets > unsent - STALL_OCTETS:
+                await writable.wait()
+            if not writable.is_set() and self.unsent_octets > unsent - STALL_OCTETS:
                 self._fail(ConnectionLost(f"{self.server} took nothing for {STALL_S:.0f} s"))
 
     async def watched(self, event: asyncio.Event, is_ready: Callable[[], bool]) -> None:
@@ -166,7 +167,7 @@ class Line:
 
     def _end(self) -> None:
         self._is_over = True
-        self._writable.set()
+        self.resume_writing()
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None

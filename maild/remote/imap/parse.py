@@ -25,6 +25,12 @@ from maild.core.model import Flags
 Token = bytes | list["Token"] | None  # atom, quoted string or literal; parenthesised list; NIL
 
 
+class Bare(bytes):
+    """An atom, or a quoted string that has no end: no octets of a message (RFC 9051 nstring)."""
+
+    __slots__ = ()
+
+
 class Sink(Protocol):
     """Where a big literal goes as it arrives. The memory given to `write` is reused after it returns."""
 
@@ -482,8 +488,8 @@ def _set_item(fetch: FetchData, name: bytes, value: Token | Sink) -> None:
     upper = name.upper()
     if _SECTION_ATOM.match(upper):
         section = upper[upper.index(b"[") + 1 : upper.rindex(b"]")] if b"]" in upper else upper
-        if value is None:
-            value = b""  # Exchange: BODY[] NIL
+        if value is None or isinstance(value, Bare):
+            value = b""  # Exchange: BODY[] NIL; others: a literal without a length, such as {-1}
         if not isinstance(value, list):
             fetch.sections[section] = value
         return
@@ -546,7 +552,7 @@ def _step(text: bytes, m: re.Match[bytes], stack: list[list[Token]], limits: Lim
         if len(stack) > 1:
             stack.pop()
     elif m[4] is not None:
-        stack[-1].append(None if m[4].upper() == b"NIL" else m[4])
+        stack[-1].append(None if m[4].upper() == b"NIL" else Bare(m[4]))
     else:
         return _broken_quote(text, m.start(5), stack)
     return m.end()
@@ -558,7 +564,7 @@ def _broken_quote(text: bytes, pos: int, stack: list[list[Token]]) -> int:
     while True:
         end = text.find(b'"', end)
         if end < 0:
-            stack[-1].append(text[pos + 1 :])
+            stack[-1].append(Bare(text[pos + 1 :]))
             return len(text)
         if text[end + 1 : end + 2] in {b"", b" ", b")"}:
             stack[-1].append(_ESCAPE.sub(rb"\1", text[pos + 1 : end]))

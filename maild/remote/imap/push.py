@@ -173,31 +173,32 @@ class _Listener:
 async def watching(lender: Lender, experience: Experience, wanted: Wanted, method: Push) -> AsyncIterator[News]:
     """The watch, established on entry. Raises what keeps it from being so, but for what the server cannot do."""
     opening = _Opening(lender, experience, wanted)
-    tasks: list[asyncio.Task[None]] = []
+    tasks: dict[asyncio.Task[None], ImapSession] = {}
     try:
         await opening.begin(method)
         for listener in opening.listeners:
-            tasks.append(asyncio.create_task(_keep(listener, opening, lender)))
-            tasks[-1].add_done_callback(lambda task: _note_end(task, opening.news))
+            task = asyncio.create_task(_keep(listener, opening))
+            task.add_done_callback(lambda task: _note_end(task, opening.news))
+            tasks[task] = listener.session
         yield opening.news
     finally:
-        for task in tasks:
-            task.cancel()
+        for task, session in tasks.items():
+            if opening.holds(session):  # else it is being given back, which must not end half-way
+                task.cancel()
         with anyio.CancelScope(shield=True):
             if tasks:
                 await asyncio.wait(tasks)
             await opening.close()
 
 
-async def _keep(listener: _Listener, opening: _Opening, lender: Lender) -> None:
+async def _keep(listener: _Listener, opening: _Opening) -> None:
+    """Give the session back as soon as it ends by itself: work may wait for it."""
     try:
         await listener.keep()
     except MaildError as exc:
         log.debug("session.lost", host=listener.session.endpoint.host, reason=exc.text)
         opening.news.fail(exc)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await opening.give_back(listener.session)
+        await opening.give_back(listener.session)
 
 
 def _note_end(task: asyncio.Task[None], news: News) -> None:
@@ -299,6 +300,10 @@ class _Opening:
     def _add(self, method: Method, mailboxes: frozenset[MailboxName], listener: _Listener) -> None:
         self.listeners.append(listener)
         self.news.listen(method, mailboxes, listener)
+
+    def holds(self, session: ImapSession) -> bool:
+        """Whether nobody has begun to give it back."""
+        return session in self._held
 
     async def give_back(self, session: ImapSession) -> None:
         """It is not needed any more."""

@@ -1,0 +1,70 @@
+"""Two files with one unique name, as a backup that is copied over a Maildir leaves them: they are one message."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.engine.twin import Twin
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["changes", "full"])
+async def twin(quick_path: Path, request: pytest.FixtureRequest) -> Twin:
+    """Message 1 is in INBOX, here twice under its name; message 2 as well, once."""
+    twin = Twin(quick_path, settings={"way": request.param})
+    twin.configure(remote_delete="expunge")
+    twin.store.create("Archive")
+    twin.deliver(1)
+    twin.deliver(2)
+    await twin.synced()
+    first = twin.one(1)
+    shutil.copy2(first, first.parent.parent / "cur" / f"{first.name}:2,S")
+    await twin.synced()
+    assert twin.remote.journal == []
+    assert len(twin.find(1)) == 2
+    await twin.quiet()
+    return twin
+
+
+async def settled(twin: Twin, **wanted: int) -> None:
+    """So many messages in each mailbox, on both sides."""
+    for _ in range(2):
+        await twin.synced()
+        assert not [change for change in twin.remote.journal if change.startswith("append")]
+    twin.assert_equal()
+    assert {name: len(twin.there(name)) for name in twin.store.names} == {"INBOX": 0, "Archive": 0} | wanted
+    await twin.quiet()
+
+
+async def test_both_go_with_its_deletion_on_the_server(twin: Twin) -> None:
+    twin.store.expunge("INBOX", [twin.uid(1)])
+    await twin.synced()
+    assert twin.find(1) == []
+    await settled(twin, INBOX=1)
+
+
+async def test_both_go_with_its_move_on_the_server(twin: Twin) -> None:
+    twin.store.move("INBOX", [twin.uid(1)], "Archive")
+    await twin.synced()
+    assert [len(twin.find(1)), len(twin.find(1, "Archive"))] == [0, 1]
+    await settled(twin, INBOX=1, Archive=1)
+
+
+async def test_one_deleted_here_is_still_there(twin: Twin) -> None:
+    twin.find(1)[0].unlink()
+    await settled(twin, INBOX=2)
+
+
+async def test_other_contents_are_another_message(twin: Twin) -> None:
+    """It is not deleted because of what happens to the first one."""
+    second = next(path for path in twin.find(1) if path.name.endswith(":2,S"))
+    second.write_bytes(twin.body(9))
+    twin.store.expunge("INBOX", [twin.uid(1)])
+    for _ in range(2):
+        await twin.synced()
+    twin.assert_equal()
+    assert sorted(shown.raw for shown in twin.there("INBOX")) == [twin.body(2), twin.body(9)]

@@ -240,7 +240,7 @@ async def test_a_mailbox_that_changed_here_is_asked_for_before_its_names_are_rea
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where that takes longer than LIST: else its changes would wait for one more round trip."""
-    monkeypatch.setattr(whole, "SLOW_MESSAGES", 2)
+    monkeypatch.setattr(visits, "SLOW_MESSAGES", 2)
     world.deliver(2)
     await world.synced()
     world.relabel(world.one(1), "F")

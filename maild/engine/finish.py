@@ -73,6 +73,7 @@ def _conclude(this: MailboxPass) -> None:
         object_id=this.listed.object_id,
         identity=_identity(this) or mailbox.identity,
         next_uid=this.listed.next_uid,
+        matched=not this.look.has_news,
     )
     if this.report.error:
         state.set_error(mailbox.id, this.report.error)

@@ -64,10 +64,10 @@ def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may
     """
     if maildir is None:
         return Look(is_here=False, news=LocalNews(gone=_gone_with_directory(state, mailbox)))
+    expected, others = state.names(mailbox.id)  # first: meanwhile a change that came just before this settles
     now_ns = time.time_ns()
     stamp = stamp_of(maildir.directory)
     settled = stamp.text() if is_settled(stamp, now_ns) else None
-    expected, others = state.names(mailbox.id)
     other_names: Collection[Key] | None = None  # keys that have one instead of the expected; None: nobody knows
     otherwise = _meaning_otherwise(state, mailbox, maildir) if _keywords_changed(mailbox, stamp) else {}
     if others + len(otherwise) > MOST_NAMELESS:
@@ -105,6 +105,17 @@ def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may
         state.apply([Changes(mailbox.id, flags=renamed)])
     # With a second file it is looked at each time: who removes the first one has to know of it.
     return Look(None if seconds else settled, True, news, entries, seen, seconds)
+
+
+def look_if_changed(state: State, mailbox: MailboxState, maildir: Maildir, *, may_note: bool = True) -> Look:
+    """The same, without reading any names where the last look found nothing and nothing has changed since. Blocks.
+
+    An orphan may be a file that lost its pair without a change to the directory.
+    """
+    is_same = mailbox.matched and stamp_of(maildir.directory).text() == mailbox.stamp
+    if is_same and not state.orphans(mailbox.id):
+        return Look(mailbox.stamp)
+    return look_at(state, mailbox, maildir, may_note=may_note)
 
 
 def _expected_beside(

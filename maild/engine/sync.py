@@ -183,7 +183,8 @@ class MailboxPass:
             self._add_skipped({uid: message for uid, message in skipped.items() if uid not in wait})
         self._note_left_out(limit)
         if self.same_epoch and (scan.full or scan.vanished):
-            news.gone = state.pairs_of(mailbox.id, self.gone_among(state.uids(mailbox.id)))
+            known = state.uids(mailbox.id) if scan.full else set(scan.vanished)
+            news.gone = state.pairs_of(mailbox.id, self.gone_among(known))
         self._look_closer()
         self._look_at_big_files()
         unsure = self.work.unsure[self.name]
@@ -320,7 +321,8 @@ class MailboxPass:
         delete_there = [o for o in self.operations if isinstance(o, DeleteRemote)]
         coming_back = [pair.uid for pair in self.doomable[: self.may_come_back]]
         self._planned = [o.key for o in delete_here], [*(o.uid for o in delete_there), *coming_back]
-        self._counted = self._guarded_total()
+        if any(self._planned) or self.unpaired.unsure:  # else nothing is, nor will be, measured against it
+            self._counted = self._guarded_total()
         if delete_there and not self.work.dry_run:
             check_still_there(self.work.account.maildir, self.work.state.state)
         self._guard(*self._planned)

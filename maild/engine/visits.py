@@ -11,14 +11,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from maild.core.errors import MaildError, NoSuchMailbox, Scope, did_you_mean
+from maild.core.mailboxes import INBOX
 from maild.core.model import MailboxName, RemoteMailbox
 from maild.core.names import MailboxUnusable, directory
-from maild.engine.look import Look, look_at, open_mailbox
+from maild.engine.look import Look, look_at, look_if_changed, open_mailbox
 from maild.engine.mailboxes import Settled, foresee_mailbox
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass
 from maild.local.state import MailboxState
 from maild.local.survey import Survey, survey
+
+SLOW_MESSAGES = 20_000  # reading the names of so many takes about as long as a round trip
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +41,32 @@ class Visits:
         self.failed: dict[MailboxName, MaildError] = {}  # mailboxes whose directory cannot be looked at
 
     def look_around(self) -> tuple[Survey, list[MailboxState]]:
-        """Look at what changed here while the server answers: all mailboxes, and those in which there is something to
-        do. Blocks."""
-        state, account = self._work.state.state, self._work.account
+        """Look at what changed here while the server answers: all mailboxes, and those that are not as they
+        were. Blocks for a few system calls each."""
+        account = self._work.account
         found = survey(account.maildir, account.layout)
-        news: list[MailboxState] = []
-        for row in state.mailboxes().values():
+        changed: list[MailboxState] = []
+        for row in self._work.state.state.mailboxes().values():
             here = found.mailboxes.get(row.directory)
             if here is not None and row.epoch is not None and here.stamp.text() != row.stamp:
-                look = self._look(row)
-                if look is None:
-                    continue
+                changed.append(row)
+        return found, changed
+
+    def at_once(self, changed: Sequence[MailboxState]) -> list[MailboxState]:
+        """Those to be asked for before these have been looked into: of which reading the names may take longer than
+        LIST; and INBOX where nothing changed, for if anything is new on the server, it is there."""
+        if changed:
+            return [row for row in changed if (row.messages or 0) >= SLOW_MESSAGES]
+        return [row for row in self._work.rows().values() if row.name == INBOX]
+
+    def look_into(self, changed: Sequence[MailboxState]) -> list[MailboxState]:
+        """Look at all that is in these mailboxes; those in which there is something to do. Blocks."""
+        news: list[MailboxState] = []
+        for row in changed:
+            if (look := self._look(row)) is not None:
                 self._looks[row.id] = look
-                if look.has_news:
-                    news.append(row)
-        return found, news
+                news += [row] if look.has_news else []
+        return news
 
     def _look(self, row: MailboxState) -> Look | None:
         """None, and a note in `failed`, where that mailbox cannot be looked at. Raises what concerns the account."""
@@ -69,10 +83,10 @@ class Visits:
         """Tell the server's side that one of these mailboxes comes first, whatever the listing says: it saves a round
         trip. Whether there was one.
 
-        They are those with news here, or those of which the server said that they have some.
+        They are those with news here, or maybe with news, or those of which the server said that they have some.
         """
         wanted = [(row.name, row.cursor) for row in some if row.cursor and (not only or row.name in only)]
-        for name, cursor in sorted(wanted, key=lambda one: one[0] != "INBOX")[:1]:
+        for name, cursor in sorted(wanted, key=lambda one: one[0] != INBOX)[:1]:
             self._work.remote.expect(name, cursor, read_only=self._work.dry_run, has_mail=has_mail)
         return bool(wanted)
 
@@ -84,9 +98,19 @@ class Visits:
             raise NoSuchMailbox(f"no such mailbox among those synchronised: {names}")
         wanted = [m for m in settled.mailboxes.values() if not only or m.name in only]
         visits = await work.state.run(self._changed, wanted, found)
+        if not work.dry_run:
+            self._expect_mail(visits)
         failed = [name for name in self.failed if not only or name in only]
         work.report.unchanged = len(wanted) - len(visits) - len(failed)
-        return sorted(visits, key=lambda visit: visit.remote.name != "INBOX")
+        return sorted(visits, key=lambda visit: visit.remote.name != INBOX)
+
+    def _expect_mail(self, visits: Sequence[Visit]) -> None:
+        """Where the server has more messages than the last pass left, new ones may come with the first look there."""
+        rows = self._work.rows()
+        for remote in (visit.remote for visit in visits):
+            row = rows.get(remote.name)
+            if row is not None and row.cursor and (remote.messages or 0) > (row.messages or 0):
+                self._work.remote.expect(remote.name, row.cursor, has_mail=True)
 
     def _changed(self, mailboxes: list[RemoteMailbox], found: Survey) -> list[Visit]:
         """Those that have to be opened: a mark moved, or something was left that may come or go now."""
@@ -156,7 +180,7 @@ async def begin(work: Work, remote: RemoteMailbox, look: Look | None) -> Mailbox
         if maildir is None:
             return row, look_at(work.state.state, row, None) if row.identity else Look()
         with maildir:
-            return row, look_at(work.state.state, row, maildir, may_note=not work.dry_run)
+            return row, look_if_changed(work.state.state, row, maildir, may_note=not work.dry_run)
 
     mailbox, found = await work.state.run(looked)
     return MailboxPass(work, remote, mailbox, found)

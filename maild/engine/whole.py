@@ -110,7 +110,10 @@ class AccountPass:
             nonlocal found
             is_expected = self._visits.expect(told, only, has_mail=not work.dry_run)
             if work.account.maildir.exists():
-                found, news = await work.state.run(self._visits.look_around)
+                found, changed = await work.state.run(self._visits.look_around)
+                if not is_expected:
+                    is_expected = self._visits.expect(self._visits.at_once(changed), only)
+                news = await work.state.run(self._visits.look_into, changed)
                 if not is_expected:
                     self._visits.expect(news, only)
 

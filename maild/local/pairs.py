@@ -61,7 +61,10 @@ def add(database: sqlite3.Connection, mailbox_id: int, pairs: Sequence[Pair]) ->
 
 
 def drop(database: sqlite3.Connection, mailbox_id: int, uids: Iterable[Uid]) -> None:
-    database.executemany("DELETE FROM pairs WHERE mailbox = ? AND uid = ?", [(mailbox_id, uid) for uid in uids])
+    """Take pairs out. Their files may be there still: the next look has to read the directory."""
+    if values := [(mailbox_id, uid) for uid in uids]:
+        database.executemany("DELETE FROM pairs WHERE mailbox = ? AND uid = ?", values)
+        database.execute("UPDATE mailboxes SET matched = 0 WHERE id = ? AND matched", (mailbox_id,))
 
 
 def set_flags(database: sqlite3.Connection, mailbox_id: int, bases: Iterable[tuple[Uid, Flags, str | None]]) -> None:

@@ -96,6 +96,9 @@ _MIGRATIONS = (
         PRIMARY KEY (mailbox, uid)
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE mailboxes ADD COLUMN matched INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 FIRST_WITH_ROLES = 3
 

@@ -27,7 +27,7 @@ _IN_VALUES = 500
 _IN_KEYS = 20_000  # each round reads all pairs of the mailbox: an index by key costs a first pass 25% more in `apply`
 _MAILBOXES = (
     "SELECT id, name, directory, epoch, cursor, mark, messages, error, refused, last_pass_s,"
-    " object_id, identity, stamp, undone, next_uid, approved FROM mailboxes"
+    " object_id, identity, stamp, undone, next_uid, approved, matched FROM mailboxes"
 )
 
 UNCHANGED: Final = "="  # instead of a stamp: the column stays as it is
@@ -43,7 +43,8 @@ class MailboxState:
     `object_id` is the server's name for the mailbox that a rename leaves as it is, `identity` that of the local
     directory (`survey.LocalMailbox`). While the directory has this `stamp` (`survey.Stamp.text`) nothing changed in it;
     None proves nothing. `undone`: a local change could not be carried out, so look again whatever the stamp says.
-    `next_uid` is UIDNEXT as listed when the pass began. `approved`: the refused plan was released.
+    `next_uid` is UIDNEXT as listed when the pass began. `approved`: the refused plan was released. `matched`: as long
+    as it has this stamp, it holds the files of its pairs and no others, with the flags of their bases.
     """
 
     id: int
@@ -62,6 +63,7 @@ class MailboxState:
     undone: bool = False
     next_uid: str = ""
     approved: bool = False
+    matched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,7 @@ class State:
         object_id: str | None = None,
         identity: str | None = None,
         next_uid: str | None = None,
+        matched: bool | None = None,
     ) -> None:
         """A pass is complete: everything up to `cursor` is applied. The last error is past.
 
@@ -193,22 +196,23 @@ class State:
         self._write(
             "UPDATE mailboxes SET cursor = ?, mark = ?, messages = ?, last_pass_s = ?, error = NULL,"
             " stamp = iif(? = ?, stamp, ?), undone = coalesce(?, undone), object_id = coalesce(?, object_id),"
-            " identity = coalesce(?, identity), next_uid = coalesce(?, next_uid) WHERE id = ?",
+            " identity = coalesce(?, identity), next_uid = coalesce(?, next_uid), matched = coalesce(?, matched)"
+            " WHERE id = ?",
             (
                 *(cursor, mark, messages, last_pass_s),
-                *(stamp, UNCHANGED, stamp, undone, object_id, identity, next_uid, mailbox_id),
+                *(stamp, UNCHANGED, stamp, undone, object_id, identity, next_uid, matched, mailbox_id),
             ),
         )
 
     def set_stamp(self, mailbox_id: int, stamp: str | None) -> None:
-        """What the directory looked like when everything in it was known; None: look at it again."""
+        """What the directory looked like when it held the files of its pairs and no others; None: look at it again."""
         self.set_stamps({mailbox_id: stamp})
 
     def set_stamps(self, stamps: Mapping[int, str | None]) -> None:
         """The same of several mailboxes, by id."""
         with self.transaction() as database:
             values = [(stamp, mailbox_id) for mailbox_id, stamp in stamps.items()]
-            database.executemany("UPDATE mailboxes SET stamp = ? WHERE id = ?", values)
+            database.executemany("UPDATE mailboxes SET stamp = ?, matched = 1 WHERE id = ?", values)
 
     def forget_directory(self, mailbox_id: int) -> None:
         """Nobody misses the directory that the mailbox had: it is to be made again."""
@@ -530,4 +534,5 @@ def _orphan_row(orphan: Orphan) -> tuple[Key, Flags, int, bytes, str]:
 
 def _mailbox(row: Row) -> MailboxState:
     stored = MailboxState(*row)
-    return replace(stored, undone=bool(stored.undone), approved=bool(stored.approved))  # SQLite has no truth values
+    # SQLite has no truth values.
+    return replace(stored, undone=bool(stored.undone), approved=bool(stored.approved), matched=bool(stored.matched))

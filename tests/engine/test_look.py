@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from maild.core.model import Flags, Key, MailboxName, Pair, Uid
-from maild.engine.look import Look, look_at, open_mailbox
+from maild.engine import visits
+from maild.engine.look import Look, look_at, look_if_changed, open_mailbox
 from maild.local import scan
 from maild.local.maildir import Maildir
-from maild.local.state import Changes, State
+from maild.local.state import Changes, Orphan, State
+from maild.remote.imap.remote import ImapRemote
+from tests.engine.world import World, message
 
 KINDS: list[tuple[str, Flags]] = [
     ("", frozenset()),
@@ -53,6 +56,14 @@ class Box:
 
     def list_keywords(self, *keywords: str) -> None:
         (self.top / "dovecot-keywords").write_text("".join(f"{n} {word}\n" for n, word in enumerate(keywords)))
+
+    def look_if_changed(self) -> Look:
+        """As a pass begins."""
+        (row,) = self.state.mailboxes().values()
+        maildir = open_mailbox(self.root, row)
+        assert maildir is not None
+        with maildir:
+            return look_if_changed(self.state, row, maildir)
 
     def look(self) -> Look:
         """One look, whose stamp is stored."""
@@ -145,3 +156,138 @@ def test_a_file_renamed_while_it_is_looked_at_is_not_gone(box: Box, monkeypatch:
     assert look.stamp is None
     monkeypatch.undo()
     assert {int(uid) - 1 for uid in box.look().news.gone} == {6}
+
+
+# -- not looking
+
+
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Which `cur` and `new` were read."""
+    read: list[object] = []
+
+    def counting(function: Any) -> Any:
+        def counted(where: Any) -> Any:
+            place = Path(f"/proc/self/fd/{where}").readlink() if isinstance(where, int) else Path(where)
+            if place.name in {"cur", "new"}:
+                read.append(place)
+            return function(where)
+
+        return counted
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, counting(getattr(os, name)))
+    return read
+
+
+def test_no_name_is_read_where_nothing_changed(box: Box, listings: list[object]) -> None:
+    assert not box.look_if_changed().has_news
+    assert listings == []
+
+
+def test_a_file_that_changed_is_found(box: Box, listings: list[object]) -> None:
+    box.path(1).unlink()
+    assert box.look_if_changed().news.gone.keys() == {Uid("2")}
+    assert listings
+
+
+def test_a_file_that_lost_its_pair_is_found_though_the_directory_is_as_it_was(box: Box) -> None:
+    """A pass that deletes it was killed in between, after its note or, long ago, without one."""
+    (row,) = box.state.mailboxes().values()
+    orphan = Orphan(box.key(1), frozenset({"\\Seen"}), 5, bytes(16), "unsure")
+    box.state.make_unsure(row.id, [orphan], [(row.id, Uid("2"))])
+    assert box.look_if_changed().unpaired.keys() == {box.key(1)}
+    box.state.drop_orphans(row.id, [box.key(1)])
+    box.state.apply([Changes(row.id, drop=[Uid("3")])])
+    assert box.look_if_changed().unpaired.keys() == {box.key(1), box.key(2)}
+
+
+def test_an_orphan_alone_is_reason_to_look(box: Box, listings: list[object]) -> None:
+    (row,) = box.state.mailboxes().values()
+    box.state.apply([Changes(row.id, sent=[Orphan(Key("elsewhere"), frozenset(), 5, bytes(16), "sent")])])
+    assert not box.look_if_changed().has_news
+    assert listings
+
+
+def test_what_a_look_found_is_looked_at_again(box: Box) -> None:
+    """That pass left it as it was, so that the stamp is the same: a file that is not sent, for one."""
+    (box.top / "new" / "stranger").write_bytes(b"x")
+    os.utime(box.top / "new", (2, 2))
+    look = box.look()
+    (row,) = box.state.mailboxes().values()
+    box.state.finish(row.id, None, None, MANY, 1.0, stamp=look.stamp, matched=not look.has_news)
+    assert box.look_if_changed().unpaired.keys() == {"stranger"}
+
+
+async def test_a_pass_with_news_of_the_server_alone_reads_no_names(world: World, listings: list[object]) -> None:
+    world.deliver(4)
+    for _ in range(2):
+        await world.sync()
+    for subdir in ("new", "cur"):
+        os.utime(world.root / "INBOX" / subdir, (1, 1))
+    await world.sync()
+    world.store.set_flags("INBOX", 1, add=["\\Flagged"])
+    world.store.expunge("INBOX", [2])
+    world.deliver(1, start=5)
+    listings.clear()
+    report = await world.sync()
+    assert (report.total("pulled"), report.total("flags"), report.total("deleted")) == (1, 1, 1)
+    assert listings == []
+    world.assert_equal("INBOX")
+
+
+async def test_a_mailbox_that_changed_here_is_asked_for_before_its_names_are_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that takes longer than LIST: else its changes would wait for one more round trip."""
+    monkeypatch.setattr(visits, "SLOW_MESSAGES", 2)
+    world.deliver(2)
+    await world.synced()
+    world.relabel(world.one(1), "F")
+    steps: list[str] = []
+
+    def noted(step: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            steps.append(step)
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(ImapRemote, "expect", noted("expect", ImapRemote.expect))
+    monkeypatch.setattr(visits, "look_at", noted("look", look_at))
+    report = await world.sync()
+    assert (report.total("flags_there"), steps[:2]) == (
+        1,
+        ["expect", "look"],
+    )  # and perhaps "expect", once LIST is sent
+    monkeypatch.setattr(visits, "SLOW_MESSAGES", 3)
+    world.relabel(world.one(1), "")
+    steps.clear()
+    report = await world.sync()
+    assert (report.total("flags_there"), steps[:2]) == (1, ["look", "expect"]), "it may be as it was: nothing is opened"
+
+
+async def test_a_few_new_messages_come_with_the_first_look(world: World) -> None:
+    """LIST counts them; SELECT, and what is new, is the second round trip. There is no third."""
+    world.deliver(2)
+    await world.synced()
+    await world.settled()
+    world.deliver(1, start=3)
+    world.commands()
+    assert (await world.synced()).total("pulled") == 1
+    sent = [command for command in world.commands() if "SELECT" in command or "FETCH" in command]
+    assert [" BODY.PEEK[]<0." in command for command in sent] == [False, False, True], sent
+    world.assert_equal("INBOX")
+    await world.settled()
+
+
+async def test_no_body_comes_with_a_look_that_finds_other_news(world: World) -> None:
+    """Neither what changed, nor what this side has sent itself."""
+    world.deliver(2)
+    await world.synced()
+    world.write_foreign(3, message(3))
+    assert (await world.synced()).total("pushed") == 1
+    world.store.set_flags("INBOX", 1, add=["\\Flagged"])
+    world.commands()
+    assert (await world.synced()).total("flags") == 1
+    assert not any("BODY.PEEK[]" in command for command in world.commands())

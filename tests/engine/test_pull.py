@@ -69,7 +69,8 @@ async def test_new_mail_alone_is_fetched(any_world: World) -> None:
     new = any_world.deliver(2, start=6, flags=["\\Answered", "Label"])
     report = await any_world.synced()
     assert report.total("pulled") == 2
-    assert sorted(uid for command in bodies(any_world.commands()) for uid in uids_of(command)) == new
+    asked = {uid for command in bodies(any_world.commands()) for uid in uids_of(command)}
+    assert {uid for uid in asked if uid <= max(new)} == set(new)  # a range may end above what there is
     any_world.assert_equal()
     await any_world.settled()
 

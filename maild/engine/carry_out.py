@@ -29,7 +29,7 @@ from maild.engine.apply import merge_files, reflag, relocate, remove_files
 from maild.engine.look import flags_here, open_mailbox
 from maild.engine.propagate import Delivery
 from maild.engine.pull import Pull
-from maild.engine.push import append_files, delete_there, expunge_there, store_flags
+from maild.engine.push import append_files, delete_there, expunge_there, move_there, store_flags
 from maild.engine.sync import MailboxPass, Move
 from maild.local.delivery import Delivered
 from maild.local.maildir import Maildir
@@ -157,8 +157,7 @@ async def _move_there(this: MailboxPass, box: RemoteBox) -> None:
         merges = await this.work.state.run(_flags_of_moved, this, target, moves)
         stored = await store_flags(box, list(merges.values()))
         try:
-            epoch = this.work.epochs.get(target)
-            done = await box.move([move.pair.uid for move in moves], target, epoch)
+            done = await move_there(this.work, box, this.mailbox, [move.pair.uid for move in moves], target)
         except Rejected as exc:
             done = {}
             this.report.error = f"cannot move messages to {target} on the server: {exc.text}"

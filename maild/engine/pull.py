@@ -57,9 +57,9 @@ class Work:
     are gone on both sides from a mailbox, so that the server's having moved one elsewhere does not bring it back;
     `may_be_doomed`: the new messages, by mailbox, that were there when this was found out. `sent`: by mailbox id and
     key, what the server was given in this pass and has no pair yet. `seconds`: by mailbox id, as in `Look`. `epochs`:
-    those in which mailboxes were looked at. `foreseen`: mailboxes that a dry run takes for made or renamed. `is_asked`:
-    somebody named the mailboxes, so that messages which did not travel before are tried at once; else when their time
-    has come, as of `now_s`.
+    those in which mailboxes were looked at, `newest`: the newest message that was there then. `foreseen`: mailboxes
+    that a dry run takes for made or renamed. `is_asked`: somebody named the mailboxes, so that messages which did not
+    travel before are tried at once; else when their time has come, as of `now_s`.
     """
 
     account: Account
@@ -83,6 +83,7 @@ class Work:
     is_trash_filled: bool = False  # in this pass
     failed: set[MailboxName] = field(default_factory=set)  # mailboxes
     epochs: dict[MailboxName, Epoch] = field(default_factory=dict)
+    newest: dict[MailboxName, Uid] = field(default_factory=dict)
     remote_delta: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
     awaited: defaultdict[MailboxName, set[Key]] = field(default_factory=lambda: defaultdict(set))
     unsure: defaultdict[MailboxName, dict[Key, Unsure]] = field(default_factory=lambda: defaultdict(dict))

@@ -13,6 +13,7 @@ from typing import cast
 
 import structlog
 
+from maild.core.errors import Rejected
 from maild.core.model import (
     Appended,
     FlagChange,
@@ -56,6 +57,30 @@ async def store_flags(box: RemoteBox, merges: Sequence[MergeFlags]) -> list[Merg
     return [m for m in merges if m.uid in done or not (m.add or m.remove)]
 
 
+async def move_there(
+    work: Work, box: RemoteBox, mailbox: MailboxState, uids: Sequence[Uid], target: MailboxName
+) -> dict[Uid, Uid | None]:
+    """Move messages on the server, as `RemoteBox.move`.
+
+    Where it has no MOVE a cut may leave them in both mailboxes. That is noted before, for nothing else tells the copy
+    from an equal message of another client's.
+    """
+    state, epoch = work.state.state, work.epochs.get(target)
+    row = None if work.moves_whole else (await work.state.run(work.rows)).get(target)
+    if row is None:
+        return await box.move(uids, target, epoch)
+    left_behind: set[Uid] = set()
+    await work.state.run(state.note_copies, mailbox.id, uids, row.id, work.newest.get(target, Uid("")))
+    try:
+        done = await box.move(uids, target, epoch, left_behind=left_behind)
+    except Rejected:
+        await work.state.run(state.drop_copies, [(mailbox.id, uid) for uid in uids])
+        raise
+    if refused := [(mailbox.id, uid) for uid in uids if uid not in done and uid not in left_behind]:
+        await work.state.run(state.drop_copies, refused)
+    return done
+
+
 async def delete_there(
     work: Work, box: RemoteBox, mailbox: MailboxState, uids: Sequence[Uid], trash: MailboxName | None
 ) -> set[Uid]:
@@ -63,7 +88,10 @@ async def delete_there(
     gone: set[Uid] = set()
     for start in range(0, len(uids), SOME):
         some = uids[start : start + SOME]
-        done = set(await box.move(some, trash)) if trash is not None else await box.expunge(some)
+        if trash is None:
+            done = await box.expunge(some)
+        else:
+            done = set(await move_there(work, box, mailbox, some, trash))
         await work.state.run(work.state.state.apply, [Changes(mailbox.id, drop=sorted(done))])
         gone |= done
     return gone

@@ -270,6 +270,7 @@ class State:
             database.execute("DELETE FROM skipped WHERE mailbox = ?", (mailbox_id,))
             database.execute("DELETE FROM unsent WHERE mailbox = ?", (mailbox_id,))
             database.execute("DELETE FROM deliveries WHERE mailbox = ?", (mailbox_id,))
+            database.execute("DELETE FROM copies WHERE ? IN (mailbox, target)", (mailbox_id,))
             withheld.clear(database, mailbox_id)
             database.execute(
                 "UPDATE mailboxes SET epoch = ?, cursor = NULL, mark = NULL, messages = NULL, stamp = NULL,"
@@ -411,6 +412,25 @@ class State:
         with self.transaction() as database:
             for mailbox_id, some in pairs.items():
                 pair_rows.drop_deliveries(database, mailbox_id, [pair.uid for pair in some])
+
+    def note_copies(self, mailbox_id: int, uids: Collection[Uid], target_id: int, newest: Uid) -> None:
+        """Messages that the server is about to copy, `newest` being the newest one that was in the target before.
+
+        Dropped with their pairs, or by `drop_copies`.
+        """
+        with self.transaction() as database:
+            rows = [(mailbox_id, uid, target_id, newest) for uid in uids]
+            database.executemany(
+                "INSERT OR REPLACE INTO copies (mailbox, uid, target, newest) VALUES (?, ?, ?, ?)", rows
+            )
+
+    def copies(self) -> dict[tuple[int, Uid], tuple[int, Uid]]:
+        """What the server may have copied and has not removed: target and `newest`, by mailbox id and Uid."""
+        return {(mailbox_id, uid): (target, newest) for mailbox_id, uid, target, newest in self.rows(pair_rows.COPIES)}
+
+    def drop_copies(self, messages: Iterable[tuple[int, Uid]]) -> None:
+        with self.transaction() as database:
+            database.executemany("DELETE FROM copies WHERE mailbox = ? AND uid = ?", list(messages))
 
     def skip(self, mailbox_id: int, messages: Iterable[Skipped], now_s: float | None = None) -> None:
         """Remember messages that were left on the server; one that was before is counted once more."""

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 import anyio
 import anyio.to_thread
@@ -46,6 +46,14 @@ class Doubts:
 
     suspects: list[Uid] = field(default_factory=list)
     given_up: set[Uid] = field(default_factory=set)
+
+
+class Doomed(NamedTuple):
+    """A message that is gone on both sides from a mailbox, with the pair that it had there."""
+
+    mailbox_id: int
+    name: MailboxName
+    pair: Pair
 
 
 @dataclass(slots=True)
@@ -87,7 +95,7 @@ class Work:
     remote_delta: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
     awaited: defaultdict[MailboxName, set[Key]] = field(default_factory=lambda: defaultdict(set))
     unsure: defaultdict[MailboxName, dict[Key, Unsure]] = field(default_factory=lambda: defaultdict(dict))
-    doomed: defaultdict[Content, list[MailboxName]] = field(default_factory=lambda: defaultdict(list))
+    doomed: defaultdict[Content, list[Doomed]] = field(default_factory=lambda: defaultdict(list))
     sent: set[tuple[int, Key]] = field(default_factory=set)
     seconds: dict[int, Mapping[Key, Entry]] = field(default_factory=dict)
     may_be_doomed: defaultdict[MailboxName, set[Uid]] = field(default_factory=lambda: defaultdict(set))
@@ -157,7 +165,7 @@ class Pull:
         self._permitted = permitted
         self._compared = compared
         self.merges: list[MergeFlags] = []  # flags that the server needs of what was adopted
-        self.doomed: list[Uid] = []  # messages that are to be deleted there
+        self.doomed: dict[Uid, Doomed] = {}  # messages that are to be deleted there, and which they were
         self.left_messages = len(wanted)
         self.left_octets = wanted.octets
         self._batches = self._handed_out(wanted)
@@ -289,10 +297,10 @@ class Pull:
             await work.state.run(self._keep_there, work, fetched, kept)
             return True
         may_be = fetched.uid in work.may_be_doomed[self.name]
-        elsewhere = [name for name in work.doomed.get(content, ()) if name != self.name and may_be]
+        elsewhere = [doomed for doomed in work.doomed.get(content, ()) if doomed.name != self.name and may_be]
         if elsewhere and self._permitted is not None and self.name != work.trash:
             work.doomed[content].remove(elsewhere[0])
-            self.doomed.append(fetched.uid)
+            self.doomed[fetched.uid] = elsewhere[0]
             return True
         return False
 

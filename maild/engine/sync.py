@@ -51,7 +51,7 @@ from maild.engine.adopt import Alike, Unpaired, kept_uid, match_facts, read_unpa
 from maild.engine.apply import Relocation
 from maild.engine.look import Look, flags_here, open_mailbox
 from maild.engine.propagate import Delivery
-from maild.engine.pull import Doubts, Pull, Work
+from maild.engine.pull import Doomed, Doubts, Pull, Work
 from maild.local.maildir import Maildir
 from maild.local.scan import Entry
 from maild.local.state import MailboxState, SkippedMessage
@@ -328,7 +328,7 @@ class MailboxPass:
             self.operations = [o for o in self.operations if not isinstance(o, DeleteLocal | DeleteRemote)]
             self.doomable.clear()
         for pair in self.doomable:
-            self.work.doomed[pair.content].append(self.name)
+            self.work.doomed[pair.content].append(Doomed(self.mailbox.id, self.name, pair))
 
     def may_delete(self, keys: Collection[Key]) -> bool:
         """Whether the guard lets these files go as well, beside what was planned."""

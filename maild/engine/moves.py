@@ -4,7 +4,7 @@ What moves where is decided in `core.moves`; here is who asks for the facts and 
 
 - gone here, an equal file elsewhere, still on the server: the server moves it too (`MailboxPass.moves_there`); unless
   it has the copy of a move of ours that was cut off there already: that one is adopted, and the old one expunged
-  (`MailboxPass.left_behind`). That it was about to be copied is in the state (`State.copies`): an equal new message
+  (`MailboxPass.left_behind`). That it was about to be copied is in the state (`State.going`): an equal new message
   that nobody noted is another's;
 - gone here, an equal file elsewhere, gone on the server: where facts do not tell its new message there, the file waits
   for what comes (`Unpaired.unsure`): adopted by an equal message it had moved there too, else it is deleted;
@@ -38,10 +38,14 @@ from maild.local.state import Changes
 
 @dataclass(slots=True)
 class _Noted:
-    """What was about to be copied when a pass was cut off, as `State.copies`; of some, nobody can tell if it was."""
+    """What was about to go when a pass was cut off, as `State.going`; of some, nobody can tell if it was copied."""
 
-    copies: Mapping[tuple[int, Uid], tuple[int, Uid]]
+    going: Mapping[tuple[int, Uid], tuple[int, Uid] | None]
+    copies: dict[tuple[int, Uid], tuple[int, Uid]] = field(init=False)
     doubtful: set[tuple[int, Uid]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.copies = {one: copies for one, copies in self.going.items() if copies is not None}
 
     def newest(self, was: MailboxPass, target: MailboxPass) -> dict[Uid, tuple[int, str]]:
         """Those of `was` that were to be copied to `target`, with the place in order of what was the newest there."""
@@ -63,7 +67,7 @@ async def settle_moves(
     """
     await settle_untold(work, passes, facts_of)
     _leave_alone(passes, blind)
-    noted = _Noted({} if work.moves_whole else await work.state.run(work.state.state.copies))
+    noted = _Noted(await work.state.run(work.state.state.going))
     if not any(p.local.gone or p.remote.gone for p in passes):
         await _drop_notes(work, passes, noted)
         return
@@ -86,7 +90,7 @@ async def settle_moves(
     if noted.copies:
         await _note_trashed(work, passes, facts_of, noted)
     await _drop_notes(work, passes, noted)
-    await _note_doomable(work, passes, found_here)
+    await _note_doomable(work, passes, found_here, noted)
 
 
 def _leave_alone(passes: Sequence[MailboxPass], blind: Sequence[MailboxPass]) -> None:
@@ -184,10 +188,16 @@ async def _note_trashed(work: Work, passes: Sequence[MailboxPass], facts_of: Fac
 async def _drop_notes(work: Work, passes: Sequence[MailboxPass], noted: _Noted) -> None:
     """A note counts once: whatever comes to its target after this look is no copy of a move that was cut before."""
     seen = {p.mailbox.id for p in passes}
-    kept = noted.doubtful | {(p.mailbox.id, uid) for p in passes for uid in (*p.left_behind, *p.trashed)}
-    past = [one for one, (target_id, _) in noted.copies.items() if {one[0], target_id} <= seen and one not in kept]
+    kept = noted.doubtful | {
+        (p.mailbox.id, uid) for p in passes for uid in (*p.left_behind, *p.trashed, *p.remote.gone)
+    }
+    past = [
+        one
+        for one, copies in noted.going.items()
+        if one not in kept and one[0] in seen and (copies is None or copies[0] in seen)
+    ]
     if past and not work.dry_run:
-        await work.state.run(work.state.state.drop_copies, past)
+        await work.state.run(work.state.state.drop_going, past)
 
 
 async def _copies(
@@ -330,15 +340,21 @@ def _follow_file(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: Fi
         was.moves_there[target.name].append(Move(one.pair, file.key, flags))
 
 
-async def _note_doomable(work: Work, passes: Sequence[MailboxPass], found_here: Collection[Gone]) -> None:
+async def _note_doomable(
+    work: Work, passes: Sequence[MailboxPass], found_here: Collection[Gone], noted: _Noted
+) -> None:
     """What both sides no longer have where it was may come back elsewhere, moved by the server: it stays deleted.
 
-    Not that of which a file was found: a reader, or a pass that was killed, moved it as well.
+    Not that of which a file was found: a reader, or a pass that was killed, moved it as well. Nor that which such a
+    pass was about to delete: what is new elsewhere is another's.
     """
     if len(passes) < 2:
         return  # nothing is known of the other mailboxes
+    trash = next((row.id for row in (await work.state.run(work.rows)).values() if row.name == work.trash), None)
+    deleted = {one for one, copies in noted.going.items() if copies is None or copies[0] == trash}
     for p in passes:
         gone = [pair for uid, pair in p.local.gone.items() if uid in p.remote.gone and not pair.only]
+        gone = [pair for pair in gone if (p.mailbox.id, pair.uid) not in deleted]
         gone = [pair for pair in gone if Gone(p.name, pair) not in found_here] if p.rules.deletes_there else []
         others = [q for q in passes if q is not p and q.name != work.trash and q.rules.permitted is not None]
         sizes = [pair.size_octets for pair in gone]

@@ -100,10 +100,10 @@ _MIGRATIONS = (
     ALTER TABLE mailboxes ADD COLUMN matched INTEGER NOT NULL DEFAULT 0;
     """,
     """
-    CREATE TABLE copies (
+    CREATE TABLE going (
         mailbox INTEGER NOT NULL REFERENCES mailboxes ON DELETE CASCADE,
         uid TEXT NOT NULL,
-        target INTEGER NOT NULL REFERENCES mailboxes ON DELETE CASCADE,
+        target INTEGER REFERENCES mailboxes ON DELETE CASCADE,
         newest TEXT NOT NULL,
         PRIMARY KEY (mailbox, uid)
     ) WITHOUT ROWID;

@@ -270,7 +270,7 @@ class State:
             database.execute("DELETE FROM skipped WHERE mailbox = ?", (mailbox_id,))
             database.execute("DELETE FROM unsent WHERE mailbox = ?", (mailbox_id,))
             database.execute("DELETE FROM deliveries WHERE mailbox = ?", (mailbox_id,))
-            database.execute("DELETE FROM copies WHERE ? IN (mailbox, target)", (mailbox_id,))
+            database.execute("DELETE FROM going WHERE ? IN (mailbox, target)", (mailbox_id,))
             withheld.clear(database, mailbox_id)
             database.execute(
                 "UPDATE mailboxes SET epoch = ?, cursor = NULL, mark = NULL, messages = NULL, stamp = NULL,"
@@ -413,24 +413,29 @@ class State:
             for mailbox_id, some in pairs.items():
                 pair_rows.drop_deliveries(database, mailbox_id, [pair.uid for pair in some])
 
-    def note_copies(self, mailbox_id: int, uids: Collection[Uid], target_id: int, newest: Uid) -> None:
-        """Messages that the server is about to copy, `newest` being the newest one that was in the target before.
+    def note_going(self, mailbox_id: int, uids: Collection[Uid], copies: tuple[int, Uid] | None = None) -> None:
+        """Messages that are about to be deleted on the server, or moved; a note about copies of them is not undone.
 
-        Dropped with their pairs, or by `drop_copies`.
+        With `copies` where it copies them first: to which mailbox, and what was the newest message there before.
+        Dropped with their pairs, or by `drop_going`.
         """
+        rows = [(mailbox_id, uid, *(copies or (None, ""))) for uid in uids]
         with self.transaction() as database:
-            rows = [(mailbox_id, uid, target_id, newest) for uid in uids]
             database.executemany(
-                "INSERT OR REPLACE INTO copies (mailbox, uid, target, newest) VALUES (?, ?, ?, ?)", rows
+                "INSERT INTO going (mailbox, uid, target, newest) VALUES (?, ?, ?, ?) ON CONFLICT (mailbox, uid)"
+                " DO UPDATE SET target = excluded.target, newest = excluded.newest WHERE excluded.target IS NOT NULL",
+                rows,
             )
 
-    def copies(self) -> dict[tuple[int, Uid], tuple[int, Uid]]:
-        """What the server may have copied and has not removed: target and `newest`, by mailbox id and Uid."""
-        return {(mailbox_id, uid): (target, newest) for mailbox_id, uid, target, newest in self.rows(pair_rows.COPIES)}
+    def going(self) -> dict[tuple[int, Uid], tuple[int, Uid] | None]:
+        """What may have been deleted, moved or copied, and is not known to be: `copies`, by mailbox id and Uid."""
+        found = self.rows(pair_rows.GOING)
+        return {(row[0], row[1]): None if row[2] is None else (row[2], row[3]) for row in found}
 
-    def drop_copies(self, messages: Iterable[tuple[int, Uid]]) -> None:
+    def drop_going(self, messages: Iterable[tuple[int, Uid]]) -> None:
+        """They are where they were."""
         with self.transaction() as database:
-            database.executemany("DELETE FROM copies WHERE mailbox = ? AND uid = ?", list(messages))
+            database.executemany("DELETE FROM going WHERE mailbox = ? AND uid = ?", list(messages))
 
     def skip(self, mailbox_id: int, messages: Iterable[Skipped], now_s: float | None = None) -> None:
         """Remember messages that were left on the server; one that was before is counted once more."""

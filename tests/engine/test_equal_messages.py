@@ -171,6 +171,29 @@ async def test_a_note_counts_once(twin: Twin, monkeypatch: pytest.MonkeyPatch) -
     await then_there_are(twin, INBOX=[2], Other=[3], Archive=[1, 1])
 
 
+@pytest.mark.parametrize("way", ["expunge", "trash"])
+async def test_what_a_killed_pass_deleted_does_not_come_back(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """It is gone on both sides, and an equal message that is new elsewhere is another client's."""
+    twin.settings["moves_whole"] = True
+    twin.configure(remote_delete=way)
+    await alone(twin)
+    twin.one(1).unlink()
+    method = "expunge" if way == "expunge" else "move"
+    original = getattr(MemoryBox, method)
+
+    async def then_killed(*arguments: object, **named: object) -> None:
+        await original(*arguments, **named)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(BaseExceptionGroup):
+        patch.setattr(MemoryBox, method, then_killed)
+        await twin.sync()
+    twin.deliver(1, "Archive")
+    await then_there_are(twin, INBOX=[2], Other=[3], Archive=[1], Trash=[] if way == "expunge" else [1])
+
+
 async def test_the_other_moves_after_its_mailbox_was_looked_at(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its mailbox was scanned before, and shows nothing: whether it is still there is asked once more."""
     twin.configure(connections=1)

@@ -207,7 +207,7 @@ class Twin:
         newest = max(self.store.mailbox(target).uids, default=0)
         with closing(State.open(self.state_dir / "work.sqlite")) as state:
             ids = {name: row.id for name, row in state.mailboxes().items()}
-            state.note_copies(ids[MailboxName(mailbox)], [Uid(str(uid))], ids[MailboxName(target)], Uid(str(newest)))
+            state.note_going(ids[MailboxName(mailbox)], [Uid(str(uid))], (ids[MailboxName(target)], Uid(str(newest))))
         self.store.copy(mailbox, uid, target)
 
     # -- both

@@ -3,7 +3,8 @@
 `.maild` in the root holds JSON: `id`, made once at random and kept in the state too, and `generation`, which rises
 after every pass that changed something, in the marker first and in the state after it. A Maildir with a smaller
 generation than the state was restored from a backup: its pairs are made anew by content, and nothing is deleted
-because of it.
+because of it. One with a greater generation than the state ever meant to give has an older state beside it: the same,
+and what that state knows of flags is no base either, for they may have been set since.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from maild.local.state import State
 MARKER = ".maild"
 _ID = "maildir_id"
 _GENERATION = "maildir_generation"
+_HIGHEST = "maildir_highest_generation"  # that the marker may have: more than the state's after a kill in between
 
 
 def check_root(root: Path, state: State, dry_run: bool = False) -> None:
@@ -50,11 +52,24 @@ def check_root(root: Path, state: State, dry_run: bool = False) -> None:
     if known is None or found is None or found[0] != known:
         if not dry_run:
             _begin(root, state)
-    elif found[1] < int(state.meta(_GENERATION) or 0) and not dry_run:
-        for mailbox in state.mailboxes().values():
-            if mailbox.epoch is not None:
-                state.rebuild(mailbox.id, mailbox.epoch)
+    elif found[1] < _number(state, _GENERATION) and not dry_run:
+        _rebuild(state)
         mark_root(root, state)
+    elif found[1] > max(_number(state, _GENERATION), _number(state, _HIGHEST)) and not dry_run:
+        _rebuild(state)
+        state.forget_bases()
+        state.set_meta(_HIGHEST, str(found[1]))
+        _raise(root, next_rise(state), state)
+
+
+def _rebuild(state: State) -> None:
+    for mailbox in state.mailboxes().values():
+        if mailbox.epoch is not None:
+            state.rebuild(mailbox.id, mailbox.epoch)
+
+
+def _number(state: State, name: str) -> int:
+    return int(state.meta(name) or 0)
 
 
 def _refuse_all(state: State, text: str, dry_run: bool) -> bool:
@@ -70,7 +85,10 @@ def _refuse_all(state: State, text: str, dry_run: bool) -> bool:
 
 def mark_root(root: Path, state: State) -> None:
     """Let the generation rise: the Maildir and the state have changed together."""
-    rise = next_rise(state)
+    _raise(root, next_rise(state, is_last=True), state)
+
+
+def _raise(root: Path, rise: Rise, state: State) -> None:
     rise.mark(root)
     rise.note(state)
 
@@ -91,21 +109,27 @@ class Rise:
         state.set_meta(_GENERATION, str(self._generation))
 
 
-def next_rise(state: State) -> Rise:
-    """The next one; at most one is under way."""
-    return Rise(str(state.meta(_ID)), int(state.meta(_GENERATION) or 0) + 1)
+def next_rise(state: State, *, is_last: bool = False) -> Rise:
+    """The next one; at most one is under way. `is_last`: it may be the second of a pass, which the first provided for.
+
+    The state notes first how far the marker may be ahead of it.
+    """
+    generation, highest = _number(state, _GENERATION), _number(state, _HIGHEST)
+    if not is_last or generation >= highest:
+        generation = max(generation, highest)
+        state.set_meta(_HIGHEST, str(generation + 2))
+    return Rise(str(state.meta(_ID)), generation + 1)
 
 
 def _begin(root: Path, state: State) -> None:
     """A Maildir and a state that do not know each other: everything is matched by content."""
-    for mailbox in state.mailboxes().values():
-        if mailbox.epoch is not None:
-            state.rebuild(mailbox.id, mailbox.epoch)
+    _rebuild(state)
     new = secrets.token_hex(8)
     make_directory(root)
     _write(root, new, 1)
     state.set_meta(_ID, new)
     state.set_meta(_GENERATION, "1")
+    state.set_meta(_HIGHEST, "1")
 
 
 def _read(root: Path) -> tuple[str, int] | None:

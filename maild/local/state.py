@@ -278,6 +278,10 @@ class State:
                 (epoch, mailbox_id),
             )
 
+    def forget_bases(self) -> None:
+        """Of all orphans keep what they are, and on which side alone: the flags that they had once are no base."""
+        self._write("UPDATE orphans SET flags = '', only = iif(only IN ('local', 'remote'), only, '')", ())
+
     def apply(self, changes: Iterable[Changes]) -> None:
         """Commit what is durable on both sides, for several mailboxes at once: all of it or nothing.
 

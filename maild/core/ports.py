@@ -75,13 +75,21 @@ class RemoteBox(Protocol):
         The next one is taken only when there is room for it. A refused message does not stop the others.
         """
 
-    async def move(self, uids: Sequence[Uid], target: MailboxName, epoch: Epoch | None = None) -> dict[Uid, Uid | None]:
+    async def move(
+        self,
+        uids: Sequence[Uid],
+        target: MailboxName,
+        epoch: Epoch | None = None,
+        *,
+        left_behind: set[Uid] | None = None,
+    ) -> dict[Uid, Uid | None]:
         """Move messages to another mailbox: those that are there now, with their new Uid where it is known.
 
         A Uid of another `epoch` of the target than this one means nothing to the caller, and counts as not known.
 
         Without MOVE: copied first, and expunged here only when the copy is confirmed. What could not be moved whole,
-        or could not be expunged without taking other messages along, is missing from the result.
+        or could not be expunged without taking other messages along, is missing from the result; what the target has
+        all the same is added to `left_behind`. Rejected: nothing was moved or copied.
         """
 
     async def expunge(self, uids: Sequence[Uid]) -> set[Uid]:

@@ -212,7 +212,7 @@ def match_facts(
             keys = [key for key in same if key not in taken]
             uids = [uid for uid in groups.get(fact, []) if uid not in matched]
             if len(uids) <= len(keys) and len({unpaired.identities[key].digest for key in keys}) == 1:
-                matched.update(_together(sorted(uids, key=_uid_order), sorted(keys), is_alike))
+                matched.update(_together(sorted(uids, key=uid_order), sorted(keys), is_alike))
     return matched
 
 
@@ -229,7 +229,8 @@ def _together(uids: list[Uid], keys: list[Key], is_alike: Alike) -> dict[Uid, Ke
     return matched | dict(zip(left, keys, strict=False))
 
 
-def _uid_order(uid: Uid) -> tuple[int, str]:
+def uid_order(uid: Uid) -> tuple[int, str]:
+    """A key to sort by: newer ones come later."""
     return len(uid), uid
 
 

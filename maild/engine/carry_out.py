@@ -28,8 +28,8 @@ from maild.engine.adopt import Adopted, adopt, sent_orphan, unsure_of
 from maild.engine.apply import merge_files, reflag, relocate, remove_files
 from maild.engine.look import flags_here, open_mailbox
 from maild.engine.propagate import Delivery
-from maild.engine.pull import Pull
-from maild.engine.push import append_files, delete_there, expunge_there, store_flags
+from maild.engine.pull import Doomed, Pull
+from maild.engine.push import append_files, delete_there, expunge_there, move_there, store_flags
 from maild.engine.sync import MailboxPass, Move
 from maild.local.delivery import Delivered
 from maild.local.maildir import Maildir
@@ -157,8 +157,7 @@ async def _move_there(this: MailboxPass, box: RemoteBox) -> None:
         merges = await this.work.state.run(_flags_of_moved, this, target, moves)
         stored = await store_flags(box, list(merges.values()))
         try:
-            epoch = this.work.epochs.get(target)
-            done = await box.move([move.pair.uid for move in moves], target, epoch)
+            done = await move_there(this.work, box, this.mailbox, [move.pair.uid for move in moves], target)
         except Rejected as exc:
             done = {}
             this.report.error = f"cannot move messages to {target} on the server: {exc.text}"
@@ -273,12 +272,18 @@ async def _merge_flags_of(this: MailboxPass, box: RemoteBox, merges: Sequence[Me
     await _merge_flags(this, box, merges)
 
 
-async def _delete_doomed(this: MailboxPass, box: RemoteBox, uids: Sequence[Uid]) -> None:
-    """Messages that were deleted here and moved there: the deletion counts. They never had a pair here."""
-    if uids:
-        trash = this.work.trash_for(this.name)
-        gone = set(await box.move(uids, trash)) if trash is not None else await box.expunge(uids)
-        _note_deleted(this, gone, uids, trash)
+async def _delete_doomed(this: MailboxPass, box: RemoteBox, doomed: Mapping[Uid, Doomed]) -> None:
+    """Messages that were deleted here and moved there: the deletion counts.
+
+    Their pairs follow them first: after a cut each is a message whose file is gone, as any other.
+    """
+    if doomed:
+        work, trash = this.work, this.work.trash_for(this.name)
+        pairs = [replace(was.pair, uid=uid, info=None) for uid, was in doomed.items()]
+        left = [Changes(was.mailbox_id, drop=[was.pair.uid]) for was in doomed.values()]
+        await work.state.run(work.state.state.apply, [*left, Changes(this.mailbox.id, add=pairs)])
+        gone = await delete_there(work, box, this.mailbox, list(doomed), trash)
+        _note_deleted(this, gone, doomed, trash)
 
 
 async def _settle_unsure(this: MailboxPass) -> None:

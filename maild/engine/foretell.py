@@ -76,7 +76,7 @@ def _is_any_between(ascending: Sequence[int], least: int, most: int) -> bool:
 def _foresee(this: MailboxPass, uid: Uid, content: Content, free: list[Key]) -> None:
     """`free`: files with this content that no message has yet."""
     may_be = uid in this.work.may_be_doomed[this.name]
-    elsewhere = [name for name in this.work.doomed.get(content, ()) if name != this.name and may_be]
+    elsewhere = [doomed for doomed in this.work.doomed.get(content, ()) if doomed.name != this.name and may_be]
     if free:
         this.matched[uid] = free.pop()
     elif elsewhere and this.name != this.work.trash:

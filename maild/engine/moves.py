@@ -3,12 +3,13 @@
 What moves where is decided in `core.moves`; here is who asks for the facts and what follows:
 
 - gone here, an equal file elsewhere, still on the server: the server moves it too (`MailboxPass.moves_there`); unless
-  it has an equal new message there already, the copy of a move that was cut off: that one is adopted, and the old one
-  expunged (`MailboxPass.left_behind`);
+  it has the copy of a move of ours that was cut off there already: that one is adopted, and the old one expunged
+  (`MailboxPass.left_behind`). That it was about to be copied is in the state (`State.going`): an equal new message
+  that nobody noted is another's;
 - gone here, an equal file elsewhere, gone on the server: where facts do not tell its new message there, the file waits
   for what comes (`Unpaired.unsure`): adopted by an equal message it had moved there too, else it is deleted;
 - gone there, an equal message elsewhere, still here: the file moves too (`MailboxPass.relocations` of the target);
-- gone here, and on the server in the trash as well: expunged, not moved there once more (`MailboxPass.trashed`);
+- gone here, and its noted copy on the server in the trash: expunged, not moved there once more (`MailboxPass.trashed`);
 - gone there, a new message of equal facts in the same mailbox: it is fetched, and its content decides;
 - moved here, and on the server away and back: as if it had stayed there;
 - moved on both sides: the server's place wins; moved on one side and deleted on the other: it is deleted.
@@ -21,18 +22,40 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from maild.core.flags import same_flags
 from maild.core.model import NO_FLAGS, Content, Facts, Key, MailboxName, Pair, Uid
 from maild.core.moves import File, Gone, NewMessage, likely, local_moves, remote_moves
-from maild.engine.adopt import Unsure
+from maild.engine.adopt import Unsure, uid_order
 from maild.engine.apply import Relocation
 from maild.engine.proof import FactsOf, Known, contents_of, sole
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass, Move
 from maild.engine.untold import settle_untold
 from maild.local.state import Changes
+
+
+@dataclass(slots=True)
+class _Noted:
+    """What was about to go when a pass was cut off, as `State.going`; of some, nobody can tell if it was copied."""
+
+    going: Mapping[tuple[int, Uid], tuple[int, Uid] | None]
+    copies: dict[tuple[int, Uid], tuple[int, Uid]] = field(init=False)
+    doubtful: set[tuple[int, Uid]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.copies = {one: copies for one, copies in self.going.items() if copies is not None}
+
+    def newest(self, was: MailboxPass, target: MailboxPass) -> dict[Uid, tuple[int, str]]:
+        """Those of `was` that were to be copied to `target`, with the place in order of what was the newest there."""
+        if not (was.same_epoch and target.same_epoch):
+            return {}
+        return {
+            uid: uid_order(newest)
+            for (mailbox_id, uid), (target_id, newest) in self.copies.items()
+            if (mailbox_id, target_id) == (was.mailbox.id, target.mailbox.id)
+        }
 
 
 async def settle_moves(
@@ -44,7 +67,9 @@ async def settle_moves(
     """
     await settle_untold(work, passes, facts_of)
     _leave_alone(passes, blind)
+    noted = _Noted(await work.state.run(work.state.state.going))
     if not any(p.local.gone or p.remote.gone for p in passes):
+        await _drop_notes(work, passes, noted)
         return
     by_name = {p.name: p for p in passes}
     gone_here = [Gone(p.name, pair) for p in passes for pair in p.local.gone.values() if not pair.only]
@@ -59,12 +84,13 @@ async def settle_moves(
     _follow_server(by_name, moved_here, {one: new for one, new in moved_there.items() if new.mailbox != one.mailbox})
     for one in [one for one, new in moved_there.items() if new.mailbox == one.mailbox and one not in moved_here]:
         await work.state.run(_await_content, by_name[one.mailbox], one.pair)
-    copied = set() if work.moves_whole else await _copied_already(work, passes, moved_here, facts_of)
+    copied = await _copied_already(work, passes, moved_here, facts_of, noted) if noted.copies else set()
     for one, file in moved_here.items():
         _follow_file(by_name, one, file, is_copied=one in copied)
-    if not work.moves_whole:
-        await _note_trashed(work, passes, facts_of)
-    await _note_doomable(work, passes, found_here)
+    if noted.copies:
+        await _note_trashed(work, passes, facts_of, noted)
+    await _drop_notes(work, passes, noted)
+    await _note_doomable(work, passes, found_here, noted)
 
 
 def _leave_alone(passes: Sequence[MailboxPass], blind: Sequence[MailboxPass]) -> None:
@@ -121,7 +147,11 @@ async def _moved_there(
 
 
 async def _copied_already(
-    work: Work, passes: Sequence[MailboxPass], moved_here: Mapping[Gone, File], facts_of: FactsOf
+    work: Work,
+    passes: Sequence[MailboxPass],
+    moved_here: Mapping[Gone, File],
+    facts_of: FactsOf,
+    noted: _Noted,
 ) -> set[Gone]:
     """Those that the server has in their new mailbox too: where it has no MOVE, a cut after the COPY leaves that."""
     by_name = {p.name: p for p in passes}
@@ -137,12 +167,12 @@ async def _copied_already(
     for (source, name), several in sorted(wanted.items()):
         was, target = by_name[source], by_name[name]
         pairs = [one.pair for one in several]
-        proven = await _copies(work, was, target, pairs, facts_of, used[name], rivals)
+        proven = await _copies(work, was, target, pairs, facts_of, used[name], rivals, noted)
         copied.update(one for one in several if one.pair.uid in proven)
     return copied
 
 
-async def _note_trashed(work: Work, passes: Sequence[MailboxPass], facts_of: FactsOf) -> None:
+async def _note_trashed(work: Work, passes: Sequence[MailboxPass], facts_of: FactsOf, noted: _Noted) -> None:
     """Messages to be deleted that are new in the trash already: without MOVE, a deletion that was cut off."""
     trash = next((p for p in passes if p.name == work.trash), None)
     if trash is None:
@@ -152,7 +182,22 @@ async def _note_trashed(work: Work, passes: Sequence[MailboxPass], facts_of: Fac
     rivals, used = _ids(passes, going), set[Uid]()
     for p in able:
         pairs = [one.pair for one in going if one.mailbox == p.name and not one.pair.only]
-        p.trashed = await _copies(work, p, trash, pairs, facts_of, used, rivals)
+        p.trashed = await _copies(work, p, trash, pairs, facts_of, used, rivals, noted)
+
+
+async def _drop_notes(work: Work, passes: Sequence[MailboxPass], noted: _Noted) -> None:
+    """A note counts once: whatever comes to its target after this look is no copy of a move that was cut before."""
+    seen = {p.mailbox.id for p in passes}
+    kept = noted.doubtful | {
+        (p.mailbox.id, uid) for p in passes for uid in (*p.left_behind, *p.trashed, *p.remote.gone)
+    }
+    past = [
+        one
+        for one, copies in noted.going.items()
+        if one not in kept and one[0] in seen and (copies is None or copies[0] in seen)
+    ]
+    if past and not work.dry_run:
+        await work.state.run(work.state.state.drop_going, past)
 
 
 async def _copies(
@@ -163,11 +208,14 @@ async def _copies(
     facts_of: FactsOf,
     used: set[Uid],
     rivals: Collection[Known],
+    noted: _Noted,
 ) -> set[Uid]:
-    """Those of messages of `was` that are new in `target` as well, of the same content; each copy counts once.
+    """Those of messages of `was` of which a copy was begun and is in `target`, of the same content; each counts once.
 
     No message but `rivals` may be what went there instead.
     """
+    newest = noted.newest(was, target)
+    pairs = [pair for pair in pairs if pair.uid in newest]
     fresh = [(uid, size) for uid, _, size in target.remote.fresh if uid not in target.retried and uid not in used]
     alike = likely([pair.size_octets for pair in pairs], fresh)
     if not alike:
@@ -186,9 +234,13 @@ async def _copies(
                 by_content[facts, contents[uid]].append(uid)
     proven: set[Uid] = set()
     for pair in pairs:
-        if pair.uid in nominated and (same := by_content[there[pair.uid], pair.content]):
-            used.add(same.pop())
+        same = by_content[there[pair.uid], pair.content] if pair.uid in nominated else []
+        if (copy := next((uid for uid in same if uid_order(uid) > newest[pair.uid]), None)) is not None:
+            same.remove(copy)
+            used.add(copy)
             proven.add(pair.uid)
+        elif pair.uid not in there or not contents.keys() >= set(nominated.get(pair.uid, ())):
+            noted.doubtful.add((was.mailbox.id, pair.uid))
     return proven
 
 
@@ -288,15 +340,21 @@ def _follow_file(by_name: Mapping[MailboxName, MailboxPass], one: Gone, file: Fi
         was.moves_there[target.name].append(Move(one.pair, file.key, flags))
 
 
-async def _note_doomable(work: Work, passes: Sequence[MailboxPass], found_here: Collection[Gone]) -> None:
+async def _note_doomable(
+    work: Work, passes: Sequence[MailboxPass], found_here: Collection[Gone], noted: _Noted
+) -> None:
     """What both sides no longer have where it was may come back elsewhere, moved by the server: it stays deleted.
 
-    Not that of which a file was found: a reader, or a pass that was killed, moved it as well.
+    Not that of which a file was found: a reader, or a pass that was killed, moved it as well. Nor that which such a
+    pass was about to delete: what is new elsewhere is another's.
     """
     if len(passes) < 2:
         return  # nothing is known of the other mailboxes
+    trash = next((row.id for row in (await work.state.run(work.rows)).values() if row.name == work.trash), None)
+    deleted = {one for one, copies in noted.going.items() if copies is None or copies[0] == trash}
     for p in passes:
         gone = [pair for uid, pair in p.local.gone.items() if uid in p.remote.gone and not pair.only]
+        gone = [pair for pair in gone if (p.mailbox.id, pair.uid) not in deleted]
         gone = [pair for pair in gone if Gone(p.name, pair) not in found_here] if p.rules.deletes_there else []
         others = [q for q in passes if q is not p and q.name != work.trash and q.rules.permitted is not None]
         sizes = [pair.size_octets for pair in gone]

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 import anyio
 import anyio.to_thread
@@ -48,6 +48,14 @@ class Doubts:
     given_up: set[Uid] = field(default_factory=set)
 
 
+class Doomed(NamedTuple):
+    """A message that is gone on both sides from a mailbox, with the pair that it had there."""
+
+    mailbox_id: int
+    name: MailboxName
+    pair: Pair
+
+
 @dataclass(slots=True)
 class Work:
     """What the mailboxes of one account's pass share.
@@ -57,9 +65,9 @@ class Work:
     are gone on both sides from a mailbox, so that the server's having moved one elsewhere does not bring it back;
     `may_be_doomed`: the new messages, by mailbox, that were there when this was found out. `sent`: by mailbox id and
     key, what the server was given in this pass and has no pair yet. `seconds`: by mailbox id, as in `Look`. `epochs`:
-    those in which mailboxes were looked at. `foreseen`: mailboxes that a dry run takes for made or renamed. `is_asked`:
-    somebody named the mailboxes, so that messages which did not travel before are tried at once; else when their time
-    has come, as of `now_s`.
+    those in which mailboxes were looked at, `newest`: the newest message that was there then. `foreseen`: mailboxes
+    that a dry run takes for made or renamed. `is_asked`: somebody named the mailboxes, so that messages which did not
+    travel before are tried at once; else when their time has come, as of `now_s`.
     """
 
     account: Account
@@ -83,10 +91,11 @@ class Work:
     is_trash_filled: bool = False  # in this pass
     failed: set[MailboxName] = field(default_factory=set)  # mailboxes
     epochs: dict[MailboxName, Epoch] = field(default_factory=dict)
+    newest: dict[MailboxName, Uid] = field(default_factory=dict)
     remote_delta: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
     awaited: defaultdict[MailboxName, set[Key]] = field(default_factory=lambda: defaultdict(set))
     unsure: defaultdict[MailboxName, dict[Key, Unsure]] = field(default_factory=lambda: defaultdict(dict))
-    doomed: defaultdict[Content, list[MailboxName]] = field(default_factory=lambda: defaultdict(list))
+    doomed: defaultdict[Content, list[Doomed]] = field(default_factory=lambda: defaultdict(list))
     sent: set[tuple[int, Key]] = field(default_factory=set)
     seconds: dict[int, Seconds] = field(default_factory=dict)
     may_be_doomed: defaultdict[MailboxName, set[Uid]] = field(default_factory=lambda: defaultdict(set))
@@ -156,7 +165,7 @@ class Pull:
         self._permitted = permitted
         self._compared = compared
         self.merges: list[MergeFlags] = []  # flags that the server needs of what was adopted
-        self.doomed: list[Uid] = []  # messages that are to be deleted there
+        self.doomed: dict[Uid, Doomed] = {}  # messages that are to be deleted there, and which they were
         self.left_messages = len(wanted)
         self.left_octets = wanted.octets
         self._batches = self._handed_out(wanted)
@@ -288,10 +297,10 @@ class Pull:
             await work.state.run(self._keep_there, work, fetched, kept)
             return True
         may_be = fetched.uid in work.may_be_doomed[self.name]
-        elsewhere = [name for name in work.doomed.get(content, ()) if name != self.name and may_be]
+        elsewhere = [doomed for doomed in work.doomed.get(content, ()) if doomed.name != self.name and may_be]
         if elsewhere and self._permitted is not None and self.name != work.trash:
             work.doomed[content].remove(elsewhere[0])
-            self.doomed.append(fetched.uid)
+            self.doomed[fetched.uid] = elsewhere[0]
             return True
         return False
 

@@ -6,13 +6,14 @@ sides and does what is left. A message that was added and not noted is found the
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
 
 import structlog
 
+from maild.core.errors import Rejected
 from maild.core.model import (
     Appended,
     FlagChange,
@@ -56,6 +57,47 @@ async def store_flags(box: RemoteBox, merges: Sequence[MergeFlags]) -> list[Merg
     return [m for m in merges if m.uid in done or not (m.add or m.remove)]
 
 
+async def move_there(
+    work: Work, box: RemoteBox, mailbox: MailboxState, uids: Sequence[Uid], target: MailboxName
+) -> dict[Uid, Uid | None]:
+    """Move messages on the server, as `RemoteBox.move`.
+
+    Where it has no MOVE a cut may leave them in both mailboxes. That is noted before, for nothing else tells the copy
+    from an equal message of another client's. So is what goes to the trash, as all that is deleted.
+    """
+    left_behind: set[Uid] = set()
+    row = None if work.moves_whole else (await work.state.run(work.rows)).get(target)
+    copies = None if row is None else (row.id, work.newest.get(target, Uid("")))
+    if copies is None and target != work.trash:
+        return await box.move(uids, target, work.epochs.get(target))
+    async with _going(work, mailbox, uids, left_behind, copies) as done:
+        done.update(await box.move(uids, target, work.epochs.get(target), left_behind=left_behind))
+    return done
+
+
+@asynccontextmanager
+async def _going(
+    work: Work,
+    mailbox: MailboxState,
+    uids: Sequence[Uid],
+    left_behind: Collection[Uid] = (),
+    copies: tuple[int, Uid] | None = None,
+) -> AsyncIterator[dict[Uid, Uid | None]]:
+    """Note before what goes from here: after a kill it is known from what another client deleted, or moved.
+
+    What the server says it did not do is noted no longer.
+    """
+    state, done = work.state.state, dict[Uid, Uid | None]()
+    await work.state.run(state.note_going, mailbox.id, uids, copies)
+    try:
+        yield done
+    except Rejected:
+        await work.state.run(state.drop_going, [(mailbox.id, uid) for uid in uids])
+        raise
+    if refused := [(mailbox.id, uid) for uid in uids if uid not in done and uid not in left_behind]:
+        await work.state.run(state.drop_going, refused)
+
+
 async def delete_there(
     work: Work, box: RemoteBox, mailbox: MailboxState, uids: Sequence[Uid], trash: MailboxName | None
 ) -> set[Uid]:
@@ -63,7 +105,12 @@ async def delete_there(
     gone: set[Uid] = set()
     for start in range(0, len(uids), SOME):
         some = uids[start : start + SOME]
-        done = set(await box.move(some, trash)) if trash is not None else await box.expunge(some)
+        if trash is not None:
+            done = set(await move_there(work, box, mailbox, some, trash))
+        else:
+            async with _going(work, mailbox, some) as expunged:
+                expunged.update(dict.fromkeys(await box.expunge(some)))
+            done = set(expunged)
         await work.state.run(work.state.state.apply, [Changes(mailbox.id, drop=sorted(done))])
         gone |= done
     return gone

@@ -47,11 +47,11 @@ from maild.core.model import (
 from maild.core.moves import likely
 from maild.core.ports import RemoteBox
 from maild.core.reconcile import RemoteNews, Rules, proven_gone, reconcile
-from maild.engine.adopt import Alike, Unpaired, kept_uid, match_facts, read_unpaired, unsure_of
+from maild.engine.adopt import Alike, Unpaired, kept_uid, match_facts, read_unpaired, uid_order, unsure_of
 from maild.engine.apply import Relocation
 from maild.engine.look import Look, flags_here, open_mailbox
 from maild.engine.propagate import Delivery
-from maild.engine.pull import Doubts, Pull, Work
+from maild.engine.pull import Doomed, Doubts, Pull, Work
 from maild.local.maildir import Maildir
 from maild.local.marker import check_still_there
 from maild.local.scan import Entry
@@ -182,6 +182,8 @@ class MailboxPass:
         if not scan.full:
             self._add_skipped({uid: message for uid, message in skipped.items() if uid not in wait})
         self._note_left_out(limit)
+        there = [*(uid for uid, _, _ in news.fresh), *(uid for uid, _ in self.unfetched)]
+        self.work.newest[self.name] = max(there, key=uid_order, default=Uid(""))
         if self.same_epoch and (scan.full or scan.vanished):
             known = state.uids(mailbox.id) if scan.full else set(scan.vanished)
             news.gone = state.pairs_of(mailbox.id, self.gone_among(known))
@@ -330,7 +332,7 @@ class MailboxPass:
             self.operations = [o for o in self.operations if not isinstance(o, DeleteLocal | DeleteRemote)]
             self.doomable.clear()
         for pair in self.doomable:
-            self.work.doomed[pair.content].append(self.name)
+            self.work.doomed[pair.content].append(Doomed(self.mailbox.id, self.name, pair))
 
     def may_delete(self, keys: Collection[Key]) -> bool:
         """Whether the guard lets these files go as well, beside what was planned."""

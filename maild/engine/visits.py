@@ -151,6 +151,11 @@ class Visits:
         work, state = self._work, self._work.state.state
         if any(orphan.is_untold or orphan.only == "unsure" for orphan in state.orphans(row.id).values()):
             return True
+        if any(
+            row.id == mailbox_id or (copies and row.id == copies[0])
+            for (mailbox_id, _), copies in state.going().items()
+        ):
+            return True
         skipped, unsent = state.skipped(row.id), state.unsent(row.id)
         if look is not None and (past := unsent.keys() - look.unpaired.keys()):
             unsent = {key: message for key, message in unsent.items() if key not in past}

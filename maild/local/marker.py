@@ -4,7 +4,8 @@
 after every pass that changed something, in the marker first and in the state after it. A Maildir with a smaller
 generation than the state was restored from a backup: its pairs are made anew by content, and nothing is deleted
 because of it. So is one that is ahead by more than the one rise that can be cut off between marker and state: then it
-is the state that was restored, and which Maildirs are older than this one is told by the marker alone.
+is the state that was restored, and which Maildirs are older than this one is told by the marker alone. What such a
+state knows of flags is no base either, for they may have been set since.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ def check_root(root: Path, state: State, dry_run: bool = False) -> None:
     elif (ahead := found[1] - int(state.meta(_GENERATION) or 0)) and not dry_run:
         if ahead != 1:
             _rebuild_all(state)
+        if ahead > 1:
+            state.forget_bases()
         if ahead > 0:
             state.set_meta(_GENERATION, str(found[1]))
         if ahead != 1:

@@ -20,12 +20,15 @@ LEFTOVERS = " UNION ".join(
         "SELECT mailbox FROM skipped",
         "SELECT mailbox FROM unsent",
         "SELECT mailbox FROM orphans WHERE only IN ('sending', 'sent', 'missed', 'unsure')",
+        "SELECT mailbox FROM going",
+        "SELECT target FROM going WHERE target IS NOT NULL",
     )
 )
 WITH_CONTENT = (
     "SELECT mailbox, uid, size_octets, digest FROM pairs WHERE only <> 'local'",
     "SELECT NULL, key, size_octets, digest FROM orphans WHERE only <> 'local'",
 )
+GOING = "SELECT mailbox, uid, target, newest FROM going"
 DELIVERIES = "SELECT mailbox, uid, key, flags, size_octets, digest FROM deliveries"
 NAMES = (
     "SELECT group_concat(key || info, x'0a'), count(*) - count(info) FROM pairs WHERE mailbox = ? AND only <> 'remote'"
@@ -64,6 +67,7 @@ def drop(database: sqlite3.Connection, mailbox_id: int, uids: Iterable[Uid]) -> 
     """Take pairs out. Their files may be there still: the next look has to read the directory."""
     if values := [(mailbox_id, uid) for uid in uids]:
         database.executemany("DELETE FROM pairs WHERE mailbox = ? AND uid = ?", values)
+        database.executemany("DELETE FROM going WHERE mailbox = ? AND uid = ?", values)
         database.execute("UPDATE mailboxes SET matched = 0 WHERE id = ? AND matched", (mailbox_id,))
 
 

@@ -99,6 +99,15 @@ _MIGRATIONS = (
     """
     ALTER TABLE mailboxes ADD COLUMN matched INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    CREATE TABLE going (
+        mailbox INTEGER NOT NULL REFERENCES mailboxes ON DELETE CASCADE,
+        uid TEXT NOT NULL,
+        target INTEGER REFERENCES mailboxes ON DELETE CASCADE,
+        newest TEXT NOT NULL,
+        PRIMARY KEY (mailbox, uid)
+    ) WITHOUT ROWID;
+    """,
 )
 FIRST_WITH_ROLES = 3
 

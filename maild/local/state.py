@@ -274,12 +274,17 @@ class State:
             database.execute("DELETE FROM skipped WHERE mailbox = ?", (mailbox_id,))
             database.execute("DELETE FROM unsent WHERE mailbox = ?", (mailbox_id,))
             database.execute("DELETE FROM deliveries WHERE mailbox = ?", (mailbox_id,))
+            database.execute("DELETE FROM going WHERE ? IN (mailbox, target)", (mailbox_id,))
             withheld.clear(database, mailbox_id)
             database.execute(
                 "UPDATE mailboxes SET epoch = ?, cursor = NULL, mark = NULL, messages = NULL, stamp = NULL,"
                 " next_uid = '' WHERE id = ?",
                 (epoch, mailbox_id),
             )
+
+    def forget_bases(self) -> None:
+        """Of all orphans keep what they are, and on which side alone: the flags that they had once are no base."""
+        self._write("UPDATE orphans SET flags = '', only = iif(only IN ('local', 'remote'), only, '')", ())
 
     def apply(self, changes: Iterable[Changes]) -> None:
         """Commit what is durable on both sides, for several mailboxes at once: all of it or nothing.
@@ -415,6 +420,30 @@ class State:
         with self.transaction() as database:
             for mailbox_id, some in pairs.items():
                 pair_rows.drop_deliveries(database, mailbox_id, [pair.uid for pair in some])
+
+    def note_going(self, mailbox_id: int, uids: Collection[Uid], copies: tuple[int, Uid] | None = None) -> None:
+        """Messages that are about to be deleted on the server, or moved; a note about copies of them is not undone.
+
+        With `copies` where it copies them first: to which mailbox, and what was the newest message there before.
+        Dropped with their pairs, or by `drop_going`.
+        """
+        rows = [(mailbox_id, uid, *(copies or (None, ""))) for uid in uids]
+        with self.transaction() as database:
+            database.executemany(
+                "INSERT INTO going (mailbox, uid, target, newest) VALUES (?, ?, ?, ?) ON CONFLICT (mailbox, uid)"
+                " DO UPDATE SET target = excluded.target, newest = excluded.newest WHERE excluded.target IS NOT NULL",
+                rows,
+            )
+
+    def going(self) -> dict[tuple[int, Uid], tuple[int, Uid] | None]:
+        """What may have been deleted, moved or copied, and is not known to be: `copies`, by mailbox id and Uid."""
+        found = self.rows(pair_rows.GOING)
+        return {(row[0], row[1]): None if row[2] is None else (row[2], row[3]) for row in found}
+
+    def drop_going(self, messages: Iterable[tuple[int, Uid]]) -> None:
+        """They are where they were."""
+        with self.transaction() as database:
+            database.executemany("DELETE FROM going WHERE mailbox = ? AND uid = ?", list(messages))
 
     def skip(self, mailbox_id: int, messages: Iterable[Skipped], now_s: float | None = None) -> None:
         """Remember messages that were left on the server; one that was before is counted once more."""

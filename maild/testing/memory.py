@@ -244,12 +244,22 @@ class MemoryBox:
             self.remote.step()
             yield Appended(message.key, _uid(uid) if self.remote.tells_uids else None)
 
-    async def move(self, uids: Sequence[Uid], target: MailboxName, epoch: Epoch | None = None) -> dict[Uid, Uid | None]:
+    async def move(
+        self,
+        uids: Sequence[Uid],
+        target: MailboxName,
+        epoch: Epoch | None = None,
+        *,
+        left_behind: set[Uid] | None = None,
+    ) -> dict[Uid, Uid | None]:
         if (found := self.remote.store.find(target)) is None:
             raise Rejected(f"there is no mailbox {target}", code="TRYCREATE")
         here = [int(uid) for uid in uids if self.mailbox.find(int(uid)) is not None]
         self.remote.step(f"move {self.mailbox.name} {_joined(here)} {target}")
-        moved = self.remote.store.move(self.mailbox.name, here, target)
+        moved = self.remote.store.copy(self.mailbox.name, here, target)
+        if not self.remote.moves_whole:
+            self.remote.step()  # a COPY of which a cut leaves both
+        self.mailbox.expunge([old for old, _ in moved])
         self.remote.step()
         is_told = self.remote.tells_uids and epoch in {None, str(found.uidvalidity)}
         return {_uid(old): _uid(new) if is_told else None for old, new in moved}

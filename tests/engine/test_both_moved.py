@@ -89,8 +89,8 @@ async def test_two_copies_that_were_cut_off_have_one_uid_in_two_mailboxes(tmp_pa
     await twin.synced()
     twin.move(twin.one(1), "Archive")
     twin.move(twin.one(2, "Other"), "Work")
-    twin.deliver(1, "Archive")
-    twin.deliver(2, "Work")
+    twin.copy_cut_off(twin.uid(1), "Archive")
+    twin.copy_cut_off(twin.uid(2, "Other"), "Work", "Other")
     await twin.synced()
     twin.assert_equal()
     assert sum(len(twin.there(name)) for name in twin.store.names) == 4
@@ -207,8 +207,8 @@ async def test_two_pairs_claim_one_file(
     twin.move(twin.one(1, "Work"), "Other")
     original = MemoryBox.move
 
-    async def move(*arguments: Any) -> Any:
-        await original(*arguments)
+    async def move(*arguments: Any, **named: Any) -> Any:
+        await original(*arguments, **named)
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(BaseExceptionGroup):

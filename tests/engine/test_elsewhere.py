@@ -77,7 +77,7 @@ async def test_the_connection_is_lost_once_at_the_move(twin: Twin, monkeypatch: 
     """The mailbox is done again by itself: then nobody has told it where its file went."""
     original, lost = MemoryBox.move, [True]
 
-    async def move(self: MemoryBox, uids: Sequence[Any], target: Any, epoch: Any = None) -> Any:
+    async def move(self: MemoryBox, uids: Sequence[Any], target: Any, epoch: Any = None, **_: Any) -> Any:
         if lost:
             lost.pop()
             raise ConnectionLost("cut once")
@@ -281,7 +281,7 @@ async def test_its_new_mailbox_is_read_only(twin: Twin) -> None:
 def refuse_moves(patch: pytest.MonkeyPatch) -> None:
     """The server answers every MOVE and COPY with NO, and does not expunge."""
 
-    async def move(self: MemoryBox, uids: Sequence[Any], target: Any, epoch: Any = None) -> Any:
+    async def move(self: MemoryBox, uids: Sequence[Any], target: Any, epoch: Any = None, **_: Any) -> Any:
         raise Rejected("not now")
 
     async def expunge(self: MemoryBox, uids: Sequence[Any]) -> Any:
@@ -491,7 +491,7 @@ async def test_nothing_is_moved_to_a_mailbox_that_does_not_tell_facts(
 ) -> None:
     """It may have the message already, copied there by a pass that was cut off."""
     twin.move(twin.one(1), "Archive")
-    twin.deliver(1, "Archive")
+    twin.copy_cut_off(twin.uid(1), "Archive")
 
     async def facts(self: MemoryBox, uids: Sequence[Any]) -> Any:
         raise Rejected("no")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from maild.core.model import Cursor, Scan
+from maild.core.errors import Rejected
+from maild.core.model import Cursor, Facts, Scan, Uid
 from maild.testing.memory import MemoryBox
 from tests.engine.twin import Twin
 
 pytestmark = pytest.mark.anyio
+
+
+class Killed(BaseException):
+    """As a SIGKILL: nothing of maild runs after it."""
 
 
 @pytest.fixture(params=["no_message_id", "wrong_sizes"])
@@ -94,6 +100,98 @@ async def test_nothing_counts_as_copied_where_the_server_moves_at_once(twin: Twi
     await twin.synced()
     assert twin.remote.journal == [f"move INBOX 1 {target}"]
     await then_there_are(twin, INBOX=[2], Other=[3], **{target: [1, 1]})
+
+
+async def alone(twin: Twin) -> None:
+    """The one in INBOX is the only one of its kind."""
+    twin.store.expunge("Other", [twin.uid(1, "Other")])
+    await twin.synced()
+
+
+@pytest.mark.parametrize("target", ["Archive", "Trash"])
+async def test_what_nobody_noted_is_no_copy(twin: Twin, target: str) -> None:
+    """Another client's equal message in the target, on a server without MOVE: there are two."""
+    twin.configure(remote_delete="trash")
+    await alone(twin)
+    if target == "Trash":
+        twin.one(1).unlink()
+    else:
+        twin.move(twin.one(1), target)
+    twin.deliver(1, target)
+    await twin.synced()
+    assert twin.remote.journal == [f"move INBOX 1 {target}"]
+    await then_there_are(twin, INBOX=[2], Other=[3], **{target: [1, 1]})
+
+
+@pytest.mark.parametrize("is_refused", [False, True], ids=["killed", "refused"])
+async def test_what_was_there_before_or_came_after_is_no_copy(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch, is_refused: bool
+) -> None:
+    """A COPY that was about to be made, or was refused, is noted no longer when its target is looked at again."""
+    await alone(twin)
+    twin.move(twin.one(1), "Archive")
+
+    async def move(*_: object, **__: object) -> None:
+        raise Rejected("not now") if is_refused else Killed
+
+    async def facts(self: MemoryBox, uids: Sequence[Uid]) -> dict[Uid, Facts]:
+        """Nothing, so that the equal message is not taken for the file, which has none."""
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryBox, "move", move)
+        patch.setattr(MemoryBox, "facts", facts)
+        if is_refused:
+            await twin.sync()
+            twin.deliver(1, "Archive")
+        else:
+            twin.deliver(1, "Archive")
+            with pytest.raises(BaseExceptionGroup):
+                await twin.sync()
+    await then_there_are(twin, INBOX=[2], Other=[3], Archive=[1, 1])
+
+
+async def test_a_note_counts_once(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the COPY; the file goes back, and moves again when an equal message is where it was to go."""
+    await alone(twin)
+    here = twin.one(1)
+    twin.move(here, "Archive")
+
+    async def move(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(BaseExceptionGroup):
+        patch.setattr(MemoryBox, "move", move)
+        await twin.sync()
+    twin.one(1, "Archive").rename(here)
+    await twin.synced()
+    assert twin.remote.journal == []
+    twin.move(here, "Archive")
+    twin.deliver(1, "Archive")
+    await then_there_are(twin, INBOX=[2], Other=[3], Archive=[1, 1])
+
+
+@pytest.mark.parametrize("way", ["expunge", "trash"])
+async def test_what_a_killed_pass_deleted_does_not_come_back(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """It is gone on both sides, and an equal message that is new elsewhere is another client's."""
+    twin.settings["moves_whole"] = True
+    twin.configure(remote_delete=way)
+    await alone(twin)
+    twin.one(1).unlink()
+    method = "expunge" if way == "expunge" else "move"
+    original = getattr(MemoryBox, method)
+
+    async def then_killed(*arguments: object, **named: object) -> None:
+        await original(*arguments, **named)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(BaseExceptionGroup):
+        patch.setattr(MemoryBox, method, then_killed)
+        await twin.sync()
+    twin.deliver(1, "Archive")
+    await then_there_are(twin, INBOX=[2], Other=[3], Archive=[1], Trash=[] if way == "expunge" else [1])
 
 
 async def test_the_other_moves_after_its_mailbox_was_looked_at(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ async def test_the_end_of_a_cut_move_is_lost_once(twin: Twin, monkeypatch: pytes
         twin.one(1).unlink()
     else:
         twin.move(twin.one(1), mailbox)
-    twin.store.copy("INBOX", twin.uid(1), mailbox)
+    twin.copy_cut_off(twin.uid(1), mailbox)
     original, lost = MemoryBox.expunge, [True]
 
     async def expunge(self: MemoryBox, uids: Sequence[Uid]) -> set[Uid]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from pathlib import Path
 
 import anyio
 import pytest
 
 from maild.engine import carry_out, pull
 from maild.engine.sync import MailboxPass
+from maild.local import marker
 from maild.local.delivery import Delivered
 from maild.testing.faults import Cut, Hold
+from tests.engine.twin import Twin
 from tests.engine.world import START_S, World, bodies, long_body, message, touched_times
 
 
@@ -319,3 +322,85 @@ async def test_a_damaged_marker_is_as_good_as_another(world: World, damage: byte
     await world.synced()
     (world.root / ".maild").write_bytes(damage)
     await adopted(world, 3)
+
+
+# -- copies of the state
+
+
+async def test_an_older_state_takes_no_flag_off_an_equal_message(quick_path: Path) -> None:
+    """What had that flag then has moved, and lost it; one that came since has it on both sides (a found history)."""
+    twin = Twin(quick_path)
+    twin.store.create("Archive")
+    twin.deliver(1, "Archive", ["$Forwarded"])
+    for mailbox in ("Archive", "INBOX"):
+        twin.deliver(2, mailbox)
+    await twin.synced()
+    state = twin.state_dir / "work.sqlite"
+    older = state.read_bytes()
+    twin.deliver(1, "INBOX", ["$Forwarded"])
+    await twin.synced()
+    twin.relabel(twin.move(twin.one(1, "Archive"), "INBOX"), "")
+    await twin.synced()
+    before = {name: twin.there(name) for name in twin.store.names}
+    assert sorted(shown.flags for shown in before["INBOX"]) == [(), (), ("$Forwarded",)]
+    for path in twin.state_dir.glob("work.sqlite*"):
+        path.unlink()
+    state.write_bytes(older)
+    await twin.synced()
+    assert twin.remote.journal == []
+    assert twin.remote.fetched == []
+    twin.assert_equal()
+    assert {name: twin.there(name) for name in twin.store.names} == before
+    await twin.quiet()
+
+
+async def test_an_older_state_is_no_base(quick_path: Path) -> None:
+    """What either side set or took away since the last pass counts as set; nothing that is there is deleted."""
+    twin = Twin(quick_path)
+    for n in (1, 2, 3):
+        twin.deliver(n, flags=["\\Flagged"])
+    await twin.synced()
+    state = twin.state_dir / "work.sqlite"
+    older = state.read_bytes()
+    twin.relabel(twin.one(1), "")
+    await twin.synced()
+    twin.relabel(twin.one(1), "F")
+    await twin.synced()
+    twin.relabel(twin.one(2), "")
+    twin.one(3).unlink()
+    for path in twin.state_dir.glob("work.sqlite*"):
+        path.unlink()
+    state.write_bytes(older)
+    await twin.synced()
+    assert twin.remote.journal == []
+    assert [shown.flags for shown in twin.here("INBOX")] == [("\\Flagged",)] * 3
+    await twin.quiet()
+    twin.one(3).unlink()  # from now on the state is as good as any
+    await twin.synced()
+    assert twin.remote.journal == ["expunge INBOX 3"]
+
+
+async def test_a_kill_while_the_generation_rises_is_no_older_state(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The marker is ahead of the state, again and again: deletions still travel."""
+    twin = Twin(quick_path)
+    for n in (1, 2, 3):
+        twin.deliver(n)
+    await twin.synced()
+    twin.one(3).unlink()
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    for _ in range(3):
+        with monkeypatch.context() as patch, pytest.raises(BaseExceptionGroup):
+            patch.setattr(marker.Rise, "note", killed)
+            await twin.sync()
+        assert twin.remote.journal == []
+    await twin.synced()
+    assert twin.remote.journal == ["expunge INBOX 3"]
+    await twin.quiet()

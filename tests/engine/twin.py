@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +15,7 @@ import anyio
 
 from maild.config import Account, Imap, Password
 from maild.config.values import DeletionLimit
+from maild.core.model import MailboxName, Uid
 from maild.engine import account as engine
 from maild.engine.report import AccountReport
 from maild.local.state import State
@@ -199,6 +201,14 @@ class Twin:
     def uid(self, n: int, mailbox: str = "INBOX") -> int:
         (found,) = [m.uid for m in self.store.mailbox(mailbox) if f"Subject: Nr. {n}\r\n".encode() in m.raw]
         return found
+
+    def copy_cut_off(self, uid: int, target: str, mailbox: str = "INBOX") -> None:
+        """What a pass leaves that is killed between the COPY and the EXPUNGE of a move on a server without MOVE."""
+        newest = max(self.store.mailbox(target).uids, default=0)
+        with closing(State.open(self.state_dir / "work.sqlite")) as state:
+            ids = {name: row.id for name, row in state.mailboxes().items()}
+            state.note_going(ids[MailboxName(mailbox)], [Uid(str(uid))], (ids[MailboxName(target)], Uid(str(newest))))
+        self.store.copy(mailbox, uid, target)
 
     # -- both
 

@@ -201,3 +201,35 @@ def test_a_new_epoch_leaves_orphans_that_know_on_which_side_they_were(state: Sta
     assert sides == {"1.host": "", "2.host": "local", "3.host": "remote"}
     row = state.mailboxes()[INBOX]
     assert (row.stamp, row.next_uid, row.cursor, row.identity, row.object_id) == (None, "", None, "8:9", "F1")
+
+
+def test_what_is_about_to_go_is_noted_until_its_pair_goes(state: State, inbox: int, sent: int) -> None:
+    state.apply([Changes(inbox, add=[pair(1), pair(2), pair(3)])])
+    state.note_going(inbox, [Uid("1"), Uid("2")], (sent, Uid("7")))
+    state.note_going(inbox, [Uid("2"), Uid("3")], (sent, Uid("9")))
+    state.note_going(inbox, [Uid("3"), Uid("4")])
+    noted = {
+        (inbox, Uid("1")): (sent, Uid("7")),
+        (inbox, Uid("2")): (sent, Uid("9")),
+        (inbox, Uid("3")): (sent, Uid("9")),
+    }
+    assert state.going() == noted | {(inbox, Uid("4")): None}
+    assert state.with_leftovers() == {inbox, sent}
+    state.apply([Changes(inbox, drop=[Uid("2")])])
+    state.drop_going([(inbox, Uid("3")), (inbox, Uid("4")), (sent, Uid("1"))])
+    assert list(state.going()) == [(inbox, Uid("1"))]
+
+
+@pytest.mark.parametrize("which", ["source", "target"])
+@pytest.mark.parametrize("is_dropped", [False, True])
+def test_in_another_epoch_nothing_is_about_to_go(
+    state: State, inbox: int, sent: int, which: str, is_dropped: bool
+) -> None:
+    state.apply([Changes(inbox, add=[pair(1)])])
+    state.note_going(inbox, [Uid("1")], (sent, Uid("7")))
+    one = inbox if which == "source" else sent
+    if is_dropped:
+        state.drop_mailbox(one)
+    else:
+        state.rebuild(one, Epoch("78"))
+    assert state.going() == {}

@@ -21,6 +21,7 @@ from maild.core.model import (
     MailboxName,
     Outgoing,
     Permitted,
+    Uid,
 )
 from maild.core.ports import RemoteBox
 from maild.remote.imap import append as appending
@@ -633,6 +634,21 @@ async def test_a_lost_connection_between_copy_and_expunge_loses_nothing(capabili
             await box.move(uids_of(1, 2), OTHER)
     assert len(store.mailbox("INBOX")) == 4
     assert len(store.mailbox("other")) == 2
+
+
+@pytest.mark.parametrize("is_one_refused", [False, True])
+async def test_what_was_copied_and_not_expunged_is_told(is_one_refused: bool) -> None:
+    """Also beside one that the server did not copy, of which nothing is anywhere else."""
+    store = store_of(4)
+    async with opened(store, ALL - {"MOVE"}) as (server, box):
+        server.faults.add("UID EXPUNGE", Answer("NO not now"), times=None)
+        if is_one_refused:
+            server.faults.add("UID COPY", Answer("NO [SERVERBUG] one of them is broken"))
+            server.faults.add("UID COPY", Answer("NO [SERVERBUG] it is broken"), nth=3)
+        left_behind = set[Uid]()
+        assert await box.move(uids_of(1, 2, 3), OTHER, left_behind=left_behind) == {}
+    assert left_behind == set(uids_of(1, 3) if is_one_refused else uids_of(1, 2, 3))
+    assert len(store.mailbox("other")) == len(left_behind)
 
 
 @pytest.mark.parametrize("is_move", [False, True])

@@ -309,9 +309,19 @@ class Box:
             async for answer in answers:
                 yield answer
 
-    async def move(self, uids: Sequence[Uid], target: MailboxName, epoch: Epoch | None = None) -> dict[Uid, Uid | None]:
+    async def move(
+        self,
+        uids: Sequence[Uid],
+        target: MailboxName,
+        epoch: Epoch | None = None,
+        *,
+        left_behind: set[Uid] | None = None,
+    ) -> dict[Uid, Uid | None]:
         await self._permitted()
-        return await change.move(self._session, self._name, uids, self._wire_name(target), target, epoch)
+        moved, copied = await change.move(self._session, self._name, uids, self._wire_name(target), target, epoch)
+        if left_behind is not None:
+            left_behind |= copied
+        return moved
 
     async def expunge(self, uids: Sequence[Uid]) -> set[Uid]:
         await self._permitted()

@@ -158,24 +158,28 @@ async def move(
     wire: str,
     target: MailboxName,
     epoch: Epoch | None = None,
-) -> dict[Uid, Uid | None]:
-    """Those that are in the target now. Raises Rejected where none could be moved because the server refused it.
+) -> tuple[dict[Uid, Uid | None], set[Uid]]:
+    """Those that are in the target now, and those that are in both mailboxes, for they could not be expunged.
+
+    Raises Rejected where there is nothing in the target because the server refused it.
 
     `epoch` is the target's UIDVALIDITY: new UIDs that belong to another one are not told.
     """
+    left_behind: set[Uid] = set()
     if session.has("MOVE"):
         moved, refusal = await _moved_or_copied(session, "MOVE", sets(uids), wire, epoch)
     elif session.has("UIDPLUS") or await _are_alone(session, name, uids):
         copied, refusal = await _moved_or_copied(session, "COPY", sets(uids), wire, epoch)
         gone = await _expunge_copied(session, name, list(copied))
         moved = {uid: new for uid, new in copied.items() if uid in gone}
+        left_behind = copied.keys() - gone
     else:
-        return {}
+        return {}, left_behind
     if refusal is not None:
-        if not moved:
+        if not moved and not left_behind:
             raise Rejected(f"nothing could be moved to mailbox {target}: {refusal.text}", code=refusal.code)
         log.debug("message.skipped", mailbox=name, messages=len(uids) - len(moved), reason=refusal.text)
-    return moved
+    return moved, left_behind
 
 
 async def _expunge_copied(session: ImapSession, name: MailboxName, uids: Sequence[Uid]) -> set[Uid]:

@@ -206,13 +206,12 @@ async def copy(session: Session, arguments: Arguments, _reply: Reply, *, by_uid:
 
 
 async def move(session: Session, arguments: Arguments, reply: Reply, *, by_uid: bool) -> str:
-    """MOVE (RFC 6851): COPYUID comes untagged, before the expunges."""
+    """MOVE (RFC 6851): COPYUID comes untagged, before the expunges. A cut leaves no message in both mailboxes."""
     selected = _writable(session)
     uids, target = _transfer(session, arguments, by_uid)
-    pairs = session.store.copy(selected.mailbox.name, uids, target.name)
+    pairs = session.store.move(selected.mailbox.name, uids, target.name)
     if code := _copyuid(session, target, pairs):
         await reply.send(f"* OK {code} Moved\r\n".encode())
-    selected.mailbox.expunge([old for old, _ in pairs])
     await _send_all(reply, session.updates())
     return _with_modseq(session, selected, "Move completed")
 

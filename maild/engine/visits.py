@@ -105,12 +105,15 @@ class Visits:
         return sorted(visits, key=lambda visit: visit.remote.name != INBOX)
 
     def _expect_mail(self, visits: Sequence[Visit]) -> None:
-        """Where the server has more messages than the last pass left, new ones may come with the first look there."""
-        rows = self._work.rows()
-        for remote in (visit.remote for visit in visits):
-            row = rows.get(remote.name)
-            if row is not None and row.cursor and (remote.messages or 0) > (row.messages or 0):
-                self._work.remote.expect(remote.name, row.cursor, has_mail=True)
+        """Where the server has more messages than the last pass left, new ones may come with the first look there.
+
+        Unless other mailboxes changed too: then they may have moved, and no message crosses the line for that.
+        """
+        if len(visits) != 1:
+            return
+        remote, row = visits[0].remote, self._work.rows().get(visits[0].remote.name)
+        if row is not None and row.cursor and (remote.messages or 0) > (row.messages or 0):
+            self._work.remote.expect(remote.name, row.cursor, has_mail=True)
 
     def _changed(self, mailboxes: list[RemoteMailbox], found: Survey) -> list[Visit]:
         """Those that have to be opened: a mark moved, or something was left that may come or go now."""

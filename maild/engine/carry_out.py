@@ -281,6 +281,7 @@ async def _delete_doomed(this: MailboxPass, box: RemoteBox, doomed: Mapping[Uid,
         work, trash = this.work, this.work.trash_for(this.name)
         pairs = [replace(was.pair, uid=uid, info=None) for uid, was in doomed.items()]
         left = [Changes(was.mailbox_id, drop=[was.pair.uid]) for was in doomed.values()]
+        await work.state.run(work.state.state.look_again, [this.mailbox.id])  # nothing in its directory tells
         await work.state.run(work.state.state.apply, [*left, Changes(this.mailbox.id, add=pairs)])
         gone = await delete_there(work, box, this.mailbox, list(doomed), trash)
         _note_deleted(this, gone, doomed, trash)

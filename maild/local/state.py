@@ -204,6 +204,14 @@ class State:
             ),
         )
 
+    def look_again(self, mailbox_ids: Collection[int], *, is_all: bool = False) -> None:
+        """The next pass opens these mailboxes, whatever the stamps say; with `is_all` it asks for all that is there."""
+        with self.transaction() as database:
+            values = [(mailbox_id,) for mailbox_id in mailbox_ids]
+            database.executemany("UPDATE mailboxes SET stamp = NULL, undone = 1 WHERE id = ?", values)
+            if is_all:
+                database.executemany("UPDATE mailboxes SET cursor = NULL, mark = NULL WHERE id = ?", values)
+
     def set_stamp(self, mailbox_id: int, stamp: str | None) -> None:
         """What the directory looked like when it held the files of its pairs and no others; None: look at it again."""
         self.set_stamps({mailbox_id: stamp})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from maild.core.errors import Rejected
 from maild.engine import whole
 from maild.testing.memory import MemoryBox, MemoryRemote
-from tests.engine.twin import Twin
+from tests.engine.twin import START_S, Twin
 
 
 async def test_what_both_sides_moved_is_nowhere_deleted_by_a_pass_that_sees_two_of_three(tmp_path: Path) -> None:
@@ -223,3 +224,27 @@ async def test_two_pairs_claim_one_file(
     assert sum(len(twin.there(name)) for name in twin.store.names) == 3
     await twin.synced()
     await twin.quiet()
+
+
+async def test_deleted_here_and_moved_there_to_where_nothing_else_changes(quick_path: Path) -> None:
+    """Cut at every step: nothing in the directory where it was moved to tells that it is still to be deleted."""
+    step, is_cut = 0, True
+    while is_cut:
+        twin = Twin(quick_path / str(step))
+        twin.configure(remote_delete="expunge", connections=1)
+        twin.store.create("Archive")
+        for n in (1, 2):
+            twin.deliver(n)
+        await twin.synced()
+        for subdir in ("cur", "new"):  # so that its stamp is believed
+            os.utime(twin.where("Archive") / subdir, (START_S, START_S))
+        await twin.synced()
+        twin.store.move("INBOX", [twin.uid(1)], "Archive")
+        twin.one(1).unlink()
+        is_cut = not (await twin.sync(lose_at=step)).ok
+        for _ in range(2):
+            await twin.synced()
+        twin.assert_equal()
+        assert twin.there("Archive") == [], f"cut at step {step}"
+        step += 1
+    assert step > 5

@@ -466,6 +466,14 @@ class State:
         )
         return {row[0]: SkippedMessage(*row) for row in rows}
 
+    def left_for_size(self, limit_octets: int) -> dict[int, list[tuple[Uid, int]]]:
+        """Messages that are bigger than that and were left on the server: Uids with sizes, by mailbox id."""
+        found: dict[int, list[tuple[Uid, int]]] = defaultdict(list)
+        query = "SELECT mailbox, uid, size_octets FROM skipped WHERE size_octets > ?"
+        for mailbox_id, uid, size_octets in self.rows(query, (limit_octets,)):
+            found[mailbox_id].append((uid, size_octets))
+        return found
+
     def unskip(self, mailbox_id: int, uids: Iterable[Uid]) -> None:
         with self.transaction() as database:
             database.executemany(

@@ -226,10 +226,13 @@ def _long(order: Order, word: str, left: list[str], now_s: float) -> Order:
 
 def moment(text: str, now_s: float) -> int:
     """The time that `--at` names, in seconds since 1970 UTC; without a zone it is local. Raises WrongUsage."""
-    from datetime import datetime, timedelta
+    from datetime import UTC, datetime, timedelta
 
     if delay := _AT_DELAY.fullmatch(text):
-        return int(now_s) + int(delay[1]) * _SECONDS[delay[2]]
+        seconds = int(now_s) + int(delay[1]) * _SECONDS[delay[2]]
+        if seconds > datetime.max.replace(tzinfo=UTC).timestamp():
+            raise WrongUsage(f"--at {text!a} is after the year 9999")
+        return seconds
     now = datetime.fromtimestamp(now_s).astimezone()
     if clock := _AT_CLOCK.fullmatch(text):
         today = now.replace(tzinfo=None, hour=int(clock[1]), minute=int(clock[2]), second=0, microsecond=0)
@@ -237,7 +240,7 @@ def moment(text: str, now_s: float) -> int:
         return int((at if at > now else (today + timedelta(days=1)).astimezone()).timestamp())
     try:
         given = datetime.fromisoformat(text)
-        seconds = int((given if given.tzinfo else given.astimezone()).timestamp())
+        seconds = int((given if given.tzinfo else given.astimezone()).astimezone(UTC).timestamp())
     except (ValueError, OverflowError, OSError):
         raise WrongUsage(
             f"--at {text!a} is no time; write 2026-12-24T18:00, 18:00, or a while such as 90m or 2h"

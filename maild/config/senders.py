@@ -63,6 +63,8 @@ def _of(config: Config) -> Senders:
 def _senders(main: Path, environ: Mapping[str, str]) -> Senders:
     with main.open("rb") as file:
         table = tomllib.load(file)
+    if not {"state_dir", "default_account"}.isdisjoint(table):
+        raise KeyError("what stands outside [maild] would be passed over, and another outbox taken")
     accounts = dict(_table(table.get("accounts", {})))
     for path in account_files(main):
         with path.open("rb") as file:

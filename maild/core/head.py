@@ -104,6 +104,11 @@ def _end_of_field(text: bytes, at: int) -> int:
             return at
 
 
+def shown(body: str) -> str:
+    """A field's body as it can be kept: octets that are not UTF-8 become U+FFFD."""
+    return body.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def encoded_phrase(name: str) -> str:
     """A display name for a field: as it is, quoted, or as encoded words (RFC 2047), whatever it needs."""
     if name.isascii() and name.isprintable():

@@ -10,11 +10,11 @@ Message-ID when `uncertain_s` has come.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from maild.core.backoff import retry_delay_s
+from maild.core.backoff import LONGEST_RETRY_S, retry_delay_s
 
 State = Literal["queued", "held", "sent", "deferred", "failed", "uncertain"]
 Phase = Literal["", "envelope", "body"]
@@ -116,7 +116,8 @@ class Item:
     """A message in the outbox, without its octets.
 
     `sender` is the reverse-path, "" for none. `size_octets` is that of the wire form. `since_s` is when the time began
-    after which it is given up. `next_s` is when it may be tried next. `copy` is that for the Sent mailbox: "begun" as
+    after which it is given up: as much later as tries came after they were due, for want of a connection or a running
+    maild. `next_s` is when it may be tried next. `copy` is that for the Sent mailbox: "begun" as
     soon as somebody has got the message, when it may be there already. `is_doubt_mixed`: who is uncertain was in
     several transactions, so that one copy in the server's Sent mailbox says nothing about the others.
     """
@@ -157,10 +158,17 @@ class Item:
 
     def due(self, now_s: float, *, everything: bool = False) -> tuple[str, ...]:
         """Who is to be tried now. With `everything` also who is to wait; those held never are."""
-        is_time = everything or self.next_s <= now_s
+        is_time = everything or self.next_s <= now_s or self._is_ahead(now_s)
         waiting = self.with_state("queued", "deferred") if is_time else ()
-        doubtful = self.with_state("uncertain") if self.uncertain_s <= now_s else ()
+        is_over = self.uncertain_s <= now_s or self.uncertain_s > now_s + LONGEST_RETRY_S
+        doubtful = self.with_state("uncertain") if is_over else ()
         return tuple(recipient.address for recipient in (*waiting, *doubtful))
+
+    def _is_ahead(self, now_s: float) -> bool:
+        """Whether the clock has been set back by so much that `next_s` means nothing any more."""
+        if self.attempts:
+            return self.next_s > now_s + LONGEST_RETRY_S
+        return self.created_s > now_s + LONGEST_RETRY_S and self.next_s <= self.created_s + LONGEST_RETRY_S
 
     def wakes_at(self) -> int | None:
         """When somebody is due next, None for never."""
@@ -194,25 +202,29 @@ def body_begun(item: Item, refused: Verdicts) -> Item:
 def settled(item: Item, verdicts: Verdicts, now_s: float) -> Item:
     """The attempt is over. Whoever was in flight and has no verdict was not tried, and is due again at once."""
     now = int(now_s)
-    is_old = now - item.since_s >= LIFETIME_S
+    due_s = item.wakes_at()
+    since_s = min(now, item.since_s + max(0, now - (now if due_s is None else due_s)))
+    before = {r.address for r in item.with_state("uncertain")}
+    new = {address for address, verdict in verdicts.items() if verdict.state == "uncertain"}
     recipients = tuple(
         _judged(r, verdicts[r.address]) if r.address in verdicts else replace(r, is_in_flight=False)
         for r in item.recipients
     )
-    if is_old:
-        recipients = tuple(map(_given_up, recipients))
+    if now - since_s >= LIFETIME_S:
+        recipients = tuple(_given_up(r, before, new) for r in recipients)
     codes = {verdict.reply.code for verdict in verdicts.values() if verdict.state == "deferred"}
     codes |= {_code(r.reply) for r in recipients if r.state == "deferred"}
-    before, doubted = ({r.address for r in some if r.state == "uncertain"} for some in (item.recipients, recipients))
-    new = {address for address, verdict in verdicts.items() if verdict.state == "uncertain"}
+    doubted = {r.address for r in recipients if r.state == "uncertain"}
     is_mixed = bool(before and new) and not (doubted == new and new <= before)
     is_deferred = any(r.state == "deferred" for r in recipients)
+    doubt_s = max(UNCERTAIN_S, retry_delay_s(item.attempts)) if before & new else UNCERTAIN_S
     return replace(
         item,
         recipients=recipients,
         phase="",
-        next_s=now + retry_delay_s(item.attempts, codes) if is_deferred else now,
-        uncertain_s=now + UNCERTAIN_S if new else item.uncertain_s,
+        since_s=since_s,
+        next_s=now + retry_delay_s(item.attempts, codes) if is_deferred and not _were_too_many(verdicts) else now,
+        uncertain_s=now + doubt_s if new else item.uncertain_s,
         copy=item.copy or ("begun" if any(r.state == "sent" for r in recipients) else ""),
         is_doubt_mixed=bool(doubted) and (item.is_doubt_mixed or is_mixed),
     )
@@ -242,11 +254,25 @@ def _judged(recipient: Recipient, verdict: Verdict) -> Recipient:
     return replace(recipient, state=verdict.state, reply=str(verdict.reply), is_in_flight=False)
 
 
-def _given_up(recipient: Recipient) -> Recipient:
-    if recipient.state != "deferred":
+def _given_up(recipient: Recipient, doubted: Set[str], doubted_now: Set[str]) -> Recipient:
+    """One in doubt is looked for first, so that ends with the next try, whatever comes of it."""
+    is_doubted = recipient.address in doubted
+    if recipient.state != "deferred" and not (is_doubted and recipient.address in doubted_now):
         return recipient
+    doubt = "; it may have arrived" if is_doubted else ""
     days = LIFETIME_S // 86400
-    return replace(recipient, state="failed", reply=f"{recipient.reply} (given up after {days} days)")
+    return replace(recipient, state="failed", reply=f"{recipient.reply} (given up after {days} days{doubt})")
+
+
+def _were_too_many(verdicts: Verdicts) -> bool:
+    """Whether only the number of recipients kept the others waiting: they come next (RFC 5321 §4.5.3.1.10)."""
+    waiting = [verdict.reply for verdict in verdicts.values() if verdict.state == "deferred"]
+    is_progress = any(verdict.state == "sent" for verdict in verdicts.values())
+    return is_progress and bool(waiting) and all(map(_is_about_number, waiting))
+
+
+def _is_about_number(reply: Reply) -> bool:
+    return reply.code == 452 and (reply.text.startswith("4.5.3 ") or "too many" in reply.text.lower())
 
 
 def _code(reply: str) -> int:
@@ -262,8 +288,10 @@ def held(item: Item) -> Item:
 
 
 def released(item: Item, now_s: float) -> Item:
-    """Whoever was held is due now; where nobody was, nothing changes."""
-    return replace(_changed(item, "queued", "held"), next_s=int(now_s)) if item.with_state("held") else item
+    """Whoever was held is due now, and the time to give it up begins anew; where nobody was, nothing changes."""
+    if not item.with_state("held"):
+        return item
+    return replace(_changed(item, "queued", "held"), next_s=int(now_s), since_s=int(now_s))
 
 
 def retried(item: Item, now_s: float) -> Item:

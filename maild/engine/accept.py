@@ -7,6 +7,7 @@ is so here, once. Nothing is guessed about recipients; what is not certain is re
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from dataclasses import dataclass
 from maild.config.senders import Sender, Senders
 from maild.core.addresses import Address, AddressError, check_address, parse_address, parse_list
 from maild.core.errors import MaildError, Scope
-from maild.core.head import Message, decoded, disk_form, divide, encoded_phrase
+from maild.core.head import Message, decoded, disk_form, divide, encoded_phrase, shown
 from maild.core.outgoing import AS_USUAL, Item, Notices, Recipient, Utf8
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _SUBJECT_CHARACTERS = 200
+_BCC = re.compile(rb"^(?:resent-)?bcc[ \t]*:", re.IGNORECASE | re.MULTILINE)
+_SHOWN_OCTETS = 60
 
 
 class Refused(MaildError):
@@ -56,6 +59,9 @@ class Order:
 def prepared(raw: bytes, order: Order, senders: Senders, now_s: float) -> tuple[Item, bytes]:
     """The item, without an id, and the message in its disk form. Raises Refused, NoAccount."""
     message = divide(disk_form(raw))
+    if not message.is_closed and message.fields and _BCC.search(message.body.partition(b"\n\n")[0]):
+        line = message.body.partition(b"\n")[0][:_SHOWN_OCTETS].decode("utf-8", "replace")
+        raise Refused(f"everybody would see the Bcc: the head ends before it, with {line!a}, which is no field")
     try:
         recipients = _recipients(message, order)
         account = _account(message, order, senders)
@@ -74,7 +80,7 @@ def prepared(raw: bytes, order: Order, senders: Senders, now_s: float) -> tuple[
         created_s=int(now_s),
         since_s=due_s,
         next_s=due_s,
-        message_id=message.first("message-id"),
+        message_id=shown(message.first("message-id")),
         subject=decoded(message.first("subject"))[:_SUBJECT_CHARACTERS],
         is_8bit=not text.isascii(),
         utf8=_utf8(message, (sender, *recipients)),

@@ -23,12 +23,12 @@ from maild.core.model import (
     Uid,
 )
 from maild.core.reconcile import merge_flags
-from maild.engine.look import flags_here
+from maild.engine.look import Seconds, flags_here
 from maild.local.maildir import Maildir
 from maild.local.scan import Entry
 from maild.local.state import Changes, MailboxState, Orphan, State
 
-NOTHING: Mapping[Key, Entry] = {}
+NO_SECONDS: Seconds = {}
 TRIES = 3  # of a rename that a mail reader beats us to
 
 
@@ -49,7 +49,7 @@ def remove_files(
     mailbox: MailboxState,
     maildir: Maildir | None,
     operations: Sequence[Operation],
-    seconds: Mapping[Key, Entry] = NOTHING,
+    seconds: Seconds = NO_SECONDS,
 ) -> Removed:
     """DeleteLocal and Keep of one mailbox: first the pairs, with a note that their files go, then the files, durably.
 
@@ -78,19 +78,17 @@ def remove_files(
     return removed
 
 
-def _remove_seconds(maildir: Maildir, pairs: Sequence[Pair], seconds: Mapping[Key, Entry]) -> None:
+def _remove_seconds(maildir: Maildir, pairs: Sequence[Pair], seconds: Seconds) -> None:
     """Files with the unique name and the content of one that has gone: they are that message, and go too.
 
     Else they would count as new. One that has other contents, or cannot be read, is another message.
     """
-    same: list[Entry] = []
-    for pair in (pair for pair in pairs if pair.key in seconds):
+    contents = {pair.key: pair.content for pair in pairs if pair.key in seconds}
+    for entry in (entry for key in contents for entry in seconds[key]):
         with suppress(LocalError):
-            identity = maildir.identity(seconds[pair.key])
-            if identity is not None and (identity.size_octets, identity.digest) == pair.content:
-                same.append(seconds[pair.key])
-    if same:
-        maildir.remove(same)
+            identity = maildir.identity(entry)
+            if identity is not None and (identity.size_octets, identity.digest) == contents[entry.key]:
+                maildir.remove([entry])
 
 
 def merge_files(
@@ -179,7 +177,7 @@ def relocate(
     target: Maildir,
     moves: Sequence[Relocation],
     permitted: Permitted | None,
-    seconds: Mapping[int, Mapping[Key, Entry]],
+    seconds: Mapping[int, Seconds],
 ) -> Relocated:
     """Move files to where their messages are now, one rename each, then the pairs with them in one commit.
 
@@ -208,7 +206,7 @@ def relocate(
                 _note(result, move, entries[move.key], entry, merges[move.key])
         if source is not target:
             moved = [replace(move.pair, key=move.key) for move in some if move.key in placed]
-            _remove_seconds(source, moved, seconds.get(source_id, NOTHING))
+            _remove_seconds(source, moved, seconds.get(source_id, NO_SECONDS))
         state.apply(_pairs_changed(some, placed))
     return result
 

@@ -41,36 +41,47 @@ class _Names(NamedTuple):
 
 
 def settle_deliveries(work: Work) -> None:
-    """Settle what became of them. Reads names only, and those only after a kill. Blocks."""
+    """Settle what became of them. Reads names only, and those only after a kill. Blocks.
+
+    The notes of a mailbox that nobody can look into stay.
+    """
     state = work.state.state
     noted = state.deliveries()
     if noted:
-        state.apply(_settled(work, noted) if work.account.maildir.exists() else ())
-        state.drop_deliveries(noted)
+        unseen = _settle(work, noted) if work.account.maildir.exists() else ()
+        state.drop_deliveries({mailbox_id: pairs for mailbox_id, pairs in noted.items() if mailbox_id not in unseen})
 
 
-def _settled(work: Work, noted: Mapping[int, Sequence[Pair]]) -> list[Changes]:
-    """What to note instead, of those of which neither file nor message has been adopted since."""
+def _settle(work: Work, noted: Mapping[int, Sequence[Pair]]) -> set[int]:
+    """Put in what to note instead, of those of which neither file nor message has been adopted since.
+
+    Returns the mailboxes that cannot be looked into.
+    """
     state = work.state.state
     rows = {row.directory: row for row in state.mailboxes().values()}
     wanted = {pair.key for pairs in noted.values() for pair in pairs}
     placed: set[Key] = set()
     changes: list[Changes] = []
-    found = {where: _names(work, where) for where in survey(work.account.maildir, work.account.layout).mailboxes}
+    here = survey(work.account.maildir, work.account.layout)
+    found = {where: _names(work, where) for where in here.mailboxes}
     for where, names in found.items():
         some = wanted & names.placed if names is not None else set[Key]()
         placed |= some
         wanted -= state.pairs_by_key(rows[where].id, some).keys() if some and where in rows else set()
+    unseen: set[int] = set()
     for where, row in rows.items():
         pairs = noted.get(row.id, ())
         known = state.pairs_of(row.id, [pair.uid for pair in pairs])
         unknown = [pair for pair in pairs if pair.key in wanted and pair.uid not in known]
         away = [pair for pair in unknown if pair.key not in placed]
         names = found.get(where)
+        if names is None and (where in found or here.doubt(where)):
+            unseen.add(row.id)
         had_names = [pair for pair in away if names is not None and pair.key not in names.unfinished]
         sent = [sent_orphan(pair.key, pair.flags, pair.content, "sending") for pair in had_names]
         changes.append(Changes(row.id, add=[pair for pair in unknown if pair.key in placed], sent=sent))
-    return changes
+    state.apply(changes)
+    return unseen
 
 
 def _names(work: Work, where: str) -> _Names | None:

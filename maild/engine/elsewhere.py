@@ -307,7 +307,7 @@ def _found(
     if place.row is None:
         return scan(directory).entries, (), ()
     expected, _ = state.names(place.row.id)
-    unexpected, missing, _ = differences(directory, expected)
+    unexpected, missing, *_ = differences(directory, expected)
     known = {key for key, pair in state.pairs_by_key(place.row.id, unexpected.keys()).items() if pair.only != "remote"}
     return unexpected, missing, known | place.this.look.unpaired.keys() if place.this is not None else known
 

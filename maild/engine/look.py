@@ -7,11 +7,13 @@ whose stamp is the one that was stored after the last look has nothing new in it
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from maild.config.values import Layout
+from maild.core.errors import LocalError
 from maild.core.flags import same_flags, split_info
 from maild.core.model import NO_FLAGS, Flags, Key, Pair, Uid
 from maild.core.reconcile import LocalNews
@@ -19,6 +21,8 @@ from maild.local.maildir import Maildir
 from maild.local.scan import Entry
 from maild.local.state import Changes, MailboxState, State
 from maild.local.survey import Stamp, is_settled, stamp_of, survey
+
+Seconds = Mapping[Key, Sequence[Entry]]  # further files with the unique name of another
 
 WORTH_NOTING = 100  # names
 MOST_NAMELESS = 20_000  # pairs whose file may have any name; with more, every pair is looked at
@@ -30,8 +34,8 @@ class Look:
 
     `stamp` is to be stored once all of it is carried out; None where it proves nothing (the directory changed within
     the same tick of the clock). `unpaired` are the files that no pair knows, `seen` those
-    of changed pairs, `seconds` files that have the unique name of a pair's file, beside it: they are ignored as long as
-    that is there, and go with it. `is_here`: there is a directory.
+    of changed pairs, `seconds` files that have the unique name of a pair's file, beside it, and the same content: they
+    are ignored as long as that is there, and go with it. `is_here`: there is a directory.
     """
 
     stamp: str | None = None
@@ -39,7 +43,7 @@ class Look:
     news: LocalNews = field(default_factory=LocalNews)
     unpaired: dict[Key, Entry] = field(default_factory=dict)
     seen: dict[Key, Entry] = field(default_factory=dict)
-    seconds: dict[Key, Entry] = field(default_factory=dict)
+    seconds: Seconds = field(default_factory=dict)
 
     @property
     def has_news(self) -> bool:
@@ -68,8 +72,9 @@ def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may
     otherwise = _meaning_otherwise(state, mailbox, maildir) if _keywords_changed(mailbox, stamp) else {}
     if others + len(otherwise) > MOST_NAMELESS:
         entries, doubtful = maildir.entries(), state.keys(mailbox.id)
+        duplicates = maildir.duplicates
     else:
-        entries, doubtful, other_names = maildir.differences(expected)
+        entries, doubtful, other_names, duplicates = maildir.differences(expected)
         still = {key: entry for key, entry in otherwise.items() if key not in entries and key not in doubtful}
         found = maildir.locate(dict.fromkeys(still, NO_FLAGS), still) if still else {}
         entries.update(found)
@@ -78,12 +83,13 @@ def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may
         doubtful.update(state.nameless(mailbox.id, others) if others else ())
     doubtful.update(entries)
     pairs = state.pairs_by_key(mailbox.id, doubtful) if doubtful else {}
-    news, seen, seconds = LocalNews(), dict[Key, Entry](), dict[Key, Entry]()
+    news, seen = LocalNews(), dict[Key, Entry]()
     renamed: list[tuple[Uid, Flags, str | None]] = []
+    expected_here = _expected_beside(pairs, entries, other_names)
+    seconds = _tell_apart(maildir, pairs, entries, expected_here, duplicates, may_rename=may_note)
     for key, pair in pairs.items():
         entry = entries.pop(key, None)
-        if entry is not None and other_names is not None and pair.info is not None and key not in other_names:
-            seconds[key] = entry
+        if entry is not None and entry is expected_here.get(key):
             continue
         if entry is None:
             if pair.only != "remote":
@@ -97,8 +103,6 @@ def look_at(state: State, mailbox: MailboxState, maildir: Maildir | None, *, may
                 renamed.append((pair.uid, pair.flags, entry.info))
     if len(renamed) > WORTH_NOTING and may_note:
         state.apply([Changes(mailbox.id, flags=renamed)])
-    if other_names is None:
-        seconds = {entry.key: entry for entry in maildir.duplicates if entry.key in pairs}
     # With a second file it is looked at each time: who removes the first one has to know of it.
     return Look(None if seconds else settled, True, news, entries, seen, seconds)
 
@@ -112,6 +116,65 @@ def look_if_changed(state: State, mailbox: MailboxState, maildir: Maildir, *, ma
     if is_same and not state.orphans(mailbox.id):
         return Look(mailbox.stamp)
     return look_at(state, mailbox, maildir, may_note=may_note)
+
+
+def _expected_beside(
+    pairs: Mapping[Key, Pair], entries: Mapping[Key, Entry], other_names: Collection[Key] | None
+) -> dict[Key, Entry]:
+    """Files under the name that the state expects, of which there is one under another name as well."""
+    found: dict[Key, Entry] = {}
+    for key in entries.keys() & pairs.keys() if other_names is not None else ():
+        info = pairs[key].info
+        if info is not None and pairs[key].only != "remote" and key not in (other_names or ()):
+            letters = split_info(info)[1]
+            found[key] = Entry(key, "new" if letters is None else "cur", letters)
+    return found
+
+
+def _tell_apart(
+    maildir: Maildir,
+    pairs: Mapping[Key, Pair],
+    entries: dict[Key, Entry],
+    expected_here: Mapping[Key, Entry],
+    duplicates: Sequence[Entry],
+    *,
+    may_rename: bool,
+) -> Seconds:
+    """Of several files with one unique name that of the pair remains in `entries`; those that are the same are told.
+
+    Another message that has the name, as of a backup that was copied over the Maildir, gets a name of its own, and is
+    an entry: whatever is done to the one would be done to the other else.
+    """
+    several = {key: [entry, entries[key]] for key, entry in expected_here.items()}
+    for entry in duplicates:
+        several.setdefault(entry.key, [entries[entry.key]]).append(entry)
+    seconds: dict[Key, list[Entry]] = defaultdict(list)
+    for key, files in several.items():
+        own = files[0]
+        if key in pairs and key not in expected_here:
+            own = _own(maildir, pairs[key], files)
+        entries[key] = own
+        for entry in (entry for entry in files if entry is not own):
+            if not may_rename or maildir.is_same(own, entry):
+                seconds[key].append(entry)
+            elif (aside := maildir.put_aside(entry)) is not None:
+                entries[aside.key] = aside
+    return {key: same for key, same in seconds.items() if key in pairs}
+
+
+def _own(maildir: Maildir, pair: Pair, files: Sequence[Entry]) -> Entry:
+    """The pair's file: the one with its name, else with its content, else the first."""
+    named = next((entry for entry in files if entry.info == pair.info), None)
+    return named or next((entry for entry in files if _holds(maildir, entry, pair)), files[0])
+
+
+def _holds(maildir: Maildir, entry: Entry, pair: Pair) -> bool:
+    """Whether this file is known to hold the message of the pair."""
+    try:
+        identity = maildir.identity(entry)
+    except LocalError:
+        return False
+    return identity is not None and (identity.size_octets, identity.digest) == pair.content
 
 
 def has_local_news(state: State, root: Path, layout: Layout) -> bool:

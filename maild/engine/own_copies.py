@@ -116,7 +116,7 @@ class OwnCopies:
             known = json.loads((self._directory / self._name).read_bytes())
             self._learned_s = int(known["learned"])
             return bool(known["keeps"]) if known["where"] == self._where else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None  # it is found out again
 
     def _learn(self, keeps: bool) -> None:

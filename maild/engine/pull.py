@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
@@ -20,11 +20,11 @@ from maild.core.model import Content, Epoch, Fetched, Key, MailboxName, MergeFla
 from maild.core.names import matches
 from maild.core.ports import BodyWriter, Remote, RemoteBox
 from maild.engine.adopt import Adopted, Unpaired, Unsure, adopt, fetched_content
+from maild.engine.look import Seconds
 from maild.engine.propagate import Deliverer, Delivery, StateThread
 from maild.engine.report import AccountReport
 from maild.local.delivery import Incoming
 from maild.local.marker import next_rise
-from maild.local.scan import Entry
 from maild.local.spool import Spool
 from maild.local.state import Changes, MailboxState, Orphan, SkippedMessage
 from maild.local.withheld import UnsentMessage
@@ -97,7 +97,7 @@ class Work:
     unsure: defaultdict[MailboxName, dict[Key, Unsure]] = field(default_factory=lambda: defaultdict(dict))
     doomed: defaultdict[Content, list[Doomed]] = field(default_factory=lambda: defaultdict(list))
     sent: set[tuple[int, Key]] = field(default_factory=set)
-    seconds: dict[int, Mapping[Key, Entry]] = field(default_factory=dict)
+    seconds: dict[int, Seconds] = field(default_factory=dict)
     may_be_doomed: defaultdict[MailboxName, set[Uid]] = field(default_factory=lambda: defaultdict(set))
 
     def rows(self) -> dict[MailboxName, MailboxState]:

@@ -31,6 +31,8 @@ LOOK_EVERY_S = 1.0
 TICK_NS = 100_000_000  # more than the 1 to 10 ms of Linux file systems (CONFIG_HZ)
 CHECK_SECRET_EVERY_S = 900.0
 SECRET_FILE_S = 5.0  # the same where the secret is in a file
+CHECK_CLOCK_EVERY_S = 900.0
+_UNREADABLE = "it waits until its file can be read; the others are sent"
 
 
 class Sender:
@@ -108,6 +110,9 @@ class Sender:
             drained = Drained(self.account.name)
             try:
                 drained = await self._submitter.drain(everything=not all(f.is_due_only for f in flushes))
+            except BaseException:
+                self._is_woken = True  # whoever runs it again goes on with what was left
+                raise
             finally:
                 for flush in flushes:
                     flush.drained = drained
@@ -121,9 +126,15 @@ class Sender:
             self._is_told = needs_person
 
     async def _until(self, wall_s: float | None) -> None:
+        """Until woken or `wall_s`; now and then also before it, for the clock may have been set back meanwhile."""
         self._woken = anyio.Event()
+        checked_s = anyio.current_time() + (float("inf") if wall_s is None else CHECK_CLOCK_EVERY_S)
         while not self._woken.is_set() and (wall_s is None or time.time() < wall_s):
-            left_s = float("inf") if wall_s is None else wall_s - time.time()
+            clock_s = checked_s - anyio.current_time()
+            if clock_s <= 0:
+                self.wake()
+                return
+            left_s = clock_s if wall_s is None else min(wall_s - time.time(), clock_s)
             is_refused = isinstance(self.error, AuthRejected)
             with anyio.move_on_after(min(left_s, SECRET_FILE_S) if is_refused else left_s):
                 await self._woken.wait()
@@ -153,6 +164,7 @@ async def watch_outbox(
     """
     stamp: int | None = None
     told = ""
+    unreadable: Collection[str] = ()
     while True:
         began_ns = time.time_ns()
         try:
@@ -161,6 +173,9 @@ async def watch_outbox(
                 # A change within one tick of the file system's clock shows in no time stamp: a new one proves nothing.
                 stamp = now if began_ns - now > TICK_NS else None
                 contents = await anyio.to_thread.run_sync(outbox.contents)
+                for item_id in sorted(contents.unreadable.keys() - set(unreadable)):
+                    log.warning("outbox.stopped", item=item_id, reason=contents.unreadable[item_id], hint=_UNREADABLE)
+                unreadable = contents.unreadable.keys()
                 wake({item.account for item in contents.items if not item.phase})
         except LocalError as exc:
             stamp = None

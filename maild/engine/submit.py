@@ -146,7 +146,10 @@ class Submitter:
             drained.error = exc
             log.warning("outbox.stopped", account=self.account.name, reason=exc.text, hint=exc.hint)
         self._count_failure(drained)
-        drained.next_s = await self._wakes_at(drained)
+        try:
+            drained.next_s = await self._wakes_at(drained)
+        except MaildError as exc:  # it is told once
+            drained.error, drained.next_s = drained.error or exc, self._clock() + AGAIN_S
         if drained.counts:
             counts = {str(state): count for state, count in drained.counts.items()}
             log.bind(**counts).info("outbox.drained", account=self.account.name)

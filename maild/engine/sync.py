@@ -53,6 +53,7 @@ from maild.engine.look import Look, flags_here, open_mailbox
 from maild.engine.propagate import Delivery
 from maild.engine.pull import Doomed, Doubts, Pull, Work
 from maild.local.maildir import Maildir
+from maild.local.marker import check_still_there
 from maild.local.scan import Entry
 from maild.local.state import MailboxState, SkippedMessage
 from maild.local.withheld import Refusal, Unsent, UnsentMessage
@@ -190,7 +191,8 @@ class MailboxPass:
         self._look_at_big_files()
         unsure = self.work.unsure[self.name]
         for key, orphan in self.unpaired.orphans.items():
-            if orphan.only == "unsure" and key in self.unpaired.entries:
+            is_here = key in self.unpaired.entries and self.unpaired.content_of(key) == orphan.content
+            if orphan.only == "unsure" and is_here:
                 unsure.setdefault(key, unsure_of(mailbox.id, orphan))
         for key, was in unsure.items():  # of an attempt before this one
             if key in self.unpaired.entries and key not in self.unpaired.orphans:
@@ -323,6 +325,8 @@ class MailboxPass:
         self._planned = [o.key for o in delete_here], [*(o.uid for o in delete_there), *coming_back]
         if any(self._planned) or self.unpaired.unsure:  # else nothing is, nor will be, measured against it
             self._counted = self._guarded_total()
+        if delete_there and not self.work.dry_run:
+            check_still_there(self.work.account.maildir, self.work.state.state)
         self._guard(*self._planned)
         if self.refusal is not None:
             self.operations = [o for o in self.operations if not isinstance(o, DeleteLocal | DeleteRemote)]
@@ -479,6 +483,7 @@ class MailboxPass:
         if self.maildir is None:
             self.maildir = open_mailbox(self.work.account.maildir, self.mailbox)
             if self.maildir is None and make and not self.work.dry_run:
+                check_still_there(self.work.account.maildir, self.work.state.state)
                 self.maildir = Maildir.create(self.work.account.maildir, PurePosixPath(self.mailbox.directory))
         if self.maildir is not None and make and not self.work.dry_run:
             self.maildir.delete_stale_tmp(time.time())

@@ -100,14 +100,23 @@ async def _of_unseen(work: Work, passes: Sequence[MailboxPass]) -> set[Content]:
 
 
 def _sorted_out(this: MailboxPass, passes: Sequence[MailboxPass]) -> tuple[list[Orphan], list[Orphan]]:
-    """The notes about messages that are to be found, and those whose file may be one that nobody can read."""
+    """The notes about messages that are to be found, and those whose file may be one that nobody can read.
+
+    Not one of which there is a file with its content: that one has gone there, and would be sent else.
+    """
     notes = this.unpaired.untold() if this.same_epoch else []
     unreadable = [file for p in passes for file in p.unpaired.unreadable.values()]
     hidden = [
         note
         for note in notes
         if note.key not in this.unpaired.entries
-        and (note.key in this.unpaired.unreadable or any(file.may_be(note.size_octets) for file in unreadable))
+        and (
+            note.key in this.unpaired.unreadable
+            or (
+                any(file.may_be(note.size_octets) for file in unreadable)
+                and all(p.unpaired.with_content(note.content) is None for p in passes)
+            )
+        )
     ]
     return [note for note in notes if note not in hidden], hidden
 
@@ -218,7 +227,7 @@ async def _find_moved(
         # What the server may never have had is not to wait for ever for a mailbox that always fails.
         is_unseen = _is_partial(work) if note.is_taken else work.is_asked
         is_late = is_unseen or not all(brought_back) or (note.is_taken and bool(likely([note.size_octets], late)))
-        if is_late or files[note.key].facts.message_id in unproven:
+        if is_late or None in unproven or files[note.key].facts.message_id in unproven:
             _wait(work, p, files[note.key], note)
         elif note.only == "sent":  # it may have moved while others were looked at: missed twice, it is sent again
             _wait(work, p, files[note.key], note)
@@ -250,8 +259,9 @@ async def _missing(
     ids = {one.message_id for one in facts}
     asked = {uid for uid, one in told.items() if one.message_id in ids and one not in sure}
     contents = await contents_of(work, p, asked) if asked else {}
+    unasked = set(alike) - told.keys()  # the mailbox failed, or they have just gone
     doubtful = asked - contents.keys()
-    _leave(p, doubtful)
+    _leave(p, doubtful | unasked)
     unproven = {told[uid].message_id for uid in doubtful}
     there: Counter[Facts | Content] = Counter(one for one in told.values() if one in sure)
     there.update(contents.values())
@@ -264,7 +274,7 @@ async def _missing(
             if file.this is p:
                 p.untold.add(note.key)
                 p.waiting.add(file.key)
-        elif file.facts.message_id in unproven:
+        elif unasked or file.facts.message_id in unproven:
             _wait(work, p, file, note)
         else:
             missing.append(note)
@@ -307,12 +317,14 @@ async def _matched(
     """New messages in `where` that have the contents of these, where no other message is known that has."""
     matches = _Matches()
     alike: dict[Uid, bytes | None] = dict.fromkeys(_fresh_like(where, notes))
+    unasked: dict[Uid, bytes | None] = {}
     if alike and all(note.key in files for note in notes):  # sizes may be wrong; a Message-ID is not
         wanted = {files[note.key].facts.message_id for note in notes}
         told = await facts_of(where, list(alike))
+        unasked = dict.fromkeys(alike.keys() - told.keys())  # the mailbox failed, or they have just gone
         alike = {uid: facts.message_id for uid, facts in told.items() if facts.message_id in wanted}
     contents = await contents_of(work, where, set(alike)) if alike else {}
-    matches.doubtful = {uid: message_id for uid, message_id in alike.items() if uid not in contents}
+    matches.doubtful = {uid: message_id for uid, message_id in alike.items() if uid not in contents} | unasked
     by_content: dict[Content, list[Uid]] = defaultdict(list)
     for uid in sorted(contents, key=lambda uid: (len(uid), uid)):
         by_content[contents[uid]].append(uid)

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from maild.core.errors import MaildError, NoSuchMailbox, Scope, did_you_mean
+from maild.core.mailboxes import INBOX
 from maild.core.model import MailboxName, RemoteMailbox
 from maild.core.names import MailboxUnusable, directory
 from maild.engine.look import Look, look_at, look_if_changed, open_mailbox
@@ -51,6 +52,13 @@ class Visits:
                 changed.append(row)
         return found, changed
 
+    def at_once(self, changed: Sequence[MailboxState]) -> list[MailboxState]:
+        """Those to be asked for before these have been looked into: of which reading the names may take longer than
+        LIST; and INBOX where nothing changed, for if anything is new on the server, it is there."""
+        if changed:
+            return [row for row in changed if (row.messages or 0) >= SLOW_MESSAGES]
+        return [row for row in self._work.rows().values() if row.name == INBOX]
+
     def look_into(self, changed: Sequence[MailboxState]) -> list[MailboxState]:
         """Look at all that is in these mailboxes; those in which there is something to do. Blocks."""
         news: list[MailboxState] = []
@@ -78,7 +86,7 @@ class Visits:
         They are those with news here, or maybe with news, or those of which the server said that they have some.
         """
         wanted = [(row.name, row.cursor) for row in some if row.cursor and (not only or row.name in only)]
-        for name, cursor in sorted(wanted, key=lambda one: one[0] != "INBOX")[:1]:
+        for name, cursor in sorted(wanted, key=lambda one: one[0] != INBOX)[:1]:
             self._work.remote.expect(name, cursor, read_only=self._work.dry_run, has_mail=has_mail)
         return bool(wanted)
 
@@ -94,7 +102,7 @@ class Visits:
             self._expect_mail(visits)
         failed = [name for name in self.failed if not only or name in only]
         work.report.unchanged = len(wanted) - len(visits) - len(failed)
-        return sorted(visits, key=lambda visit: visit.remote.name != "INBOX")
+        return sorted(visits, key=lambda visit: visit.remote.name != INBOX)
 
     def _expect_mail(self, visits: Sequence[Visit]) -> None:
         """Where the server has more messages than the last pass left, new ones may come with the first look there."""

@@ -29,7 +29,8 @@ from maild.engine.mailboxes import delete_there, remove_here, scan_of_nothing, s
 from maild.engine.moves import settle_moves
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass
-from maild.engine.visits import SLOW_MESSAGES, Visit, Visits, begin
+from maild.engine.visits import Visit, Visits, begin
+from maild.local.marker import check_still_there
 from maild.local.state import MailboxState
 from maild.local.survey import Survey
 
@@ -110,9 +111,8 @@ class AccountPass:
             is_expected = self._visits.expect(told, only, has_mail=not work.dry_run)
             if work.account.maildir.exists():
                 found, changed = await work.state.run(self._visits.look_around)
-                if not is_expected:  # at once where reading their names may take longer than LIST
-                    slow = [row for row in changed if (row.messages or 0) >= SLOW_MESSAGES]
-                    is_expected = self._visits.expect(slow, only)
+                if not is_expected:
+                    is_expected = self._visits.expect(self._visits.at_once(changed), only)
                 news = await work.state.run(self._visits.look_into, changed)
                 if not is_expected:
                     self._visits.expect(news, only)
@@ -356,6 +356,7 @@ class AccountPass:
         try:
             await finish(this)
             if this.is_to_be_deleted_there:
+                await self._work.state.run(check_still_there, self._work.account.maildir, self._work.state.state)
                 await delete_there(self._work, this.mailbox, this.found.cursor)
         except MaildError as exc:
             await self._crew.note_failure(this.name, exc)

@@ -27,7 +27,7 @@ def load(item_id: str, octets: bytes) -> Item:
 
     try:
         return _item(item_id, tomllib.loads(octets.decode()))
-    except (ValueError, TypeError, KeyError) as exc:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as exc:
         reason = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
         raise ItemUnreadable(f"{item_id}.toml: {reason}") from exc
 

@@ -40,17 +40,17 @@ def read(directory: Path) -> Lately:
         return Lately(int(known["since"]), left)
     except FileNotFoundError:
         return Lately()
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return Lately(int(time.time()))
 
 
-def add(directory: Path, marks: Mapping[str, Marks], now_s: float) -> None:
-    """More has left; durable on return. Raises OSError."""
+def add(directory: Path, marks: Mapping[str, Marks], now_s: float, *, are_all: bool = True) -> None:
+    """More has left, and without `are_all` also what nobody could read; durable on return. Raises OSError."""
     known = read(directory)
     now = int(now_s)
     left = sorted({**known.left, **{item_id: (now, one) for item_id, one in marks.items()}}.items(), key=_when)
     kept = [one for one in left[-MOST:] if _when(one) > now - KEPT_S]
-    since_s = max([known.since_s, *(_when(one) for one in left[: len(left) - len(kept)])])
+    since_s = max([known.since_s, *(_when(one) for one in left[: len(left) - len(kept)]), *([] if are_all else [now])])
     rows = [(item_id, at, one.message_id, one.traits) for item_id, (at, one) in kept]
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

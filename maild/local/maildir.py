@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
 
+from maild.core.errors import LocalError
 from maild.core.flags import from_letters, replace_letters, to_letters
 from maild.core.identity import LocalIdentity, identify
 from maild.core.model import Flags, Key, Outgoing
@@ -197,6 +198,29 @@ class Maildir:
             finally:
                 os.close(descriptor)
 
+    def is_same(self, one: Entry, other: Entry) -> bool:
+        """Whether both files hold the same message, as far as anybody can tell: also if one cannot be read, or is gone.
+
+        Size and time of content settle it where they are equal, as they are of a copy; else they are read.
+        """
+        with suppress(OSError):
+            first, second = (
+                os.stat(entry.name, dir_fd=self.directory.descriptor(entry.subdir), follow_symlinks=False)
+                for entry in (one, other)
+            )
+            if (first.st_size, first.st_mtime_ns) == (second.st_size, second.st_mtime_ns):
+                return True
+        try:
+            mine, its = self.identity(one), self.identity(other)
+        except LocalError:
+            return True
+        return mine is None or its is None or (mine.size_octets, mine.digest) == (its.size_octets, its.digest)
+
+    def put_aside(self, entry: Entry) -> Entry | None:
+        """Give a message a unique name of its own, for another has this one too. Durable; None where it is gone."""
+        with translated(f"rename {entry.name} in", self.path):
+            return self._put_aside(entry)
+
     def size_on_disk(self, entry: Entry) -> int | None:
         """In octets, also of a file that cannot be read; None where not even that can be told."""
         return size_on_disk(self.directory, entry)
@@ -269,14 +293,32 @@ class Maildir:
                 return placed
 
     def _renamed(self, entry: Entry, wanted: Entry) -> bool:
-        """False when the file is not there. A file that has the wanted name already, a duplicate, is as good."""
+        """False when the file is not there. A duplicate that has the wanted name already is as good.
+
+        Another message that has it gets a unique name of its own: whoever looks for this one would find that one.
+        """
+        while True:
+            try:
+                rename_new(entry.name, wanted.name, self.directory.descriptor(entry.subdir), self.directory.cur)
+            except FileNotFoundError:
+                return False
+            except FileExistsError:
+                if self.is_same(entry, wanted):
+                    return True
+                self._put_aside(wanted)
+            else:
+                return True
+
+    def _put_aside(self, entry: Entry) -> Entry | None:
+        """See `put_aside`."""
+        aside = entry._replace(key=unique_key())
+        descriptor = self.directory.descriptor(entry.subdir)
         try:
-            rename_new(entry.name, wanted.name, self.directory.descriptor(entry.subdir), self.directory.cur)
+            rename_new(entry.name, aside.name, descriptor, descriptor)
         except FileNotFoundError:
-            return False
-        except FileExistsError:
-            return True
-        return True
+            return None
+        fsync_many([descriptor])
+        return aside
 
     def _unlinked(self, entry: Entry) -> bool:
         try:

@@ -3,8 +3,9 @@
 `.maild` in the root holds JSON: `id`, made once at random and kept in the state too, and `generation`, which rises
 after every pass that changed something, in the marker first and in the state after it. A Maildir with a smaller
 generation than the state was restored from a backup: its pairs are made anew by content, and nothing is deleted
-because of it. One with a greater generation than the state ever meant to give has an older state beside it: the same,
-and what that state knows of flags is no base either, for they may have been set since.
+because of it. So is one that is ahead by more than the one rise that can be cut off between marker and state: then it
+is the state that was restored, and which Maildirs are older than this one is told by the marker alone. What such a
+state knows of flags is no base either, for they may have been set since.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maild.core.errors import LocalError
+from maild.core.model import Uid
 from maild.local.durable import disk_error, make_directory, replace_file
-from maild.local.state import State
+from maild.local.state import MailboxState, State
 
 MARKER = ".maild"
+MOUNT = "mount or restore it"
 _ID = "maildir_id"
 _GENERATION = "maildir_generation"
-_HIGHEST = "maildir_highest_generation"  # that the marker may have: more than the state's after a kill in between
 
 
 def check_root(root: Path, state: State, dry_run: bool = False) -> None:
@@ -30,7 +32,7 @@ def check_root(root: Path, state: State, dry_run: bool = False) -> None:
 
     A dangling symlink, a disk that is not mounted, a marker that is gone: each stops the account, deletes nothing. All
     its mailboxes with messages are refused then, as if each had lost its directory; once one of these plans has been
-    approved a new Maildir is begun, in which the others are refused one by one.
+    approved, as a whole, a new Maildir is begun, in which the others are refused one by one.
     """
     if root.is_symlink() and not root.exists():
         text = f"the Maildir {root} is a symlink that leads nowhere"
@@ -39,56 +41,70 @@ def check_root(root: Path, state: State, dry_run: bool = False) -> None:
     known = state.meta(_ID)
     found = _read(root)
     if known is not None and found is None:
-        text = f"the Maildir {root} is gone or lost its marker file {MARKER}"
+        text = _gone(root)
         if not _refuse_all(state, text, dry_run):
             raise LocalError(
                 text,
-                "mount or restore it; to start anew remove the account's file in state_dir: mail is matched by content",
+                f"{MOUNT}; to start anew remove the account's file in state_dir: mail is matched by content",
             )
         if not dry_run:
+            for row in state.mailboxes().values():
+                if not _gone_with_root(state, row):  # else an empty one would be deleted on the server
+                    state.forget_directory(row.id)
             make_directory(root)
-            mark_root(root, state)
+            rise = next_rise(state)
+            rise.write(root)
+            rise.note(state)
         return
     if known is None or found is None or found[0] != known:
         if not dry_run:
             _begin(root, state)
-    elif found[1] < _number(state, _GENERATION) and not dry_run:
-        _rebuild(state)
-        mark_root(root, state)
-    elif found[1] > max(_number(state, _GENERATION), _number(state, _HIGHEST)) and not dry_run:
-        _rebuild(state)
-        state.forget_bases()
-        state.set_meta(_HIGHEST, str(found[1]))
-        _raise(root, next_rise(state), state)
+    elif (ahead := found[1] - int(state.meta(_GENERATION) or 0)) and not dry_run:
+        if ahead != 1:
+            _rebuild_all(state)
+        if ahead > 1:
+            state.forget_bases()
+        if ahead > 0:
+            state.set_meta(_GENERATION, str(found[1]))
+        if ahead != 1:
+            mark_root(root, state)
 
 
-def _rebuild(state: State) -> None:
-    for mailbox in state.mailboxes().values():
-        if mailbox.epoch is not None:
-            state.rebuild(mailbox.id, mailbox.epoch)
+def check_still_there(root: Path, state: State) -> None:
+    """See that what was looked at is the Maildir still. Raises LocalError.
+
+    Where its disk went away in the middle of a pass, an empty directory may be left in its place.
+    """
+    found = _read(root)
+    if found is None or found[0] != state.meta(_ID) or found[1] < int(state.meta(_GENERATION) or 0):
+        raise LocalError(_gone(root), MOUNT)
 
 
-def _number(state: State, name: str) -> int:
-    return int(state.meta(name) or 0)
+def _gone(root: Path) -> str:
+    return f"the Maildir {root} is gone or lost its marker file {MARKER}"
 
 
 def _refuse_all(state: State, text: str, dry_run: bool) -> bool:
     """Refuse to delete on the server what is gone here with the Maildir; whether any of it has been approved."""
-    rows = [row for row in state.mailboxes().values() if row.epoch is not None]
-    for row in rows if not dry_run else ():
-        gone = [pair.uid for pair in state.pairs(row.id) if not pair.only]
-        if gone and not row.approved:
+    is_approved = False
+    for row in state.mailboxes().values():
+        gone = _gone_with_root(state, row)
+        plan = state.refusal(row.id) if row.approved else None
+        if gone and plan is not None and plan.delete_remote.issuperset(gone):
+            is_approved = True
+        elif gone and not dry_run:
             told = f"mailbox {row.name}: {text}, with {len(gone)} messages; nothing was deleted on the server"
             state.refuse(row.id, told, gone, ())
-    return any(row.approved for row in rows)
+    return is_approved
+
+
+def _gone_with_root(state: State, row: MailboxState) -> list[Uid]:
+    return [pair.uid for pair in state.pairs(row.id) if not pair.only] if row.epoch is not None else []
 
 
 def mark_root(root: Path, state: State) -> None:
     """Let the generation rise: the Maildir and the state have changed together."""
-    _raise(root, next_rise(state, is_last=True), state)
-
-
-def _raise(root: Path, rise: Rise, state: State) -> None:
+    rise = next_rise(state)
     rise.mark(root)
     rise.note(state)
 
@@ -101,7 +117,14 @@ class Rise:
     _generation: int
 
     def mark(self, root: Path) -> None:
-        """Into the marker. Raises LocalError."""
+        """Into the marker. Raises LocalError, also where the Maildir is there no longer: its disk may have gone."""
+        found = _read(root)
+        if found is None or found[0] != self._identity:
+            raise LocalError(_gone(root), MOUNT)
+        self.write(root)
+
+    def write(self, root: Path) -> None:
+        """The same, and begin a Maildir with it."""
         _write(root, self._identity, self._generation)
 
     def note(self, state: State) -> None:
@@ -109,27 +132,26 @@ class Rise:
         state.set_meta(_GENERATION, str(self._generation))
 
 
-def next_rise(state: State, *, is_last: bool = False) -> Rise:
-    """The next one; at most one is under way. `is_last`: it may be the second of a pass, which the first provided for.
-
-    The state notes first how far the marker may be ahead of it.
-    """
-    generation, highest = _number(state, _GENERATION), _number(state, _HIGHEST)
-    if not is_last or generation >= highest:
-        generation = max(generation, highest)
-        state.set_meta(_HIGHEST, str(generation + 2))
-    return Rise(str(state.meta(_ID)), generation + 1)
+def next_rise(state: State) -> Rise:
+    """The next one; at most one is under way."""
+    return Rise(str(state.meta(_ID)), int(state.meta(_GENERATION) or 0) + 1)
 
 
 def _begin(root: Path, state: State) -> None:
-    """A Maildir and a state that do not know each other: everything is matched by content."""
-    _rebuild(state)
+    """A Maildir and a state that do not know each other."""
+    _rebuild_all(state)
     new = secrets.token_hex(8)
     make_directory(root)
     _write(root, new, 1)
     state.set_meta(_ID, new)
     state.set_meta(_GENERATION, "1")
-    state.set_meta(_HIGHEST, "1")
+
+
+def _rebuild_all(state: State) -> None:
+    """Everything is matched by content."""
+    for mailbox in state.mailboxes().values():
+        if mailbox.epoch is not None:
+            state.rebuild(mailbox.id, mailbox.epoch)
 
 
 def _read(root: Path) -> tuple[str, int] | None:

@@ -14,6 +14,7 @@ Accepting takes no lock. Everything here blocks, and raises LocalError where the
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -47,6 +48,7 @@ FAILED = "failed"
 _EDIT_LOCK = ".edit.lock"
 _DRAIN_LOCK = ".drain.lock"
 _SYNCED = ".synced"
+_OF_ONE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ELOOP})
 _COUNTED: tuple[State, ...] = ("queued", "held", "deferred", "uncertain", "failed")
 
 
@@ -123,7 +125,9 @@ class Outbox:
             except FileNotFoundError:
                 continue  # it went its way since the directory was read
             except OSError as exc:
-                raise disk_error(exc, "read", path) from exc
+                if exc.errno not in _OF_ONE_FILE:
+                    raise disk_error(exc, "read", path) from exc
+                unreadable[item_id] = f"{item_id}.toml: {exc.strerror}"
             except ItemUnreadable as exc:
                 unreadable[item_id] = str(exc)
         self._known = found
@@ -180,8 +184,8 @@ class Outbox:
         """Take an item out for good, durable on return. Raises ItemBusy while it is being submitted."""
         with self._editing():
             item = self._editable(item_id)
-            if item.attempts and self.has_text(item_id):  # what was in doubt may be on the server
-                self._remember({item_id: self.text(item_id)}, time.time())
+            if item.attempts:  # what was in doubt may be on the server
+                self._remember([item_id], time.time())
             self.remove([item_id])
         return item
 
@@ -232,9 +236,8 @@ class Outbox:
 
     def remember(self, item_ids: Sequence[str], now_s: float) -> None:
         """Keep what tells these from others on the server, before they are removed; durable on return."""
-        texts = {item_id: self.text(item_id) for item_id in item_ids if self.has_text(item_id)}
         with self._editing():
-            self._remember(texts, now_s)
+            self._remember(item_ids, now_s)
 
     def record(self, items: Sequence[Item]) -> None:
         """Write what is known about items into their files and let go of them, durable on return.
@@ -274,12 +277,18 @@ class Outbox:
             sync_names(self.path)
             os.close(os.open(self.path / _SYNCED, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
-    def _remember(self, texts: Mapping[str, bytes], now_s: float) -> None:
-        from maild.core.likeness import Likeness  # what `maild sendmail` never needs
+    def _remember(self, item_ids: Sequence[str], now_s: float) -> None:
+        """Under the edit lock. Of a message that cannot be read it is only known that it may look like any."""
+        from maild.core.likeness import Likeness, Marks  # what `maild sendmail` never needs
         from maild.local import lately
 
-        with translated("write to", self.path):
-            lately.add(self.path, {item_id: Likeness.of(text).marks for item_id, text in texts.items()}, now_s)
+        marks: dict[str, Marks] = {}
+        for item_id in item_ids:
+            with suppress(LocalError):
+                marks[item_id] = Likeness.of(self.text(item_id)).marks
+        if item_ids:
+            with translated("write to", self.path):
+                lately.add(self.path, marks, now_s, are_all=len(marks) == len(item_ids))
 
     def _held(self) -> dict[str, Item]:
         """What the drainer has in hand. Whoever is not it calls this before reading `.toml`s."""
@@ -363,7 +372,8 @@ class Outbox:
             try:
                 if not locked(descriptor):
                     raise ItemBusy(f"the message {item_id} is being submitted at this moment", "try again shortly")
-                self._fold([item])
+                item = self._read(item_id, self._held())  # its drainer may have ended since it was read first
+                self._fold([item] if item is not None else [])
             finally:
                 os.close(descriptor)
             item = self._read(item_id, {})

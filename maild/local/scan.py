@@ -55,11 +55,13 @@ class Differences(NamedTuple):
     """What is other than expected: messages under other names, keys without a file, and keys whose name has changed.
 
     A key that is in `entries` and not in `renamed` has its expected file beside, or none is expected of it.
+    `duplicates`: further files with the key of an entry.
     """
 
     entries: dict[Key, Entry]
     gone: set[Key]
     renamed: set[Key]
+    duplicates: tuple[Entry, ...] = ()
 
 
 def scan(directory: MailboxDirectory) -> Found:
@@ -89,25 +91,32 @@ def differences(directory: MailboxDirectory, expected: Set[str]) -> Differences:
     entries: dict[Key, Entry] = {}
     gone: set[Key] = set()
     renamed: set[Key] = set()
+    losers: list[Entry] = []
     for n in range(_ROUNDS):
         started_ns = time.time_ns()
         before = _changed_ns(directory)
         names = {name for subdir in _SUBDIRS for name in os.listdir(directory.descriptor(subdir))}
         odd = names ^ expected
         unexpected = odd & names
-        entries.update(entries_of(directory, dict.fromkeys(_SUBDIRS, unexpected)))
+        losers = []
+        entries.update(entries_of(directory, dict.fromkeys(_SUBDIRS, unexpected), losers))
         missing = {split_info(name)[0] for name in odd - unexpected}
         gone = (missing if n == 0 else gone & missing) - entries.keys()
         renamed |= missing & entries.keys()
         if not gone or (_changed_ns(directory) == before and max(before) < started_ns - MTIME_TICK_NS):
             break
-    return Differences(entries, gone, renamed)
+    return Differences(entries, gone, renamed, tuple(losers))
 
 
-def entries_of(directory: MailboxDirectory, some: Mapping[str, Iterable[str]]) -> dict[Key, Entry]:
-    """Those of some names that are messages: plain files without a leading dot. The better of two with one key."""
+def entries_of(
+    directory: MailboxDirectory, some: Mapping[str, Iterable[str]], losers: list[Entry] | None = None
+) -> dict[Key, Entry]:
+    """Those of some names that are messages: plain files without a leading dot.
+
+    The better of two with one key; the others are added to `losers`.
+    """
     found: dict[Key, Entry] = {}
-    losers: list[Entry] = []
+    losers = [] if losers is None else losers
     for subdir, these in some.items():
         for name in these:
             if not name.startswith(".") and is_message(name, directory.descriptor(subdir)):

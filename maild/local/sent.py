@@ -11,7 +11,7 @@ import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from maild.core.head import disk_form, divide
+from maild.core.head import disk_form, divide, shown
 from maild.core.model import Key
 from maild.core.names import directory, levels_from
 from maild.core.roles import SENT, SENT_NAMES, sent_among, usual_sent
@@ -87,7 +87,7 @@ def _message_id(box: MailboxDirectory, entry: Entry) -> str | None:
     except FileNotFoundError:
         return None
     try:
-        return divide(disk_form(os.read(descriptor, _HEAD_OCTETS))).first("message-id")
+        return shown(divide(disk_form(os.read(descriptor, _HEAD_OCTETS))).first("message-id"))
     finally:
         os.close(descriptor)
 

@@ -222,6 +222,10 @@ class State:
             values = [(stamp, mailbox_id) for mailbox_id, stamp in stamps.items()]
             database.executemany("UPDATE mailboxes SET stamp = ?, matched = 1 WHERE id = ?", values)
 
+    def forget_directory(self, mailbox_id: int) -> None:
+        """Nobody misses the directory that the mailbox had: it is to be made again."""
+        self._write("UPDATE mailboxes SET identity = '', stamp = NULL WHERE id = ?", (mailbox_id,))
+
     def rename_mailbox(self, mailbox_id: int, name: MailboxName, directory: str) -> None:
         """The mailbox has another name and directory on both sides. No other row may have either."""
         with self.transaction() as database:

@@ -162,6 +162,12 @@ def test_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     assert moment(earlier, NOW) == (NOW - 3600) // 60 * 60 + 86400
 
 
+@pytest.mark.parametrize("text", ["999999999d", "9999-12-31T23:59:59-12:00", "0001-01-01T00:00+14:00"])
+def test_a_moment_that_no_calendar_has(text: str) -> None:
+    with pytest.raises(WrongUsage, match="--at"):
+        moment(text, NOW)
+
+
 # -- the whole
 
 

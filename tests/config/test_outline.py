@@ -83,6 +83,12 @@ def test_accounts_that_cannot_be_listed_are_not_left_out_silently(tmp_path: Path
         read_senders(main, ENVIRON)
 
 
+def test_a_state_dir_in_the_wrong_place_is_not_passed_over(tmp_path: Path) -> None:
+    """The message would go into an outbox that is not the one that is meant."""
+    with pytest.raises(ConfigError, match="state_dir: does not belong here but in"):
+        read_senders(written(tmp_path, 'state_dir = "/state"\n' + ACCOUNT), ENVIRON)
+
+
 def test_what_takes_long_is_not_imported(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from maild.config.outline import read_outline\n"

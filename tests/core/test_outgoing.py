@@ -83,12 +83,81 @@ def test_the_longest_patience_asked_for_counts() -> None:
 
 def test_given_up_after_five_days_but_not_before_a_try() -> None:
     late = NOW + outgoing.LIFETIME_S
-    assert attempted(item(), {A: LATER}, late - 1).state == "deferred"
-    over = attempted(item(), {A: LATER}, late)
+    waiting = replace(attempted(item(), {A: LATER}), next_s=late - 1)
+    assert attempted(waiting, {A: LATER}, late - 1).state == "deferred"
+    waiting = replace(waiting, next_s=late)
+    over = attempted(waiting, {A: LATER}, late)
     assert over.state == "failed"
     assert over.recipients[0].reply == "451 4.3.0 try later (given up after 5 days)"
-    assert attempted(item(), {A: OK}, late).state == "sent"
-    assert attempted(item(), {A: DOUBT}, late).state == "uncertain"
+    assert attempted(waiting, {A: OK}, late).state == "sent"
+    assert attempted(waiting, {A: DOUBT}, late).state == "uncertain"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "after_s"),
+    [
+        ({A: OK, B: "452 4.5.3 Error: too many recipients"}, 0),
+        ({A: OK, B: "452 Too many recipients"}, 0),
+        ({A: OK, B: "452 4.2.2 mailbox full"}, 60),
+        ({A: OK, B: "452 4.5.3 too many", C: "451 4.3.0 later"}, 60),
+        ({A: LATER, B: "452 4.5.3 too many"}, 60),
+        ({B: "452 4.5.3 too many"}, 60),
+    ],
+)
+def test_whom_there_was_no_room_for_in_one_transaction_comes_next(
+    verdicts: dict[str, Verdict | str], after_s: int
+) -> None:
+    judged = {a: Verdict.of(Reply(int(v[:3]), v[4:])) if isinstance(v, str) else v for a, v in verdicts.items()}
+    assert attempted(item(*judged), judged).next_s == NOW + after_s
+
+
+def test_time_without_a_connection_is_not_of_the_five_days() -> None:
+    away_s = 6 * 86400
+    first = attempted(item(), {A: GREY}, NOW + away_s)  # accepted without network, then greylisted
+    assert (first.state, first.next_s) == ("deferred", NOW + away_s + 300)
+    assert not outgoing.owes_delay_notice(first, NOW + away_s)
+    second = attempted(first, {A: LATER}, NOW + 2 * away_s)
+    assert second.state == "deferred"
+    assert second.since_s == NOW + 2 * away_s - 300
+    assert not outgoing.owes_delay_notice(second, NOW + 2 * away_s)
+
+
+def test_the_time_that_it_was_held_is_not_of_the_five_days() -> None:
+    later_s = NOW + 6 * 86400
+    assert attempted(outgoing.released(outgoing.held(item()), later_s), {A: GREY}, later_s).state == "deferred"
+
+
+def test_what_never_gets_an_answer_is_sent_ever_more_seldom_and_given_up() -> None:
+    found = attempted(item(), {A: DOUBT})
+    waits_s = [900]
+    while len(waits_s) < 50 and (at_s := found.wakes_at()) is not None:
+        found = attempted(found, {A: DOUBT}, at_s)
+        waits_s.append(found.uncertain_s - at_s)
+    assert waits_s[:6] == [900, 900, 900, 900, 960, 1920]
+    assert max(waits_s) == 4 * 3600
+    assert found.state == "failed"
+    assert found.recipients[0].reply.endswith(" (given up after 5 days; it may have arrived)")
+
+
+def test_the_first_doubt_is_looked_into_before_it_is_given_up() -> None:
+    late = NOW + outgoing.LIFETIME_S
+    waiting = replace(attempted(item(), {A: LATER}), attempts=30, next_s=late)
+    doubtful = attempted(waiting, {A: DOUBT}, late)
+    assert (doubtful.state, doubtful.uncertain_s) == ("uncertain", late + 900)
+    over = attempted(doubtful, {A: LATER}, late + 900)
+    assert over.recipients[0].reply == "451 4.3.0 try later (given up after 5 days; it may have arrived)"
+
+
+def test_a_clock_that_was_wrong_keeps_no_message_waiting() -> None:
+    year_s = 365 * 86400
+    ahead = replace(item(), created_s=NOW + year_s, since_s=NOW + year_s, next_s=NOW + year_s + 10)
+    assert ahead.due(NOW) == (A,)
+    deferred = attempted(ahead, {A: LATER}, NOW + year_s + 10)
+    assert deferred.due(NOW) == (A,)
+    assert attempted(deferred, {A: LATER}, NOW).since_s == NOW
+    assert attempted(ahead, {A: DOUBT}, NOW + year_s + 10).due(NOW) == (A,)
+    assert replace(item(), next_s=NOW + year_s).due(NOW) == ()  # as `--at` had it
+    assert ahead.due(NOW + year_s) == ()
 
 
 def test_whoever_was_not_tried_is_as_before() -> None:

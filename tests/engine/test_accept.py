@@ -12,6 +12,7 @@ import pytest
 from maild.config.senders import Sender, Senders
 from maild.core.outgoing import Item
 from maild.engine.accept import NoAccount, Order, Refused, date_field, prepared
+from maild.local.outbox import Outbox
 
 NOW = 1_800_000_000
 WORK = Sender("work", ("me@example.org", "alias@example.org"), 0)
@@ -229,6 +230,22 @@ def test_no_account(among: Senders, order: dict[str, Any], text: str) -> None:
 
 def test_the_only_account_needs_no_default() -> None:
     assert take(b"From: stranger@x\n\n", senders(HOME), recipients=("a@b",))[0].account == "home"
+
+
+def test_a_message_id_that_is_no_text_is_kept_as_far_as_it_is(tmp_path: Path) -> None:
+    item, text = take(b"To: a@b\nMessage-ID: <\xff@x>\n\n", senders(WORK))
+    Outbox(tmp_path).accept(item, text)
+    assert Outbox(tmp_path).contents().items[0].message_id == "<\ufffd@x>"
+    assert b"Message-ID: <\xff@x>\n" in text
+
+
+@pytest.mark.parametrize("name", [b"Bcc", b"bcc ", b"Resent-BCC"])
+def test_a_bcc_that_a_broken_head_would_show_is_refused(name: bytes) -> None:
+    head = b"To: a@b\nTh\xc3\xa9ma: x\n" + name + b": secret@b\n"
+    with pytest.raises(Refused, match="everybody would see the Bcc"):
+        take(head + b"\nhello\n", senders(WORK), recipients=("a@b",), take_from_head=False)
+    for raw in (b"Hello,\nBcc: is what I mean\n", b"To: a@b\n\nx\nBcc: y\n", b"To: a@b\nx\n\nBcc: y\n"):
+        assert take(raw, senders(WORK), recipients=("a@b",), take_from_head=False)[1].endswith(raw[-6:])
 
 
 # -- when

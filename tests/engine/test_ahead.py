@@ -1,8 +1,10 @@
-"""Where this disk has news, its mailbox is asked for behind the listing: one round trip less."""
+"""A mailbox is asked for behind the listing where this disk has news, or INBOX where it has none: a round trip less."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Callable
 
 import pytest
 
@@ -162,3 +164,41 @@ async def test_a_marker_that_cannot_be_written_ahead_is_told_where_it_is_needed(
         monkeypatch.undo()
         await kept.bring_up_to_date(AccountReport("work"))
     world.assert_equal()
+
+
+CHANGES_THERE: dict[str, Callable[[World], object]] = {
+    "flags change": lambda world: world.store.set_flags("INBOX", 1, add={"\\Flagged"}),
+    "a message goes": lambda world: world.store.expunge("INBOX", 1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_THERE.values(), ids=CHANGES_THERE)
+async def test_what_changes_there_is_told_in_one_round_trip(
+    world: World, selected: asyncio.Event, change: Callable[[World], object]
+) -> None:
+    """Nothing changed here, and nobody told of news: INBOX is asked for before the listing is answered."""
+    world.settings(connections=1)
+    world.deliver(3)
+    async with opened_account(world.account, world.state_dir) as kept, asyncio.timeout(DEADLINE_S):
+        for _ in range(2):
+            await kept.bring_up_to_date(AccountReport("work"))
+            for subdir in ("new", "cur"):
+                os.utime(world.directory("INBOX") / subdir, (1, 1))  # as if it had been at rest for long
+        await kept.bring_up_to_date(AccountReport("work"))
+        change(world)
+        selected.clear()
+        may_answer = asyncio.Event()
+        world.server.faults.add("LIST", Hold(may_answer))
+        passing = asyncio.create_task(kept.bring_up_to_date(AccountReport("work")))
+        await selected.wait()
+        sent = len(world.server.journal)
+        may_answer.set()
+        await passing
+    assert world.server.journal[sent - 1].startswith("LIST")
+    assert [line.split(" (")[0] for line in world.server.journal[sent:]] == [
+        'SELECT "INBOX"',
+        "UID FETCH 4:*",
+        "LOGOUT",
+    ]
+    assert len(world.files()) == len(world.store.mailbox("INBOX"))
+    await world.settled()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from maild.core.model import Pair
+from maild.core.names import MailboxUnusable
 from maild.local.delivery import Delivered, Staged
+from maild.local.directory import MailboxDirectory
 from maild.local.state import Changes, State
 from tests.engine.twin import Twin
 
@@ -176,6 +178,22 @@ async def test_in_another_epoch_its_uid_means_nothing(twin: Twin, monkeypatch: p
     await killed(twin, monkeypatch, before_the_pair)
     twin.store.bump_uidvalidity("INBOX")
     await settled(twin, INBOX=[1, 2])
+
+
+async def test_a_mailbox_that_nobody_can_look_into_keeps_the_note(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    await killed(twin, monkeypatch, before_the_pair)
+    opened = MailboxDirectory.open
+
+    def unreadable(root: Path, relative: PurePosixPath) -> MailboxDirectory | None:
+        if relative.name == "INBOX":
+            raise MailboxUnusable("it cannot be read")
+        return opened(root, relative)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MailboxDirectory, "open", unreadable)
+        assert not (await twin.sync()).ok
+    twin.move(twin.one(1), "Archive")
+    await settled(twin, INBOX=[2], Archive=[1])
 
 
 async def test_a_dry_run_leaves_the_note(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
 import anyio.lowlevel
 import pytest
+from structlog.testing import capture_logs
 
 from maild.config.values import Hooks
+from maild.core import outgoing
 from maild.core.errors import StateBusy, Unavailable
 from maild.core.outgoing import Item
+from maild.engine import sender as sender_module
 from maild.engine.dispatch import Dispatch
 from maild.engine.hooks import HookBoard
-from maild.engine.sender import Sender
+from maild.engine.sender import Sender, watch_outbox
+from maild.engine.submit import Drained, Submitter
 from maild.local.outbox import Outbox
 from maild.testing.smtp import SmtpServer
 from tests.daemon.waiting import until
@@ -166,3 +171,57 @@ async def test_there_is_no_drain_without_the_outbox(world: World) -> None:
     with pytest.raises(RuntimeError, match="draining"):
         await world.submitter().drain()
     assert world.server.connections == 0
+
+
+async def test_a_fault_in_a_drain_leaves_no_message_waiting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the sender again wakes nobody."""
+    world.accept()
+    drain, faults = Submitter.drain, [RuntimeError("a fault")]
+
+    async def faulty(submitter: Submitter, *, everything: bool = False) -> Drained:
+        if faults:
+            raise faults.pop()
+        return await drain(submitter, everything=everything)
+
+    monkeypatch.setattr(Submitter, "drain", faulty)
+    dispatch = Dispatch(world.outbox)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(dispatch.run, anyio.sleep_forever)
+        tasks.start_soon(dispatch.keep, sender_of(world))
+        await until(lambda: world.server.journal)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_clock_that_is_set_back_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The drain, before that, has told that the next try is a year from now."""
+    monkeypatch.setattr(sender_module, "CHECK_CLOCK_EVERY_S", 0.05)
+    tries: list[float] = []
+
+    async def drain(submitter: Submitter, **_: bool) -> Drained:
+        tries.append(time.time())
+        return Drained("work", next_s=time.time() + 365 * 86400)
+
+    monkeypatch.setattr(Submitter, "drain", drain)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(sender_of(world).run)
+        await until(lambda: len(tries) > 2)
+        tasks.cancel_scope.cancel()
+
+
+async def test_an_item_that_cannot_be_read_is_told_once(world: World) -> None:
+    bad, good = world.accept(), world.accept()
+    path = world.outbox.path / f"{bad.id}.toml"
+    path.unlink()
+    path.mkdir()
+    woken: list[set[str]] = []
+    with capture_logs() as logs, anyio.move_on_after(20) as scope:
+
+        async def changed() -> None:
+            if len(woken) > 1:
+                scope.cancel()
+            world.outbox.edit(good.id, outgoing.held if len(woken) == 1 else partial(outgoing.released, now_s=1))
+            await anyio.lowlevel.checkpoint()
+
+        await watch_outbox(world.outbox, lambda accounts: woken.append({*accounts}), changed)
+    assert woken == [{"work"}, {"work"}]
+    assert [(one["event"], one["item"]) for one in logs] == [("outbox.stopped", bad.id)]

@@ -14,6 +14,7 @@ from maild.core.model import Appended, Cursor, Flags, MailboxName, Outgoing, Uid
 from maild.engine import push
 from maild.engine.account import CHANGES
 from maild.engine.sync import MailboxPass
+from maild.local.marker import MARKER, check_root, next_rise
 from maild.local.overview import read_overview
 from maild.local.state import State
 from maild.testing.memory import MemoryBox, MemoryRemote
@@ -323,6 +324,92 @@ async def test_an_emptied_server(twin: Twin) -> None:
         assert twin.remote.journal == []
 
 
+async def test_a_new_maildir_deletes_no_empty_mailbox_on_the_server(twin: Twin) -> None:
+    """Nobody could approve that: there is nothing in it to be refused."""
+    await filled(twin, 3)
+    twin.store.create("Empty")
+    await twin.synced()
+    shutil.rmtree(twin.root)
+    await twin.sync()
+    assert twin.approve("INBOX")
+    await twin.synced()
+    assert [change.split()[0] for change in twin.remote.journal] == ["expunge"]
+    assert twin.store.find("Empty") is not None
+    twin.assert_equal()
+    await twin.quiet()
+
+
+async def test_another_plan_that_was_approved_begins_no_new_maildir(twin: Twin) -> None:
+    """The disk goes away between the approval and the pass."""
+    await filled(twin, 30)
+    twin.store.create("Empty")
+    await twin.synced()
+    delete(twin, "here", range(1, 26))
+    await twin.sync()
+    assert twin.approve("INBOX")
+    away = twin.root.rename(twin.directory / "away")
+    report = await twin.sync()
+    assert "is gone or lost its marker" in str(report.error)
+    assert twin.remote.journal == []
+    assert not twin.root.exists()
+    away.rename(twin.root)
+    await twin.sync()
+    assert no_deletion(twin)
+    assert twin.approve("INBOX")
+    await twin.synced()
+    twin.assert_equal()
+    assert len(twin.there("INBOX")) == 5
+
+
+@pytest.mark.parametrize("way", ["changes", "full"])
+async def test_the_disk_goes_away_during_a_pass(quick_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """At any step; an empty directory is left, in which no Maildir is begun. What was pulled meanwhile is not lost."""
+    step, at, is_reached = MemoryRemote.step, 0, True
+    while is_reached:
+        at, is_reached = at + 1, False
+        (quick_path / str(at)).mkdir()
+        twin = Twin(quick_path / str(at), settings={"way": way})
+        twin.configure(remote_delete="expunge", connections=1)
+        await filled(twin, 3)
+        await filled(twin, 4, "Work")
+        await filled(twin, 0, "Empty")
+        await filled(twin, 0, "New")
+        for mailbox in ("INBOX", "Work", "New"):
+            twin.deliver(20, mailbox)
+
+        def unmount(self: MemoryRemote, change: str = "", twin: Twin = twin, at: int = at) -> None:
+            nonlocal is_reached
+            step(self, change)
+            if self.steps == at and not is_reached:
+                is_reached = True
+                twin.root.rename(twin.directory / "away")
+                twin.root.mkdir()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(MemoryRemote, "step", unmount)
+            await twin.sync()
+        if not is_reached:
+            break
+        for _ in range(3):
+            report = await twin.sync()
+            assert not report.ok
+            assert twin.remote.journal == []
+        assert list(twin.root.iterdir()) == []
+        twin.root.rmdir()
+        (twin.directory / "away").rename(twin.root)
+        await twin.synced()
+        await twin.synced()
+        twin.assert_equal()
+        assert {name: len(twin.there(name)) for name in twin.store.names} == {
+            "INBOX": 4,
+            "Work": 5,
+            "Empty": 0,
+            "New": 1,
+        }
+        await twin.quiet()
+    assert at > 5
+
+
 async def test_an_older_maildir_deletes_nothing(twin: Twin) -> None:
     """Restored from a backup: what it lacks comes again, what it has too much goes to the server."""
     await filled(twin, 12)
@@ -339,6 +426,48 @@ async def test_an_older_maildir_deletes_nothing(twin: Twin) -> None:
     twin.assert_equal()
     assert len(twin.here("INBOX")) == 17
     await twin.quiet()
+
+
+@pytest.mark.parametrize("is_newer", [False, True])
+async def test_a_maildir_from_before_the_state_was_restored_deletes_nothing(twin: Twin, is_newer: bool) -> None:
+    """The state, and with it the Maildir where `is_newer`, is restored; later another Maildir of that past."""
+
+    def put_back(name: str, path: Path) -> None:
+        shutil.rmtree(path)
+        shutil.copytree(twin.directory / name, path, copy_function=shutil.copy2)
+
+    await filled(twin, 2)
+    shutil.copytree(twin.state_dir, twin.directory / "state of monday")
+    shutil.copytree(twin.root, twin.directory / "mail of monday", copy_function=shutil.copy2)
+    for n in range(20, 24):
+        twin.deliver(n)
+        await twin.synced()
+    shutil.copytree(twin.root, twin.directory / "mail of tuesday", copy_function=shutil.copy2)
+    put_back("state of monday", twin.state_dir)
+    if is_newer:
+        put_back("mail of monday", twin.root)
+    twin.deliver(30)
+    await twin.synced()
+    put_back("mail of tuesday", twin.root)
+    await twin.synced()
+    assert twin.remote.journal == []
+    twin.assert_equal()
+    assert len(twin.here("INBOX")) == 7
+    await twin.quiet()
+
+
+async def test_a_generation_that_only_the_marker_has_is_not_given_again(twin: Twin) -> None:
+    """A pass was cut off between the two: a copy of that Maildir is older than what the next pass makes of it."""
+    await filled(twin, 2)
+    state = State.open(twin.state_dir / "work.sqlite")
+    try:
+        next_rise(state).mark(twin.root)
+        cut_off = (twin.root / MARKER).read_bytes()
+        check_root(twin.root, state)
+        next_rise(state).mark(twin.root)
+    finally:
+        state.close()
+    assert (twin.root / MARKER).read_bytes() != cut_off
 
 
 # -- which way deletions travel

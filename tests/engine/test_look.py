@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from maild.core.model import Flags, Key, MailboxName, Pair, Uid
-from maild.engine import visits, whole
+from maild.engine import visits
 from maild.engine.look import Look, look_at, look_if_changed, open_mailbox
 from maild.local import scan
 from maild.local.maildir import Maildir
@@ -240,7 +240,7 @@ async def test_a_mailbox_that_changed_here_is_asked_for_before_its_names_are_rea
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where that takes longer than LIST: else its changes would wait for one more round trip."""
-    monkeypatch.setattr(whole, "SLOW_MESSAGES", 2)
+    monkeypatch.setattr(visits, "SLOW_MESSAGES", 2)
     world.deliver(2)
     await world.synced()
     world.relabel(world.one(1), "F")
@@ -260,7 +260,7 @@ async def test_a_mailbox_that_changed_here_is_asked_for_before_its_names_are_rea
         1,
         ["expect", "look"],
     )  # and perhaps "expect", once LIST is sent
-    monkeypatch.setattr(whole, "SLOW_MESSAGES", 3)
+    monkeypatch.setattr(visits, "SLOW_MESSAGES", 3)
     world.relabel(world.one(1), "")
     steps.clear()
     report = await world.sync()

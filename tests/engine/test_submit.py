@@ -13,6 +13,7 @@ from dataclasses import replace
 from email import message_from_bytes, policy
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import anyio
 import pytest
@@ -738,6 +739,16 @@ def check(world: World, doubtful: set[str], has_refusal: bool) -> None:
     left = world.outbox.contents()
     assert not left.unreadable
     assert [states(item) for item in left.items] == ([["failed", "sent"]] if has_refusal else [])
+
+
+async def test_an_outbox_that_cannot_be_read_is_the_result_of_a_drain(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.accept()
+    with world.outbox.draining():
+        monkeypatch.setattr(Outbox, "contents", Mock(side_effect=LocalError("cannot read it")))
+        drained = await world.submitter().drain()
+    assert (str(drained.error), drained.next_s) == ("cannot read it", NOW + 60)
 
 
 async def test_a_full_disk_in_the_middle_is_survived(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,3 +152,23 @@ async def test_a_first_pass_needs_them_all(quick_path: Path, disk: Disk) -> None
     await twin.synced()
     twin.assert_equal()
     assert len(twin.here("INBOX")) == 1
+
+
+async def test_one_moved_on_beside_another_that_nobody_can_read(twin: Twin, disk: Disk) -> None:
+    """The server took it and told no Uid; the file that equals it is the one that went on, whatever the other is."""
+    twin.settings["tells_uids"] = False
+    twin.move(twin.one(1), "Archive")
+    await twin.synced()
+    twin.move(twin.one(1, "Archive"), "INBOX")
+    disk.spoil(twin.write(3))
+    for _ in range(2):
+        await twin.sync()
+        assert not [change for change in twin.remote.journal if change.startswith("append")]
+    disk.bad.clear()
+    await twin.sync(only=["INBOX"])
+    for _ in range(2):
+        await twin.synced()
+    twin.assert_equal()
+    assert sorted(shown.raw for shown in twin.there("INBOX")) == [twin.body(1), twin.body(2), twin.body(3)]
+    assert twin.there("Archive") == []
+    await twin.quiet()

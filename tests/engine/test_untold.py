@@ -653,3 +653,28 @@ async def test_what_the_server_took_and_lost_is_sent_again(untold: Twin) -> None
     await untold.synced()
     assert len(untold.remote.journal) == is_sure
     await then_it_is_in(untold, "Archive")
+
+
+async def test_it_goes_on_once_more_while_it_is_looked_for(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was seen, and is gone when its facts are asked for: that it is nowhere is not proven."""
+    twin.deliver(2)
+    await twin.synced()
+    twin.write(5)
+    await killed_before_a_pair(twin, monkeypatch)
+    twin.store.move("INBOX", [twin.uid(5)], "Archive")
+    facts = MemoryBox.facts
+
+    async def too_late(self: MemoryBox, uids: Any) -> Any:
+        if twin.store.find("Archive") and any(shown.raw == twin.body(5) for shown in twin.there("Archive")):
+            twin.store.move("Archive", [twin.uid(5, "Archive")], "Work")
+        return await facts(self, uids)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryBox, "facts", too_late)
+        await twin.sync()
+    for _ in range(3):
+        await twin.synced()
+        assert not [change for change in twin.remote.journal if change.startswith("append")]
+    twin.assert_equal()
+    assert [len(twin.find(5, name)) for name in ("INBOX", "Archive", "Work")] == [0, 0, 1]
+    await twin.quiet()

@@ -42,7 +42,18 @@ def test_there_are_never_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (read(tmp_path).since_s, [*read(tmp_path).left]) == (NOW + 1, ["2", "3", "4"])
 
 
-@pytest.mark.parametrize("octets", [b"", b"{", b"[]", b'{"since": 1}', b'{"since": 1, "left": [["a", 1]]}'])
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"since": 1}',
+        b'{"since": 1, "left": [["a", 1]]}',
+        b'{"since": 1e999, "left": []}',
+        pytest.param(b"[" * 100_000, id="deep"),
+    ],
+)
 def test_damaged_it_tells_of_nothing_up_to_now(tmp_path: Path, octets: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lately.time, "time", lambda: NOW + 0.5)
     (tmp_path / NAME).write_bytes(octets)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import pytest
 from maild.core import outgoing
 from maild.core.errors import LocalError, StateBusy
 from maild.core.outgoing import AS_USUAL, Item, Notices, Recipient, Reply, Verdict
+from maild.local import lately
+from maild.local import outbox as outbox_module
 from maild.local.itemfile import ItemUnreadable, dump, load
 from maild.local.outbox import ItemBusy, NoSuchItem, Outbox
 from tests.local.conftest import Fail
@@ -240,6 +243,27 @@ def test_a_damaged_file_is_told_and_harms_no_other(outbox: Outbox, damage: str) 
         assert path.exists()
 
 
+def test_a_file_that_cannot_be_read_holds_up_no_other(outbox: Outbox) -> None:
+    """EISDIR, in place of a file that root has written, or a bad sector."""
+    good, bad = outbox.accept(item(), TEXT), outbox.accept(item(), TEXT)
+    path = outbox.path / f"{bad.id}.toml"
+    path.unlink()
+    path.mkdir()
+    with outbox.draining():
+        assert [one.id for one in claim(outbox, good.id)] == [good.id]
+    found = outbox.contents()
+    assert [one.id for one in found.items] == [good.id]
+    assert found.unreadable == {bad.id: f"{bad.id}.toml: Is a directory"}
+    assert outbox.has_text(bad.id)
+
+
+def test_too_many_open_files_are_no_fault_of_the_items(outbox: Outbox, fail: Fail) -> None:
+    outbox.accept(item(), TEXT)
+    fail("stat", errno.EMFILE)
+    with pytest.raises(LocalError, match="too many open files: raise"):
+        outbox.contents()
+
+
 def test_an_id_may_be_cut_short(outbox: Outbox) -> None:
     one, two = outbox.accept(item(), TEXT), outbox.accept(item(), TEXT)
     assert outbox.find(one.id) == one
@@ -278,6 +302,55 @@ def test_what_is_being_submitted_cannot_be_changed(outbox: Outbox) -> None:
         outbox.record([outgoing.unclaimed(claimed)])
         assert other.edit(accepted.id, outgoing.held).state == "held"
         assert outbox.claim([accepted.id], lambda found: found if found.due(10) else None) == []
+
+
+@pytest.mark.parametrize("end", ["sent", "deferred"])
+def test_an_attempt_that_ends_while_another_looks_at_it(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """What the other had read of it is no more; it would make a doubt of what is known, or bring back what is sent."""
+    accepted = outbox.accept(item("a@x", "b@x"), TEXT)
+    other = Outbox(outbox.path.parent)
+    locked = outbox_module.locked
+    with ExitStack() as draining:
+        draining.enter_context(outbox.draining())
+        (claimed,) = claim(outbox, accepted.id)
+        begun = outgoing.body_begun(claimed, {})
+        outbox.note([begun])
+
+        def ended_meanwhile(descriptor: int) -> bool:
+            verdicts = {"a@x": Verdict.of(Reply(250, "")), "b@x": Verdict.of(Reply(250 if end == "sent" else 451, ""))}
+            settled = outgoing.settled(begun, verdicts, 10)
+            outbox.note([settled])
+            if end == "sent":
+                outbox.remove([accepted.id])
+            else:
+                outbox.record([settled])
+            draining.close()
+            return locked(descriptor)
+
+        monkeypatch.setattr(outbox_module, "locked", ended_meanwhile)
+        if end == "sent":
+            with pytest.raises(NoSuchItem):
+                other.edit(accepted.id, outgoing.held)
+            assert files(outbox) == []
+        else:
+            found = other.edit(accepted.id, outgoing.held)
+            assert [recipient.state for recipient in found.recipients] == ["sent", "held"]
+
+
+def test_what_cannot_be_read_can_be_cancelled(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted = outbox.accept(item(), TEXT)
+    outbox.edit(accepted.id, lambda found: replace(found, attempts=1))
+
+    def text(_: Outbox, item_id: str) -> bytes:
+        raise LocalError(f"cannot read {item_id}.eml: Input/output error")
+
+    monkeypatch.setattr(Outbox, "text", text)
+    began_s = int(time.time())
+    outbox.cancel(accepted.id)
+    assert outbox.contents().items == ()
+    assert lately.read(outbox.path).since_s >= began_s  # it may look like any
 
 
 def test_what_was_cancelled_is_not_claimed(outbox: Outbox) -> None:

@@ -147,7 +147,8 @@ class OneMailbox:
                 self._news.note(frozenset({self._name}))
                 return True
             case Data(name="STATUS", tokens=[bytes() as name, list() as items, *_]) if wire_name(name) == self._wire:
-                self._compare({k.upper(): v for k, v in zip(items[::2], items[1::2], strict=False) if type(k) is bytes})
+                pairs = zip(items[::2], items[1::2], strict=False)
+                self._compare({k.upper(): v for k, v in pairs if isinstance(k, bytes)})
             case _:
                 pass
         return False

@@ -281,6 +281,7 @@ async def _delete_doomed(this: MailboxPass, box: RemoteBox, doomed: Mapping[Uid,
         work, trash = this.work, this.work.trash_for(this.name)
         pairs = [replace(was.pair, uid=uid, info=None) for uid, was in doomed.items()]
         left = [Changes(was.mailbox_id, drop=[was.pair.uid]) for was in doomed.values()]
+        await work.state.run(work.state.state.look_again, [this.mailbox.id])  # nothing in its directory tells
         await work.state.run(work.state.state.apply, [*left, Changes(this.mailbox.id, add=pairs)])
         gone = await delete_there(work, box, this.mailbox, list(doomed), trash)
         _note_deleted(this, gone, doomed, trash)
@@ -312,10 +313,13 @@ def _delete_files(this: MailboxPass, keys: Sequence[Key]) -> None:
     unpaired, maildir, state = this.unpaired, this.opened(make=False), this.work.state.state
     if maildir is None:
         return
+    # One that a reader has moved on keeps its pair: the next look finds it, as any file that moved.
+    found = maildir.locate({key: unpaired.unsure[key].pair.flags for key in keys})
+    keys = list(found)
     noted = [replace(unpaired.orphans[key], only="unsure") for key in keys]
     went = [unpaired.unsure[key] for key in keys]
     state.make_unsure(this.mailbox.id, noted, [(was.mailbox_id, was.pair.uid) for was in went])
-    gone = maildir.remove([unpaired.entries[key] for key in keys])
+    gone = maildir.remove(found.values())
     this.report.deleted += len(gone)
     for key in gone:
         unpaired.take(key)

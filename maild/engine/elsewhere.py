@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ import structlog
 from maild.core.errors import LocalError
 from maild.core.identity import identify
 from maild.core.mailboxes import name_of
-from maild.core.model import Content, Key, MailboxName, Pair
+from maild.core.model import Content, Key, MailboxName, Pair, Uid
+from maild.core.moves import likely
 from maild.core.names import levels_from
 from maild.engine.adopt import Unreadable, is_its_own
 from maild.engine.look import open_mailbox
@@ -59,6 +61,54 @@ class _Seen(NamedTuple):
 
 
 _NOTHING = _Seen({}, (), set(), [])
+
+
+async def keep_what_may_be_too_big(work: Work, passes: Sequence[MailboxPass]) -> None:
+    """Take out of the news what is gone on the server and may be where its size keeps it from coming.
+
+    It may be one that an earlier pass left for its size, or be about to be: its file is all that would be here of it,
+    and stays until a pass has seen both. Comes before what moved is found, for which those left count as new here.
+    """
+    gone = [(p, pair) for p in passes if p.rules.deletes_here for pair in p.remote.gone.values() if not pair.only]
+    if not gone:
+        return
+    looked = {p.mailbox.id: p for p in passes}
+    left = await work.state.run(_left_for_size, work)
+    sizes = [pair.size_octets for _, pair in gone]
+    unseen: list[tuple[Uid, int]] = []
+    unsettled: set[int] = set()
+    for mailbox_id, messages in left.items():
+        this = looked.get(mailbox_id)
+        alike = likely(sizes, messages)
+        if alike and not (this is not None and this.bring_back(this.left_like(sizes))):
+            unsettled.add(mailbox_id)
+            unseen += [(uid, size) for uid, size in messages if uid in alike]
+    if unsettled and not work.dry_run:
+        await work.state.run(partial(work.state.state.look_again, unsettled, is_all=True))
+    is_partial = work.is_asked or bool(work.failed & work.listed)
+    for p, pair in gone:
+        is_big = is_partial and pair.size_octets > work.imap.max_message_size_octets
+        if is_big or likely([pair.size_octets], unseen):
+            _keep_pair(p, pair, passes)
+
+
+def _left_for_size(work: Work) -> dict[int, list[tuple[Uid, int]]]:
+    """In the mailboxes that are synchronised, by their ids."""
+    ids = {row.id for row in work.rows().values() if row.name in work.listed and work.wants(row.name)}
+    left = work.state.state.left_for_size(work.imap.max_message_size_octets)
+    return {mailbox_id: messages for mailbox_id, messages in left.items() if mailbox_id in ids}
+
+
+def _keep_pair(this: MailboxPass, pair: Pair, passes: Sequence[MailboxPass]) -> None:
+    """Its pair as it is, and a file that may be its own where that is."""
+    this.remote.gone.pop(pair.uid)
+    if this.local.gone.pop(pair.uid, None) is not None:
+        this.awaited.add(pair.key)
+    this.is_undone = this.is_missed = True
+    for p in passes:
+        keys = {key for key in p.unpaired.by_content.get(pair.content, ()) if key in p.unpaired.entries}
+        p.waiting |= keys
+        p.awaited |= keys
 
 
 async def leave_what_lies_elsewhere(work: Work, passes: Sequence[MailboxPass], separator: str) -> None:

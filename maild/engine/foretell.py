@@ -57,7 +57,7 @@ async def _compare_contents(this: MailboxPass, box: RemoteBox) -> None:
         return
     used = set(this.matched.values())
     free = {
-        content: [key for key in reversed(keys) if key not in used]
+        content: [key for key in reversed(keys) if key not in used and key in this.unpaired.entries]
         for content, keys in this.unpaired.by_content.items()
     }
     stream = cast("AsyncGenerator[list[Fetched]]", box.fetch(table.batches(50, COMPARED_OCTETS), _no_body))

@@ -29,6 +29,7 @@ from maild.core.model import NO_FLAGS, Content, Facts, Key, MailboxName, Pair, U
 from maild.core.moves import File, Gone, NewMessage, likely, local_moves, remote_moves
 from maild.engine.adopt import Unsure, uid_order
 from maild.engine.apply import Relocation
+from maild.engine.elsewhere import keep_what_may_be_too_big
 from maild.engine.proof import FactsOf, Known, contents_of, sole
 from maild.engine.pull import Work
 from maild.engine.sync import MailboxPass, Move
@@ -67,6 +68,7 @@ async def settle_moves(
     """
     await settle_untold(work, passes, facts_of)
     _leave_alone(passes, blind)
+    await keep_what_may_be_too_big(work, passes)
     noted = _Noted(await work.state.run(work.state.state.going))
     if not any(p.local.gone or p.remote.gone for p in passes):
         await _drop_notes(work, passes, noted)

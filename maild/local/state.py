@@ -204,6 +204,14 @@ class State:
             ),
         )
 
+    def look_again(self, mailbox_ids: Collection[int], *, is_all: bool = False) -> None:
+        """The next pass opens these mailboxes, whatever the stamps say; with `is_all` it asks for all that is there."""
+        with self.transaction() as database:
+            values = [(mailbox_id,) for mailbox_id in mailbox_ids]
+            database.executemany("UPDATE mailboxes SET stamp = NULL, undone = 1 WHERE id = ?", values)
+            if is_all:
+                database.executemany("UPDATE mailboxes SET cursor = NULL, mark = NULL WHERE id = ?", values)
+
     def set_stamp(self, mailbox_id: int, stamp: str | None) -> None:
         """What the directory looked like when it held the files of its pairs and no others; None: look at it again."""
         self.set_stamps({mailbox_id: stamp})
@@ -461,6 +469,14 @@ class State:
             "SELECT uid, reason, size_octets, count, first_s, last_s FROM skipped WHERE mailbox = ?", (mailbox_id,)
         )
         return {row[0]: SkippedMessage(*row) for row in rows}
+
+    def left_for_size(self, limit_octets: int) -> dict[int, list[tuple[Uid, int]]]:
+        """Messages that are bigger than that and were left on the server: Uids with sizes, by mailbox id."""
+        found: dict[int, list[tuple[Uid, int]]] = defaultdict(list)
+        query = "SELECT mailbox, uid, size_octets FROM skipped WHERE size_octets > ?"
+        for mailbox_id, uid, size_octets in self.rows(query, (limit_octets,)):
+            found[mailbox_id].append((uid, size_octets))
+        return found
 
     def unskip(self, mailbox_id: int, uids: Iterable[Uid]) -> None:
         with self.transaction() as database:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ from typing import Any
 import pytest
 
 from maild.core.errors import Rejected
-from maild.engine import whole
+from maild.core.model import Key, Listing
+from maild.engine import carry_out, whole
+from maild.engine.sync import MailboxPass
 from maild.testing.memory import MemoryBox, MemoryRemote
-from tests.engine.twin import Twin
+from tests.engine.twin import START_S, Twin
 
 
 async def test_what_both_sides_moved_is_nowhere_deleted_by_a_pass_that_sees_two_of_three(tmp_path: Path) -> None:
@@ -222,4 +226,64 @@ async def test_two_pairs_claim_one_file(
     twin.assert_equal()
     assert sum(len(twin.there(name)) for name in twin.store.names) == 3
     await twin.synced()
+    await twin.quiet()
+
+
+async def test_deleted_here_and_moved_there_to_where_nothing_else_changes(quick_path: Path) -> None:
+    """Cut at every step: nothing in the directory where it was moved to tells that it is still to be deleted."""
+    step, is_cut = 0, True
+    while is_cut:
+        twin = Twin(quick_path / str(step))
+        twin.configure(remote_delete="expunge", connections=1)
+        twin.store.create("Archive")
+        for n in (1, 2):
+            twin.deliver(n)
+        await twin.synced()
+        for subdir in ("cur", "new"):  # so that its stamp is believed
+            os.utime(twin.where("Archive") / subdir, (START_S, START_S))
+        await twin.synced()
+        twin.store.move("INBOX", [twin.uid(1)], "Archive")
+        twin.one(1).unlink()
+        is_cut = not (await twin.sync(lose_at=step)).ok
+        for _ in range(2):
+            await twin.synced()
+        twin.assert_equal()
+        assert twin.there("Archive") == [], f"cut at step {step}"
+        step += 1
+    assert step > 5
+
+
+async def test_a_reader_moves_on_what_is_about_to_be_deleted(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its message seems to be gone, for the server moved it after the listing; then one message is left, not two."""
+    twin = Twin(quick_path, message_ids=False, settings={"tells_uids": False})
+    twin.configure(remote_delete="expunge", connections=1)
+    for n, mailbox in ((1, "INBOX"), (2, "INBOX"), (3, "Archive"), (4, "Work"), (5, "Other")):
+        if mailbox != "INBOX":
+            twin.store.create(mailbox)
+        twin.deliver(n, mailbox)
+    await twin.synced()
+    twin.move(twin.one(1), "Other")
+    listing, delete, moved = MemoryRemote.listing, carry_out._delete_files, list[str]()
+
+    async def listed(self: MemoryRemote) -> Listing:
+        found = await listing(self)
+        if not moved:
+            moved.append("there")
+            twin.store.move("INBOX", [twin.uid(1)], "Work")
+        return found
+
+    def delete_files(this: MailboxPass, keys: Sequence[Key]) -> None:
+        moved.append("here")
+        twin.move(twin.one(1, "Other"), "Archive")
+        delete(this, keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryRemote, "listing", listed)
+        patch.setattr(carry_out, "_delete_files", delete_files)
+        await twin.sync()
+    assert moved == ["there", "here"]
+    for _ in range(3):
+        await twin.synced()
+    twin.assert_equal()
+    assert sum(len(twin.there(name)) for name in twin.store.names) == 5
     await twin.quiet()

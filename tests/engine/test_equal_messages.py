@@ -102,6 +102,17 @@ async def test_nothing_counts_as_copied_where_the_server_moves_at_once(twin: Twi
     await then_there_are(twin, INBOX=[2], Other=[3], **{target: [1, 1]})
 
 
+async def test_a_dry_run_takes_no_file_twice(twin: Twin) -> None:
+    """The file that a reader moved goes with its message, and is not that of the equal new one beside it."""
+    twin.settings["moves_whole"] = True
+    twin.move(twin.one(1), "Archive")
+    twin.write(4, "Archive")
+    twin.deliver(1, "Archive")
+    report = await twin.sync(dry_run=True)
+    assert report.ok
+    assert (report.total("moved_there"), report.total("pulled"), report.total("pushed")) == (1, 1, 1)
+
+
 async def alone(twin: Twin) -> None:
     """The one in INBOX is the only one of its kind."""
     twin.store.expunge("Other", [twin.uid(1, "Other")])

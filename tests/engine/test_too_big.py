@@ -140,3 +140,46 @@ async def test_a_dry_run_tells_the_same(untold: Twin) -> None:
     assert report.mailboxes["Archive"].adopted == 1
     assert report.mailboxes["Archive"].pushed == 0
     await settled(untold, "Archive")
+
+
+@pytest.fixture
+async def paired(twin: Twin) -> Twin:
+    """The big message is in Archive on both sides with a pair; the limit has been lowered since."""
+    twin.configure(max_message_size_octets=1000)
+    for n, mailbox in ((2, "INBOX"), (1, "Archive")):
+        twin.deliver(n, mailbox, raw=big(twin) if n == 1 else None)
+    await twin.synced()
+    twin.configure(max_message_size_octets=300)
+    return twin
+
+
+@pytest.mark.parametrize("only", [["Work"], ["Archive"], ["Archive", "INBOX"]], ids="-".join)
+@pytest.mark.parametrize("is_moved_here", [False, True])
+async def test_one_with_a_pair_moves_on_the_server_and_a_named_pass_sees_half_of_it(
+    paired: Twin, only: list[str], is_moved_here: bool
+) -> None:
+    """It does not come to where it is now: its file is not to go."""
+    paired.store.move("Archive", [paired.uid(1, "Archive")], "Work")
+    if is_moved_here:
+        paired.move(paired.one(1, "Archive"), "INBOX")
+    await paired.sync(only=only)
+    for _ in range(3):
+        await paired.synced()
+    assert not any(change.startswith("append") for change in paired.remote.journal)
+    await settled(paired, "Work")
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+async def test_one_with_a_pair_is_deleted_on_the_server(paired: Twin, is_named: bool) -> None:
+    """Beside another of its size that was left there: its file goes, if not at once."""
+    paired.deliver(3, "Work", raw=big(paired).replace(b"m1@", b"m9@"))
+    await paired.synced()
+    paired.store.expunge("Archive", [paired.uid(1, "Archive")])
+    await paired.sync(only=["Archive"] if is_named else ())
+    for _ in range(2):
+        await paired.synced()
+    assert paired.files("Archive") == []
+    assert paired.files("Work") == []
+    assert len(paired.there("Work")) == 1
+    await paired.synced()
+    await paired.quiet()

@@ -29,6 +29,7 @@ MailFormat = Literal["maildir", "sdbox", "mdbox"]
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
+_given: set[int] = set()
 START_ATTEMPTS = 3  # another program may take a free port before Dovecot does
 
 SPECIAL_USE = {
@@ -68,11 +69,14 @@ def find_dovecot(*, pop3: bool = False, lmtp: bool = False) -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback TCP ports that nobody listens on right now."""
-    held = [socket.create_server((HOST, 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in held]
-    for listener in held:
-        listener.close()
+    """Loopback TCP ports that nobody listens on right now, and none that this process has been given before."""
+    ports: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(ports) < count:
+            port = held.enter_context(socket.create_server((HOST, 0))).getsockname()[1]
+            if port not in _given:
+                ports.append(port)
+                _given.add(port)
     return ports
 
 
